@@ -1,0 +1,39 @@
+# Everything goes through one virtual environment, made on first use from the pinned list.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test check numerics bench-overhead clean
+help:
+	@echo "make demo            compare solvers on the packaged model; says where the picture is"
+	@echo "make test            everything that CI runs: lint, types, tests"
+	@echo "make numerics        measure docs/numerics.md anew"
+	@echo "make bench-overhead  time the solvers beside diffusers' (docs/overhead.md)"
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fewstep needs Python 3.11 or later")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[all]' pytest hypothesis mypy ruff pre-commit
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/fewstep compare --guidance 2 --out compare.png
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/pytest
+
+numerics: $(VENV)/.installed
+	$(BIN)/fewstep bench numerics --out docs/numerics.md
+
+bench-overhead: $(VENV)/.installed
+	$(BIN)/fewstep bench overhead --out docs/overhead.md
+	cat docs/overhead.md
+
+clean:
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,160 @@
+"""diffusers `UNet2DModel` folders with EDM preconditioning, as denoisers. Needs the extra `diffusers`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..guidance import guided
+from ..prediction import Denoiser
+from ..schedule import EDM
+
+__all__ = ["EDMModel", "load_model", "packaged_models"]
+
+MODELS = Path(__file__).parent.parent / "models"
+DEFAULT_MODEL = "cifar16"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+# What a folder without a fewstep.json is taken for.
+DEFAULTS: Mapping[str, Any] = {"sigma_data": 0.5, "noise_scale": 250.0, "sigma_min": 0.002, "sigma_max": 80.0}
+
+
+@dataclass(frozen=True)
+class EDMModel:
+    """A network F under EDM preconditioning; itself the unconditional denoiser.
+
+    D(x; sigma) = c_skip x + c_out F(c_in x, noise_scale ln sigma, label), with s = sigma_data and
+    c_skip = s^2 / (sigma^2 + s^2), c_out = sigma s / sqrt(sigma^2 + s^2), c_in = 1 / sqrt(sigma^2 + s^2).
+    Karras et al. (2022), Table 1 (there noise_scale is 1/4; diffusers' embedding expects 1000 times that).
+
+    `batch`, if given, evaluates the network in batches of exactly that many images, filling up the last: on CPU an
+    image is then the same, bit for bit, whatever it is batched with. Otherwise it may differ in the last bits.
+    """
+
+    network: torch.nn.Module
+    shape: tuple[int, int, int]
+    schedule: EDM
+    sigma_data: float
+    noise_scale: float
+    classes: tuple[str, ...] = ()
+    null_label: int | None = None
+    batch: int | None = None
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        return self._denoised(x, t, None)
+
+    def conditioned(self, labels: Sequence[int] | Tensor | int, guidance: float = 1.0) -> Denoiser:
+        """The denoiser of the classes `labels`, one a sample or one for all; guidance 1 adds nothing."""
+        if not self.classes:
+            raise ValueError("this model has no classes: call it as it is")
+        wanted = torch.as_tensor(labels)
+        if wanted.is_floating_point() or bool(((wanted < 0) | (wanted >= len(self.classes))).any()):
+            raise ValueError(f"labels must be integers in [0, {len(self.classes)}); got {labels!r}")
+
+        def denoise(x: Tensor, t: float) -> Tensor:
+            return self._denoised(x, t, wanted)
+
+        if guidance == 1:
+            return denoise
+        if self.null_label is None:
+            raise ValueError("this model has no label for 'no class', which guidance needs: use guidance=1")
+        return guided(denoise, self, guidance)
+
+    def _denoised(self, x: Tensor, t: float, labels: Tensor | None) -> Tensor:
+        norm = math.hypot(t, self.sigma_data)
+        weight = next(self.network.parameters())
+        scaled = (x * (1 / norm)).to(weight)
+        wanted = self.null_label if labels is None else labels
+        given = None if wanted is None else torch.as_tensor(wanted, device=x.device).expand(len(x))
+        output = self._evaluate(scaled, self.noise_scale * math.log(t), given).to(x.dtype)
+        return x * (self.sigma_data**2 / norm**2) + output * (t * self.sigma_data / norm)
+
+    def _evaluate(self, x: Tensor, time: float, labels: Tensor | None) -> Tensor:
+        if self.batch is None:
+            answer: Tensor = self.network(x, time, class_labels=labels).sample
+            return answer
+        rows = torch.arange(-(-len(x) // self.batch) * self.batch).clamp_max(len(x) - 1)
+        outputs = [
+            self.network(x[part], time, class_labels=None if labels is None else labels[part]).sample
+            for part in torch.split(rows, self.batch)
+        ]
+        return torch.cat(outputs)[: len(x)]
+
+
+def packaged_models() -> dict[str, str]:
+    """The names of the models that come with the package, and a line on each."""
+    cards = sorted(MODELS.glob("*/fewstep.json"))
+    return {card.parent.name: _read_json(card)["summary"] for card in cards}
+
+
+def load_model(
+    name: str | Path = DEFAULT_MODEL,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    batch: int | None = None,
+) -> EDMModel:
+    """Load a packaged model by name, or a folder with config.json and safetensors weights.
+
+    A `fewstep.json` in the folder gives sigma_data, noise_scale, sigma_min, sigma_max, classes and null_label;
+    without one, EDM's values and no classes are assumed. Nothing in a folder is executed.
+    """
+    folder = MODELS / name if str(name) in packaged_models() else Path(name)
+    if not folder.is_dir():
+        known = ", ".join(packaged_models())
+        raise FileNotFoundError(f"no model {str(name)!r}: give a folder, or one of the packaged models: {known}")
+    try:
+        from diffusers import UNet2DModel
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError("loading a model needs diffusers: pip install 'fewstep[diffusers]'") from error
+
+    config = _read_json(folder / "config.json")
+    if config.get("_class_name") != "UNet2DModel":
+        raise ValueError(f"{folder / 'config.json'} must describe a UNet2DModel; got {config.get('_class_name')!r}")
+    card = folder / "fewstep.json"
+    facts = {**DEFAULTS, **(_read_json(card) if card.exists() else {})}
+    if facts.get("preconditioning", "edm") != "edm":
+        raise ValueError(f"{card} asks for preconditioning {facts['preconditioning']!r}; only 'edm' is known")
+    try:
+        network = UNet2DModel.from_config(config)
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{folder} has no {WEIGHTS}: save the model with safe_serialization=True") from error
+    except Exception as error:  # a corrupt header, missing or misshapen tensors, an impossible configuration
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{folder} does not hold a UNet2DModel that can be loaded ({reason}): copy it again"
+        ) from error
+    network.eval().requires_grad_(False)
+    torch.nn.Module.to(network, device=device, dtype=dtype)  # ModelMixin.to prints a warning about casts
+    size = config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return EDMModel(
+        network=network,
+        shape=(config["in_channels"], height, width),
+        schedule=EDM(facts["sigma_min"], facts["sigma_max"]),
+        sigma_data=facts["sigma_data"],
+        noise_scale=facts["noise_scale"],
+        classes=tuple(facts.get("classes", ())),
+        null_label=facts.get("null_label"),
+        batch=batch,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path.parent} is not a model folder: it has no {path.name}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): copy the model again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object; got {type(content).__name__}")
+    return content

@@ -1,0 +1,1 @@
+"""Problems with known answers, and the measurements that the documentation and the tests share."""

@@ -1,0 +1,65 @@
+"""Measured orders of convergence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..grid import GridFunction, log_snr
+from ..sampling import integrate
+from ..schedule import Node, Schedule
+from ..solvers import Solver, UniPC
+from .problems import GaussianMixture
+
+__all__ = ["STEPS", "convergence", "fitted_order", "reference"]
+
+# Past the first transients, and far from rounding: UniPC-3 has an error of 1e-9 at 640 steps.
+STEPS = (80, 160, 320, 640)
+REFERENCE_STEPS = 10_000
+BATCH = 4
+
+
+def convergence(
+    solver: Solver,
+    schedule: Schedule,
+    problem: GaussianMixture,
+    steps: Sequence[int] = STEPS,
+    grid: GridFunction | None = None,
+) -> list[float]:
+    """The RMSE against the ODE's solution after each number of steps, from the same noise, in float64.
+
+    The grid runs from t_max to t_min, uniformly in log-SNR if not given. The solution is exact for a Gaussian
+    and that of UniPC-3 in 10,000 steps for a mixture.
+    """
+    grid = log_snr(to_zero=False) if grid is None else grid
+    denoiser = problem.denoiser(schedule)
+    ends = grid(schedule, steps[0])
+    x = start(problem, ends[0])
+    exact = reference(problem, schedule, x, ends[0], ends[-1])
+    errors = []
+    for n in steps:
+        got = integrate(denoiser, x, grid(schedule, n), solver=solver, schedule=schedule)
+        errors.append((got - exact).square().mean().sqrt().item())
+    return errors
+
+
+def fitted_order(steps: Sequence[int], errors: Sequence[float]) -> float:
+    """Minus the slope of log error over log steps."""
+    return -float(np.polyfit(np.log(steps), np.log(errors), 1)[0])
+
+
+def start(problem: GaussianMixture, node: Node) -> Tensor:
+    noise = torch.randn(BATCH, *problem.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return noise * node.sigma
+
+
+def reference(problem: GaussianMixture, schedule: Schedule, x: Tensor, s: Node, t: Node) -> Tensor:
+    """Where the ODE carries x from s to t."""
+    if len(problem.weights) == 1:
+        return problem.solution(x, s, t)
+    lams = np.linspace(s.lam, t.lam, REFERENCE_STEPS + 1)[1:-1]
+    nodes = [s, *(schedule.node(schedule.time_at(lam)) for lam in lams), t]
+    return integrate(problem.denoiser(schedule), x, nodes, solver=UniPC(3, final_order=3), schedule=schedule)

@@ -1,0 +1,119 @@
+"""The solvers' own time per call, with a denoiser that costs nothing, beside diffusers' schedulers in the same run."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..sampling import integrate, plan
+from ..schedule import EDM
+from ..solvers import DDIM, DPMSolverPP, EVODiff, Heun, Solver, UniPC
+
+__all__ = ["measure", "page"]
+
+SHAPES = ((1, 4, 64, 64), (16, 4, 64, 64))
+CALLS = 20
+ROUNDS = 41  # each times every candidate once, in turn, so that a drift of the machine hits all alike
+WARM_UP = 3
+BASE = "diffusers UniPC"
+
+OURS: dict[str, Solver] = {
+    "EVODiff": EVODiff(),
+    "EVODiff, paper": EVODiff(mode="paper"),
+    "UniPC-2": UniPC(order=2),
+    "UniPC-3": UniPC(order=3),
+    "DPM-Solver++ 2M": DPMSolverPP(order=2),
+    "DPM-Solver++ 3M": DPMSolverPP(order=3),
+    "Heun": Heun(),
+    "DDIM": DDIM(),
+}
+
+
+def measure(shape: tuple[int, ...], rounds: int = ROUNDS) -> dict[str, tuple[float, float]]:
+    """Median microseconds per call of each candidate, without and with what is done once per run."""
+    noise, answer = torch.randn(shape), torch.randn(shape)
+    candidates: dict[str, Callable[[Tensor, Tensor], tuple[float, float]]] = {
+        **_diffusers(),
+        **{name: _ours(solver) for name, solver in OURS.items()},
+    }
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
+    for _ in range(rounds + WARM_UP):
+        for name, run in candidates.items():
+            times[name].append(run(noise, answer))
+    scale = 1e6 / CALLS
+    return {
+        name: (
+            statistics.median(loop for loop, _ in runs[WARM_UP:]) * scale,
+            statistics.median(loop + once for loop, once in runs[WARM_UP:]) * scale,
+        )
+        for name, runs in times.items()
+    }
+
+
+def _ours(solver: Solver) -> Callable[[Tensor, Tensor], tuple[float, float]]:
+    def run(noise: Tensor, answer: Tensor) -> tuple[float, float]:
+        started = time.perf_counter()
+        nodes, _ = plan(EDM(), solver, nfe=CALLS)
+        planned = time.perf_counter()
+        integrate(lambda x, t: answer, noise * nodes[0].sigma, nodes, solver=solver, schedule=EDM(), nfe=CALLS)
+        done = time.perf_counter()
+        # integrate plans once more: what it takes for that is not the loop's.
+        return done - planned - (planned - started), planned - started
+
+    return run
+
+
+def _diffusers() -> dict[str, Callable[[Tensor, Tensor], tuple[float, float]]]:
+    try:
+        from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+    except ImportError as error:
+        raise ImportError("the comparison needs diffusers: pip install 'fewstep[bench]'") from error
+
+    def timed(scheduler_class: type) -> Callable[[Tensor, Tensor], tuple[float, float]]:
+        scheduler = scheduler_class()
+
+        def run(noise: Tensor, answer: Tensor) -> tuple[float, float]:
+            started = time.perf_counter()
+            scheduler.set_timesteps(CALLS)
+            planned = time.perf_counter()
+            x = noise
+            with torch.no_grad():
+                for t in scheduler.timesteps:
+                    x = scheduler.step(answer, t, x, return_dict=False)[0]
+            return time.perf_counter() - planned, planned - started
+
+        return run
+
+    return {BASE: timed(UniPCMultistepScheduler), "diffusers DPM++ 2M": timed(DPMSolverMultistepScheduler)}
+
+
+def page() -> str:
+    """The figures as Markdown."""
+    lines = [
+        INTRODUCTION.format(calls=CALLS, rounds=ROUNDS, threads=torch.get_num_threads(), machine=platform.machine())
+    ]
+    for shape in SHAPES:
+        figures = measure(shape)
+        base, base_run = figures[BASE]
+        lines += [f"## {shape}, float32", "", "| solver | µs per call | of UniPC's | with set-up | of UniPC's |"]
+        lines.append("|---|---|---|---|---|")
+        lines += [
+            f"| {name} | {loop:.0f} | {loop / base:.2f} | {run:.0f} | {run / base_run:.2f} |"
+            for name, (loop, run) in figures.items()
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+INTRODUCTION = """# Overhead
+
+What the solvers themselves cost, written by `make bench-overhead`: runs of {calls} calls of a denoiser that returns a
+ready tensor, medians of {rounds} runs of each in turn, {threads} threads ({machine}). Ours is the whole push loop, with
+its checks; diffusers' is `step` alone. "With set-up" adds what is done once a run: planning, and `set_timesteps`.
+Compare ratios, not microseconds.
+"""

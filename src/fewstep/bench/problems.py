@@ -1,0 +1,74 @@
+"""Problems whose denoiser, and sometimes whose sampling ODE, is known exactly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..prediction import Denoiser
+from ..schedule import Node, Schedule
+
+__all__ = ["GaussianMixture", "gaussian"]
+
+
+@dataclass(frozen=True)
+class GaussianMixture:
+    """x_0 ~ sum_k weights_k N(means_k, vectors_k diag(variances_k) vectors_k^T) over images of `shape`.
+
+    weights (K,), means (K, d), variances (K, d), vectors (K, d, d) with eigenvectors in columns, d = prod(shape);
+    float64 throughout. With S_k = cov_k + n^2 I at noise-to-signal ratio n and responsibilities r_k,
+
+        D(x) = sum_k r_k (mu_k + cov_k S_k^-1 (x / alpha - mu_k)).
+    """
+
+    weights: Tensor
+    means: Tensor
+    variances: Tensor
+    vectors: Tensor
+    shape: tuple[int, ...]
+
+    def denoiser(self, schedule: Schedule) -> Denoiser:
+        """The exact posterior mean; computes in float64 and answers in x's dtype."""
+
+        def denoise(x: Tensor, t: float) -> Tensor:
+            node = schedule.node(t)
+            return self.denoised(x, node).to(x.dtype)
+
+        return denoise
+
+    def denoised(self, x: Tensor, node: Node) -> Tensor:
+        flat = x.double().reshape(x.shape[0], 1, -1) / node.alpha - self.means
+        z = torch.einsum("bkd,kde->bke", flat, self.vectors)
+        total = self.variances + node.nsr**2
+        log_likelihood = self.weights.log() - (z.square() / total + total.log()).sum(-1) / 2
+        pulled = torch.einsum("bke,kde->bkd", z * (self.variances / total), self.vectors) + self.means
+        return torch.einsum("bk,bkd->bd", log_likelihood.softmax(-1), pulled).reshape(x.shape)
+
+    def solution(self, x: Tensor, s: Node, t: Node) -> Tensor:
+        """Where the probability-flow ODE carries `x` from s to t, in closed form; for one component only.
+
+        x_t = alpha_t mu + V sqrt((alpha_t^2 v + sigma_t^2) / (alpha_s^2 v + sigma_s^2)) V^T (x - alpha_s mu)
+        """
+        if len(self.weights) != 1:
+            raise ValueError(f"the solution is known for one component; this mixture has {len(self.weights)}")
+        mean, variances, vectors = self.means[0], self.variances[0], self.vectors[0]
+        z = (x.reshape(x.shape[0], -1) - s.alpha * mean) @ vectors
+        stretch = (t.alpha**2 * variances + t.sigma**2) / (s.alpha**2 * variances + s.sigma**2)
+        return (t.alpha * mean + (z * stretch.sqrt()) @ vectors.T).reshape(x.shape)
+
+
+def gaussian(shape: tuple[int, ...] = (2, 4, 4), components: int = 1, seed: int = 0) -> GaussianMixture:
+    """A random anisotropic problem: standard deviations log-spaced in [0.03, 1], means of size 0.5."""
+    d = math.prod(shape)
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+    variances = torch.logspace(math.log10(0.03), 0, d, dtype=torch.float64).square().expand(components, d)
+    vectors = torch.linalg.qr(randn(components, d, d)).Q
+    weights = torch.full((components,), 1 / components, dtype=torch.float64)
+    return GaussianMixture(weights, randn(components, d) / 2, variances, vectors, shape)

@@ -1,0 +1,250 @@
+"""The push API: drive a solver over a grid, calling the denoiser once per stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .grid import GridFunction, checked, from_times
+from .prediction import Denoiser
+from .schedule import EDM, Node, Schedule
+from .solvers import EVODiff, Solver, Stage
+
+__all__ = ["DenoiserError", "Step", "integrate", "plan", "sample", "trajectory", "unit_noise"]
+
+DEFAULT_NFE = 10
+
+
+class DenoiserError(ValueError):
+    """The denoiser returned something that is not an image: wrong type, shape, device, or NaN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one call of the denoiser led to.
+
+    `x` is the state after it, where the next call will be made; the last step's x is the sample.
+    `denoised` is what the denoiser returned at `node`; `index` counts calls from 0.
+    """
+
+    index: int
+    node: Node
+    denoised: Tensor
+    x: Tensor
+
+
+def sample(
+    denoiser: Denoiser,
+    noise: Tensor,
+    *,
+    nfe: int | None = None,
+    solver: Solver | None = None,
+    schedule: Schedule | None = None,
+    grid: GridFunction | Iterable[float] | None = None,
+    progress: bool = False,
+    callback: Callable[[Step], object] | None = None,
+) -> Tensor:
+    """Draw images from unit Gaussian `noise` with exactly `nfe` calls of `denoiser`.
+
+    Args:
+        denoiser: `denoiser(x, t)` returns the expected clean image, of x's shape, for the noisy x at the
+            float time t of the schedule's clock; x has the shape, dtype and device of `noise`.
+        noise: (B, *), any rank from 2, float16, bfloat16, float32 or float64.
+        nfe: how many calls; 10 if not given. With explicit times it follows from them.
+        solver: EVODiff() if not given.
+        schedule: the noise schedule that the model was trained with; EDM() if not given.
+        grid: `grid(schedule, steps)`, or explicit times from noisy to clean; the solver's recommended
+            grid if not given. One that ends at sigma = 0 returns the last denoised prediction, one that
+            ends above it stops there.
+        progress: show a bar on stderr (needs rich, in the extra `cli`).
+        callback: called with each `Step`.
+
+    Returns:
+        (B, *), of the dtype and on the device of `noise`. State and reductions are float32 or better. A
+        sample does not depend on its batch mates: bit for bit, on CPU, if the denoiser's answer does not.
+
+    Raises:
+        ValueError, TypeError: wrong arguments, before the first call.
+        DenoiserError: the denoiser returned a wrong shape or device (at once) or NaN or inf (after the
+            last call: looking earlier would stall an accelerator), naming the call and its noise level.
+    """
+    schedule = EDM() if schedule is None else schedule
+    solver = EVODiff() if solver is None else solver
+    _check_tensor("noise", noise)
+    nodes, stages = plan(schedule, solver, nfe=nfe, grid=grid)
+    if nodes[-1].lam < nodes[0].lam:
+        raise ValueError("grid must go from noisy to clean; to go the other way, use integrate")
+    state = noise.to(_working(noise.dtype)) * nodes[0].sigma
+    return _last(_with_progress(_run(denoiser, state, stages, noise.dtype), len(stages), progress), callback)
+
+
+def integrate(
+    denoiser: Denoiser,
+    x: Tensor,
+    nodes: Sequence[Node],
+    *,
+    solver: Solver | None = None,
+    schedule: Schedule | None = None,
+    nfe: int | None = None,
+    progress: bool = False,
+    callback: Callable[[Step], object] | None = None,
+) -> Tensor:
+    """Carry `x`, the state at `nodes[0]`, to `nodes[-1]`: image to image, inversion, tests.
+
+    `nodes` come from a grid or from `from_times`, with noise falling (sampling) or rising (inversion).
+    `nfe` is by default what the solver needs for them. The rest is as in `sample`.
+    """
+    steps = trajectory(denoiser, x, nodes, solver=solver, schedule=schedule, nfe=nfe)
+    total = len(nodes) - 1 if nfe is None else nfe
+    return _last(_with_progress(steps, total, progress), callback)
+
+
+def trajectory(
+    denoiser: Denoiser,
+    x: Tensor,
+    nodes: Sequence[Node],
+    *,
+    solver: Solver | None = None,
+    schedule: Schedule | None = None,
+    nfe: int | None = None,
+) -> Iterator[Step]:
+    """`integrate`, one `Step` per call of the denoiser; stop early by leaving the loop."""
+    _check_tensor("x", x)
+    solver = EVODiff() if solver is None else solver
+    stages = solver.plan(EDM() if schedule is None else schedule, checked(nodes), nfe)
+    return _run(denoiser, x.to(_working(x.dtype)), stages, x.dtype)
+
+
+def unit_noise(
+    seeds: Iterable[int],
+    shape: Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> Tensor:
+    """Unit Gaussian noise (B, *shape), image i from a generator of its own seeded with seeds[i].
+
+    Drawn on the CPU in float32, so that a seed means the same image in any batch and on any device.
+    """
+    images = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(images).to(device=device, dtype=dtype)
+
+
+def plan(
+    schedule: Schedule,
+    solver: Solver,
+    *,
+    nfe: int | None = None,
+    grid: GridFunction | Iterable[float] | None = None,
+) -> tuple[tuple[Node, ...], Sequence[Stage]]:
+    """The nodes and the stages of a run: as many stages as `nfe`, or as explicit times imply."""
+    if nfe is not None and (isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1):
+        raise ValueError(f"nfe must be an integer of at least 1; got {nfe!r}")
+    if grid is not None and not callable(grid):
+        nodes = from_times(schedule, grid)
+        return nodes, solver.plan(schedule, nodes, nfe)
+    make = solver.grid if grid is None else grid
+    nfe = DEFAULT_NFE if nfe is None else nfe
+    # What a step costs depends on how the grid ends, but more steps never cost fewer calls.
+    steps = max(1, nfe // solver.calls_per_step)
+    while len((found := _steps(schedule, solver, make, steps))[1]) < nfe:
+        steps += 1
+    while len(found[1]) > nfe and steps > 1 and len((fewer := _steps(schedule, solver, make, steps - 1))[1]) >= nfe:
+        steps, found = steps - 1, fewer
+    nodes, stages = found
+    return nodes, stages if len(stages) == nfe else solver.plan(schedule, nodes, nfe)
+
+
+def _steps(
+    schedule: Schedule, solver: Solver, make: GridFunction, steps: int
+) -> tuple[tuple[Node, ...], Sequence[Stage]]:
+    nodes = checked(make(schedule, steps), "grid")
+    if len(nodes) != steps + 1:
+        raise ValueError(f"grid must return steps + 1 = {steps + 1} nodes; got {len(nodes)}")
+    return nodes, solver.plan(schedule, nodes)
+
+
+def _run(denoiser: Denoiser, x: Tensor, stages: Sequence[Stage], dtype: torch.dtype) -> Iterator[Step]:
+    """The loop. `x` is the state in working precision; the denoiser and the caller see `dtype`.
+
+    No tensor becomes a Python number before the last call, so an accelerator never waits: each answer
+    leaves a sum on the device, and the sums are looked at together at the end. Inference mode spares the many
+    small operations of a stage autograd's dispatch, a sixth of their time; it ends before x is handed out.
+    """
+    state: Any = None
+    given = x.to(dtype)
+    sums: list[Tensor] = []
+    for index, stage in enumerate(stages):
+        with torch.no_grad():
+            denoised = denoiser(given, stage.node.time)
+        _check_answer(denoised, given, index, stage.node)
+        with torch.inference_mode():
+            answer = denoised.to(x.dtype)
+            sums.append(answer.sum())
+            x, state = stage(state, x, answer)
+        given = x.to(dtype, copy=True)
+        if index == len(stages) - 1:
+            _check_finite(sums, stages)
+        yield Step(index, stage.node, denoised, given)
+
+
+def _last(steps: Iterator[Step], callback: Callable[[Step], object] | None) -> Tensor:
+    for step in steps:
+        if callback is not None:
+            callback(step)
+    return step.x
+
+
+def _with_progress(steps: Iterator[Step], total: int, progress: bool) -> Iterator[Step]:
+    if not progress:
+        return steps
+    try:
+        from rich.console import Console
+        from rich.progress import track
+    except ImportError as error:
+        raise ImportError("progress=True needs rich: pip install 'fewstep[cli]'") from error
+    return iter(track(steps, "sampling", total=total, console=Console(stderr=True)))
+
+
+def _working(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _check_tensor(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor; got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be floating point; got {x.dtype}")
+    if x.ndim < 2 or x.numel() == 0:
+        raise ValueError(f"{name} must be (B, *) of rank 2 or more and not empty; got shape {tuple(x.shape)}")
+    if not bool(x.isfinite().all()):
+        raise ValueError(f"{name} must be finite; it holds NaN or inf")
+
+
+def _check_answer(denoised: object, x: Tensor, index: int, node: Node) -> None:
+    where = f"at call {index} (time {node.time:g}, sigma {node.sigma:g})"
+    if not isinstance(denoised, Tensor):
+        kind = type(denoised).__name__
+        raise DenoiserError(f"the denoiser returned {kind} {where}; it must return a tensor (a model's .sample?)")
+    if denoised.shape != x.shape:
+        shapes = f"{tuple(denoised.shape)} for x of shape {tuple(x.shape)}"
+        raise DenoiserError(f"the denoiser returned shape {shapes} {where}; it must return the shape it was given")
+    if denoised.device != x.device:
+        raise DenoiserError(f"the denoiser returned a tensor on {denoised.device} for x on {x.device} {where}")
+    if not denoised.is_floating_point():
+        raise DenoiserError(f"the denoiser returned {denoised.dtype} {where}; it must return floating point")
+
+
+def _check_finite(sums: Sequence[Tensor], stages: Sequence[Stage]) -> None:
+    finite = torch.stack(list(sums)).isfinite().tolist()
+    if not all(finite):
+        index = finite.index(False)
+        node = stages[index].node
+        raise DenoiserError(
+            f"the denoiser returned NaN or inf at call {index} (time {node.time:g}, sigma {node.sigma:g}); "
+            "check the model there (half precision overflows first at high noise), and its schedule"
+        )

@@ -1,0 +1,293 @@
+"""Noise schedules: x_t = alpha * x_0 + sigma * noise, as float64 numbers.
+
+A schedule owns a clock, the number that the model is told, and answers two questions: what are
+alpha and sigma at a time, and at which time is a given half log-SNR reached. Nothing here knows
+about tensors.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple
+
+__all__ = ["EDM", "Discrete", "Flow", "Node", "Schedule", "VPCosine", "VPLinear"]
+
+
+class Node(NamedTuple):
+    """A point of a grid: the schedule's clock there, and x = alpha * x_0 + sigma * noise."""
+
+    time: float
+    alpha: float
+    sigma: float
+
+    @property
+    def lam(self) -> float:
+        """Half log-SNR, log(alpha / sigma): -inf at pure noise, +inf at clean data."""
+        if self.sigma == 0:
+            return math.inf
+        return math.log(self.alpha / self.sigma) if self.alpha else -math.inf
+
+    @property
+    def nsr(self) -> float:
+        """Noise-to-signal ratio, sigma / alpha: the noise level of x / alpha."""
+        return self.sigma / self.alpha if self.alpha else math.inf
+
+
+class Schedule(ABC):
+    """What a grid and a solver need to know of a noise schedule.
+
+    `t_max` and `t_min` are the ends of the range that the model was trained on, in the schedule's
+    clock; `t_clean` is the time at which sigma is exactly 0. `uniform` names the variable in which
+    equal steps suit the models that use the schedule: half log-SNR or the clock.
+    """
+
+    uniform: ClassVar[Literal["lam", "time"]] = "lam"
+    t_clean: ClassVar[float] = 0.0
+
+    @property
+    @abstractmethod
+    def t_max(self) -> float: ...
+
+    @property
+    @abstractmethod
+    def t_min(self) -> float: ...
+
+    @abstractmethod
+    def node(self, time: float) -> Node:
+        """alpha and sigma at `time`; ValueError outside the clock."""
+
+    @abstractmethod
+    def time_at(self, lam: float) -> float:
+        """The time at which the half log-SNR is `lam`."""
+
+    @property
+    def lam_range(self) -> tuple[float, float]:
+        """Finite half log-SNR at the noisy and at the clean end."""
+        return self.node(self.t_max).lam, self.node(self.t_min).lam
+
+    def ramp(self, u: float) -> float:
+        """The time at the fraction `u` of the clock, from t_min at 0 to t_max at 1."""
+        return self.t_min + u * (self.t_max - self.t_min)
+
+
+def _on_clock(time: float, name: str, low: float, high: float = math.inf) -> float:
+    time = float(time)
+    if not low <= time <= high:
+        raise ValueError(f"time must lie in [{low:g}, {high:g}] for {name}; got {time!r}")
+    return time
+
+
+@dataclass(frozen=True)
+class EDM(Schedule):
+    """alpha = 1, sigma = t; the clock is sigma itself.
+
+    Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models (2022), Table 1;
+    the default range is theirs.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(
+                "EDM needs 0 < sigma_min < sigma_max < inf; "
+                f"got sigma_min={self.sigma_min!r}, sigma_max={self.sigma_max!r}"
+            )
+
+    @property
+    def t_max(self) -> float:
+        return self.sigma_max
+
+    @property
+    def t_min(self) -> float:
+        return self.sigma_min
+
+    def node(self, time: float) -> Node:
+        time = _on_clock(time, "EDM (the clock is sigma)", 0.0)
+        return Node(time, 1.0, time)
+
+    def time_at(self, lam: float) -> float:
+        return math.exp(-lam)
+
+
+@dataclass(frozen=True)
+class VPLinear(Schedule):
+    """Variance preserving with beta(t) = beta_min + t (beta_max - beta_min), t in (0, 1].
+
+    log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2, sigma^2 = 1 - alpha^2.
+    Song et al., Score-Based Generative Modeling through SDEs (2021), eq. (32)-(33).
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-3
+    t_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_min < self.beta_max:
+            raise ValueError(
+                f"VPLinear needs 0 < beta_min < beta_max; got beta_min={self.beta_min!r}, beta_max={self.beta_max!r}"
+            )
+        _check_range(self, 0.0, math.inf)
+
+    def node(self, time: float) -> Node:
+        time = _on_clock(time, "VPLinear", 0.0)
+        return _preserving(time, -time * (time * (self.beta_max - self.beta_min) / 4 + self.beta_min / 2))
+
+    def time_at(self, lam: float) -> float:
+        # alpha^2 = sigmoid(2 lam), so minus_log_var = -2 log alpha; then the stable root of the quadratic.
+        minus_log_var = _softplus(-2 * lam)
+        slope = self.beta_max - self.beta_min
+        return 2 * minus_log_var / (self.beta_min + math.sqrt(self.beta_min**2 + 2 * slope * minus_log_var))
+
+
+@dataclass(frozen=True)
+class VPCosine(Schedule):
+    """Variance preserving with alpha = cos(pi/2 (t + s) / (1 + s)) / cos(pi/2 s / (1 + s)).
+
+    Nichol & Dhariwal, Improved DDPM (2021), eq. (17), s = 0.008. Its log-SNR diverges at t = 1;
+    t_max = 0.9946 is where their clipping of beta at 0.999 begins (value of the DPM-Solver code).
+    """
+
+    s: float = 0.008
+    t_min: float = 1e-3
+    t_max: float = 0.9946
+
+    def __post_init__(self) -> None:
+        if self.s <= 0:
+            raise ValueError(f"VPCosine needs s > 0; got s={self.s!r}")
+        _check_range(self, 0.0, 1.0)
+
+    def _angle(self, time: float) -> float:
+        return math.pi / 2 * (time + self.s) / (1 + self.s)
+
+    def node(self, time: float) -> Node:
+        time = _on_clock(time, "VPCosine", 0.0, 1.0)
+        if time == 1.0:
+            return Node(time, 0.0, 1.0)
+        return _preserving(time, math.log(math.cos(self._angle(time)) / math.cos(self._angle(0.0))))
+
+    def time_at(self, lam: float) -> float:
+        alpha = math.exp(-_softplus(-2 * lam) / 2)
+        angle = math.acos(alpha * math.cos(self._angle(0.0)))
+        return angle * 2 / math.pi * (1 + self.s) - self.s
+
+
+# diffusers sets the last alpha-bar of a zero-terminal-SNR table to this, so that log-SNR stays finite.
+ZERO_SNR_FLOOR = 2.0**-24
+
+
+@dataclass(frozen=True)
+class Discrete(Schedule):
+    """A table of alphas_cumprod, as in DDPM, Stable Diffusion and every discrete-time model.
+
+    The clock is the table's index, 0 ... n - 1, the integer that the network was trained with;
+    between entries log alpha = log(alphas_cumprod) / 2 is linear in it, and index -1 is clean data
+    (alphas_cumprod = 1). The interpolation is that of the DPM-Solver code. An entry of exactly 0
+    (zero terminal SNR) is read as 2^-24.
+    """
+
+    alphas_cumprod: Sequence[float] = field(repr=False)
+    uniform: ClassVar[Literal["lam", "time"]] = "time"
+    t_clean: ClassVar[float] = -1.0
+
+    def __post_init__(self) -> None:
+        table = tuple(float(a) for a in self.alphas_cumprod)
+        if len(table) < 2:
+            raise ValueError(f"alphas_cumprod needs at least 2 entries; got {len(table)}")
+        floored = (*table[:-1], max(table[-1], ZERO_SNR_FLOOR) if table[-1] == 0 else table[-1])
+        for i, (above, below) in enumerate(zip((1.0, *floored), floored, strict=False)):
+            if not 0 < below < above:
+                raise ValueError(
+                    "alphas_cumprod must fall strictly from below 1 to above 0; "
+                    f"got {above!r} then {below!r} at index {i}: pass the cumulative products, noisiest last"
+                )
+        object.__setattr__(self, "alphas_cumprod", floored)
+        log_alpha = (0.0, *(math.log(a) / 2 for a in floored))  # entry k is index k - 1
+        object.__setattr__(self, "_log_alpha", log_alpha)
+
+    _log_alpha: tuple[float, ...] = field(init=False, repr=False, compare=False)
+
+    @property
+    def t_max(self) -> float:
+        return len(self.alphas_cumprod) - 1.0
+
+    @property
+    def t_min(self) -> float:
+        return 0.0
+
+    def node(self, time: float) -> Node:
+        time = _on_clock(time, "Discrete (the clock is the table's index)", -1.0, self.t_max)
+        below = min(int(time + 1), len(self._log_alpha) - 2)
+        a, b = self._log_alpha[below : below + 2]
+        return _preserving(time, a + (time + 1 - below) * (b - a))
+
+    def time_at(self, lam: float) -> float:
+        log_alpha = -_softplus(-2 * lam) / 2
+        table = self._log_alpha
+        below = min(max(bisect.bisect_left(table, -log_alpha, key=lambda a: -a) - 1, 0), len(table) - 2)
+        a, b = table[below : below + 2]
+        return below - 1 + (log_alpha - a) / (b - a)
+
+
+@dataclass(frozen=True)
+class Flow(Schedule):
+    """Rectified flow: alpha = 1 - t, sigma = t. The clock, in [0, 1], is sigma, as the model is told it.
+
+    `shift` moves the times of a time-uniform grid: sigma = shift u / (1 + (shift - 1) u).
+    Esser et al., Scaling Rectified Flow Transformers (2024), eq. (23).
+    """
+
+    shift: float = 1.0
+    uniform: ClassVar[Literal["lam", "time"]] = "time"
+    # Grids in log-SNR need finite ends; beyond 1 : 999 a flow model sees nothing but noise, or no noise.
+    LAM_END: ClassVar[float] = math.log(999.0)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shift < math.inf:
+            raise ValueError(f"Flow needs shift > 0; got shift={self.shift!r}")
+
+    @property
+    def t_max(self) -> float:
+        return 1.0
+
+    @property
+    def t_min(self) -> float:
+        return 0.0
+
+    @property
+    def lam_range(self) -> tuple[float, float]:
+        return -self.LAM_END, self.LAM_END
+
+    def node(self, time: float) -> Node:
+        time = _on_clock(time, "Flow", 0.0, 1.0)
+        return Node(time, 1.0 - time, time)
+
+    def time_at(self, lam: float) -> float:
+        return math.exp(-_softplus(lam))
+
+    def ramp(self, u: float) -> float:
+        return self.shift * u / (1 + (self.shift - 1) * u)
+
+
+def _check_range(schedule: Schedule, low: float, high: float) -> None:
+    if not low < schedule.t_min < schedule.t_max <= high:
+        raise ValueError(
+            f"{type(schedule).__name__} needs {low:g} < t_min < t_max <= {high:g}; "
+            f"got t_min={schedule.t_min!r}, t_max={schedule.t_max!r}"
+        )
+
+
+def _preserving(time: float, log_alpha: float) -> Node:
+    """alpha^2 + sigma^2 = 1, without the cancellation of 1 - alpha^2 near clean data."""
+    return Node(time, math.exp(log_alpha), math.sqrt(-math.expm1(2 * log_alpha)))
+
+
+def _softplus(z: float) -> float:
+    """log(1 + e^z) without overflow."""
+    return max(z, 0.0) + math.log1p(math.exp(-abs(z)))

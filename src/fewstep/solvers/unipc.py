@@ -1,0 +1,95 @@
+"""UniPC: a predictor and a corrector of one form, at one call per step.
+
+For the step s -> t let h = lam_t - lam_s, z = -h in data prediction (h in noise prediction), m_0 the
+prediction at s, m_k that at s_k (k steps earlier), m_t that at the predicted point, and L_t = alpha_t
+(sigma_t in noise prediction). With r_k = (lam_{s_k} - lam_s) / h, r_p = 1, D_k = (m_k - m_0) / r_k and D_p = m_t - m_0:
+
+    x_t = DDIM(x, m_0) - L_t B(z) sum_k rho_k D_k
+    sum_k r_k^(j-1) rho_k = j! psi(j, z) / B(z),   j = 1 ... p
+    predictor: k, j < p        corrector: k, j <= p
+    B(z) = z  ("bh1")   or   e^z - 1  ("bh2")
+
+The fixed weight 1/2 replaces the solution of the 1 x 1 systems (predictor of order 2, corrector of order 1),
+as in the authors' code. The history keeps m_t, evaluated at the predicted point.
+
+Zhao et al., UniPC: A Unified Predictor-Corrector Framework (2023), eq. (3)-(5) and Algorithms 5-8.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from ..grid import Grid, uniform
+from ..schedule import Node, Schedule
+from .base import LinearStage, Row, choice, euler_row, orders, psi, scale_and_level, spend
+
+
+@dataclass(frozen=True)
+class UniPC:
+    """UniPC-p with B(z) = z ("bh1") or e^z - 1 ("bh2").
+
+    The corrector follows each step but the last one into a noisy node, where it would cost an extra call.
+    `final_order` as in `DPMSolverPP`.
+
+    Cost: 1 call per step. Order: docs/numerics.md.
+    """
+
+    order: Literal[1, 2, 3, 4] = 3
+    variant: Literal["bh1", "bh2"] = "bh2"
+    field: Literal["data", "noise"] = "data"
+    final_order: int = 2
+    grid: ClassVar[Grid] = uniform
+    calls_per_step: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        choice("order", self.order, (1, 2, 3, 4))
+        choice("variant", self.variant, ("bh1", "bh2"))
+        choice("field", self.field, ("data", "noise"))
+        choice("final_order", self.final_order, (1, 2, 3, 4))
+
+    def plan(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None = None) -> list[LinearStage]:
+        order = orders(nodes, self.order, self.final_order)
+        stages: list[LinearStage] = []
+        for i, s in enumerate(nodes[:-1]):
+            correct = self._row(nodes, i - 1, order[i - 1], corrector=True) if i and stages[-1].hold else None
+            # Held, and so corrected, if the next call moves on to a noisy node; from pure noise (infinite
+            # length in log-SNR) there is no corrector.
+            hold = i + 2 < len(nodes) and nodes[i + 2].sigma > 0 and math.isfinite(s.lam)
+            move = self._row(nodes, i, order[i], corrector=False)
+            stages.append(LinearStage(s, move, self.field, correct, hold, keep=self.order))
+        return spend(stages, nfe, len(nodes) - 1)
+
+    def _row(self, nodes: Sequence[Node], i: int, order: int, corrector: bool) -> Row:
+        """The step from node i to the next; predictions newest first, m_t before m_0 for the corrector."""
+        s, t = nodes[i], nodes[i + 1]
+        if not math.isfinite(t.lam) or (order == 1 and not corrector):
+            return euler_row(self.field, s, t)
+        h = t.lam - s.lam
+        z = -h if self.field == "data" else h
+        b = z if self.variant == "bh1" else math.expm1(z)
+        r = [(nodes[i - k].lam - s.lam) / h for k in range(1, order)] + [1.0] * corrector
+        rho = _solve(r, z, b)
+        differences = rho / np.array(r)
+        # In the order m_0, m_1, ..., m_{p-1}, m_t.
+        weights = np.concatenate([[-differences.sum()], differences])
+        _, level = scale_and_level(self.field, t)
+        weights *= -level * b
+        first = euler_row(self.field, s, t)
+        weights[0] += first.weights[0]
+        if corrector:
+            weights = np.roll(weights, 1)
+        return Row(first.scale, tuple(float(w) for w in weights))
+
+
+def _solve(r: Sequence[float], z: float, b: float) -> np.ndarray:
+    if len(r) == 1:
+        return np.array([0.5])
+    n = len(r)
+    powers = np.vander(r, n, increasing=True).T
+    moments = [math.factorial(j) * psi(j, z) / b for j in range(1, n + 1)]
+    return np.linalg.solve(powers, moments)
