@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,12 +21,19 @@ try:
 except ImportError:
     sys.exit("error: the command line needs typer and rich: pip install 'fewstep[cli,diffusers]'")
 
+import torch
+from torch import Tensor
+
 from . import __version__
 from .grid import Grid, karras, log_snr, time_quadratic, time_uniform
+from .prediction import Denoiser
 from .solvers import DDIM, DPMSolverPP, EVODiff, Heun, Solver, UniPC
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .adapters import EDMModel
+    from .runs import Run
 
 SOLVERS: dict[str, Solver] = {
     "evodiff": EVODiff(),
@@ -47,6 +55,7 @@ GRIDS: dict[str, Grid] = {
 }
 NETWORK_BATCH = 8  # images per evaluation of the network, always, so that --batch-size changes no pixel
 EXIT_FAILED = 1
+MAX_SEED = 2**63 - 1
 SHOWN = 4  # images in a cell of the comparison
 
 app = typer.Typer(
@@ -55,18 +64,20 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # an error stays one line
 )
 bench = typer.Typer(help="Measurements behind the documentation.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 log = Console(stderr=True)
 
 Model = Annotated[str, typer.Option(help="A packaged model (see `fewstep models`) or a folder.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the first image; the next one has the next seed.")]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the first image; the next has the next seed.")]
 GridName = Annotated[str | None, typer.Option("--grid", help=f"{', '.join(GRIDS)}; default: the solver's own.")]
-Label = Annotated[str, typer.Option(help="A class by name or number, 'all' to go through them, or 'none'.")]
+Label = Annotated[str, typer.Option(help="A class by name or number, 'none', or 'all': seed s draws class s, in turn.")]
 Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is none.")]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, mps ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
+Page = Annotated[Path | None, typer.Option("--out", help="Write the page here instead of to stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -89,13 +100,16 @@ def sample(
     guidance: Guidance = 1.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; changes no pixel on a CPU.")] = 16,
     device: Device = "cpu",
-    npz: Annotated[bool, typer.Option("--npz", help="One samples.npz instead of a PNG for each image.")] = False,
+    npz: Annotated[bool, typer.Option("--npz", help="One samples.npz, written at the end, instead of PNGs.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the images, grid.png and run.json.")] = Path("samples"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in that folder.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Draw images. An interrupted run goes on when the same command is given again."""
+    """Draw images.
+
+    An interrupted run goes on when the same command is given again.
+    """
     chosen, chosen_grid = _pick("--solver", SOLVERS, solver), _pick_grid(grid)
     with _errors(debug):
         from .pictures import pixels
@@ -103,41 +117,28 @@ def sample(
         from .sampling import sample as draw
         from .sampling import unit_noise
 
+        loaded = _load(model, device)
+        denoiser = _conditioned(loaded, label, guidance)
         settings = {
             "model": model, "solver": solver, "solver_options": repr(chosen), "nfe": nfe, "n": n, "seed": seed,
-            "grid": grid, "label": label, "guidance": guidance, "format": "npz" if npz else "png",
+            "grid": grid, "label": label, "guidance": guidance, "device": device, "format": "npz" if npz else "png",
+            "versions": _versions(),
         }  # fmt: skip
         run = Run(out, settings, npz, overwrite)
-        loaded = _load(model, device)
-        denoise = _denoisers(loaded, label, guidance)
-        facts = {"device": device, "versions": _versions()}
-        run.finish("running", **facts)
-        made = len(run.images)
-        started, status = time.perf_counter(), "done"
-        try:
-            with _progress("sampling", n, "images", done=made) as advance:
-                for first in range(made, n, batch_size):
-                    indices = range(first, min(first + batch_size, n))
-                    noise = unit_noise([seed + i for i in indices], loaded.shape, device=device)
-                    images = draw(
-                        denoise(indices), noise, nfe=nfe, solver=chosen, schedule=loaded.schedule, grid=chosen_grid
-                    )
-                    run.add(pixels(images))
-                    advance(len(indices))
-        except KeyboardInterrupt:
-            status = "interrupted"
-        except BaseException:
-            run.finish("failed", **facts)
-            raise
-        seconds = time.perf_counter() - started
-        drawn = len(run.images) - made
-        record = run.finish(status, seconds=round(seconds, 3), images_per_second=round(drawn / seconds, 3), **facts)
+
+        def images(seeds: range) -> Tensor:
+            noise = unit_noise(seeds, loaded.shape, device=device)
+            return draw(denoiser(seeds), noise, nfe=nfe, solver=chosen, schedule=loaded.schedule, grid=chosen_grid)
+
+        found = run.made
+        record = run.complete() or _fill(run, range(seed, seed + n), batch_size, lambda seeds: pixels(images(seeds)))
     if as_json:
         typer.echo(json.dumps({**record, "out": str(out)}))
-    if status == "interrupted":
-        log.print(f"interrupted: {len(run.images)} of {n} images are in {out}; the same command goes on from there")
+    if record["status"] == "interrupted":
+        _say(f"interrupted: {run.made} of {_count(n, 'image')} in {out}; the same command goes on from there")
         raise typer.Exit(EXIT_FAILED)
-    log.print(f"{n} images in {out}, {drawn / seconds:.1f} images/s; the sheet is {out / 'grid.png'}")
+    drawn = f"{n - found} drawn now, {record['images_per_second']:.1f} a second" if found < n else "all from before"
+    _say(f"{_count(n, 'image')} in {out}, {drawn}; the sheet is {out / 'grid.png'}")
 
 
 @app.command()
@@ -157,10 +158,14 @@ def compare(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Draw solvers (rows) at several budgets (columns) from the same noise, with their distance to convergence."""
-    names = [name.strip() for name in solvers.split(",")]
-    chosen = {name: _pick("--solvers", SOLVERS, name) for name in names}
+    """Compare solvers at several budgets, from the same noise.
+
+    The picture has solvers in rows and budgets in columns and, beneath, their distance to the converged solution.
+    """
+    chosen = {name: _pick("--solvers", SOLVERS, name) for name in map(str.strip, solvers.split(","))}
     budgets, chosen_grid = _budgets(nfe), _pick_grid(grid)
+    if out.suffix.lower() != ".png":
+        raise typer.BadParameter(f"{str(out)!r} must end in .png", param_hint="--out")
     with _errors(debug):
         from .bench.compare import CONVERGED_NFE, converged
         from .bench.compare import compare as measure
@@ -168,47 +173,46 @@ def compare(
         from .runs import write_atomically
         from .sampling import unit_noise
 
-        if not out.parent.is_dir():
-            raise FileNotFoundError(f"cannot write {out}: there is no folder {out.parent}")
-        write_atomically(out.with_name(f".{out.name}.writable"), b"")
-        out.with_name(f".{out.name}.writable").unlink()
         loaded = _load(model, device)
-        denoiser = _denoisers(loaded, label, guidance)(range(n))
-        noise = unit_noise(range(seed, seed + n), loaded.shape, device=device)
-        total = n * (len(chosen) * len(budgets) + 1)
-        with _progress("comparing", total, "images") as advance:
+        seeds = range(seed, seed + n)
+        conditioned = _conditioned(loaded, label, guidance)(seeds)
+        _check_out(out)
+        noise = unit_noise(seeds, loaded.shape, device=device)
+        with _progress("comparing", CONVERGED_NFE + len(chosen) * sum(budgets), "calls") as advance:
+
+            def denoiser(x: Tensor, t: float) -> Tensor:
+                advance(1)
+                return conditioned(x, t)
+
             started = time.perf_counter()
             exact = converged(denoiser, noise, loaded.schedule)
             exact_seconds = time.perf_counter() - started
-            advance(n)
-            results = []
-            for result in measure(denoiser, noise, loaded.schedule, chosen, budgets, exact, chosen_grid):
-                results.append(result)
-                advance(n)
+            results = list(measure(denoiser, noise, loaded.schedule, chosen, budgets, exact, chosen_grid))
 
-        def cell(images: Any, rmse: float, seconds: float, calls: int) -> Cell:
-            return Cell(sheet(pixels(images[:SHOWN]), columns=SHOWN), rmse, seconds, calls)
+        def picture(images: Tensor) -> Any:
+            return sheet(pixels(images[:SHOWN]), columns=SHOWN)
 
-        rows = [
-            [cell(r.images, r.rmse, r.seconds, r.calls) for r in results if r.solver == name]
-            + [cell(exact, 0.0, exact_seconds, CONVERGED_NFE)]
+        rows = {
+            name: [Cell(picture(r.images), r.rmse, r.seconds, r.calls) for r in results if r.solver == name]
             for name in chosen
-        ]
-        title = f"{model}, {n} images from seed {seed}, guidance {guidance:g}"
-        columns = [*(f"{b} calls" for b in budgets), "converged"]
-        write_atomically(out, comparison(title, list(chosen), columns, rows))
+        }
+        title = f"{Path(model).name}, {_count(n, 'image')} from seed {seed}, guidance {guidance:g}"
+        note = f"RMSE to the converged solution, which took {exact_seconds:.1f} s and {CONVERGED_NFE} calls"
+        columns = [_count(budget, "call") for budget in budgets]
+        write_atomically(out, comparison(title, columns, rows, picture(exact), note))
     if as_json:
         fields = ("solver", "nfe", "rmse", "seconds", "calls")
         cells = [{field: getattr(result, field) for field in fields} for result in results]
-        facts = {"model": model, "n": n, "seed": seed, "guidance": guidance, "label": label, "grid": grid}
+        facts = {
+            "model": model, "n": n, "seed": seed, "guidance": guidance, "label": label, "grid": grid, "device": device,
+        }  # fmt: skip
         typer.echo(json.dumps({"out": str(out), **facts, "versions": _versions(), "cells": cells}))
     else:
-        table = Table("solver", *columns[:-1], title=f"RMSE to the converged solution | seconds | calls ({title})")
-        for name in chosen:
-            cells_of = [r for r in results if r.solver == name]
-            table.add_row(name, *(f"{r.rmse:.4f} | {r.seconds:.2f} | {r.calls}" for r in cells_of))
+        table = Table("solver", *columns, title=Text(f"{title}\nRMSE to the converged solution, and seconds"))
+        for name, row in rows.items():
+            table.add_row(name, *(f"{cell.rmse:.4f}  {cell.seconds:.2f} s" for cell in row))
         Console().print(table)
-    log.print(f"the picture is {out}")
+    _say(f"the picture is {out}")
 
 
 @app.command()
@@ -220,43 +224,67 @@ def models(as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(packaged))
         return
-    for name, summary in packaged.items():
+    folder = "a diffusers UNet2DModel with EDM preconditioning: config.json, safetensors, fewstep.json"
+    for name, summary in {**packaged, "FOLDER": folder}.items():
         typer.echo(f"{name:12}{summary}")
-    typer.echo("FOLDER      a diffusers UNet2DModel with EDM preconditioning: config.json, safetensors, fewstep.json")
+    typer.echo("\nLoad one by --model NAME or, in Python, fewstep.adapters.load_model(NAME).")
 
 
 @bench.command()
-def numerics(
-    out: Annotated[Path | None, typer.Option(help="Write the page here instead of to stdout.")] = None,
-    debug: Debug = False,
-) -> None:
+def numerics(out: Page = None, debug: Debug = False) -> None:
     """Measure the order of convergence of every solver, and what the choices in the code rest on."""
     with _errors(debug):
         from .bench.numerics import page
-        from .runs import write_atomically
 
-        text = page(_load("cifar16", "cpu"), lambda what: log.print(what))
-        if out is None:
-            typer.echo(text)
-        else:
-            write_atomically(out, text.encode())
+        _write_page(out, lambda: page(_load("cifar16", "cpu"), _say))
 
 
 @bench.command()
-def overhead(
-    out: Annotated[Path | None, typer.Option(help="Write the page here instead of to stdout.")] = None,
-    debug: Debug = False,
-) -> None:
+def overhead(out: Page = None, debug: Debug = False) -> None:
     """Time the solvers themselves, with a free denoiser, beside diffusers' schedulers in the same run."""
     with _errors(debug):
         from .bench.overhead import page
-        from .runs import write_atomically
 
-        text = page()
-        if out is None:
-            typer.echo(text)
-        else:
-            write_atomically(out, text.encode())
+        _write_page(out, page)
+
+
+def _write_page(out: Path | None, page: Callable[[], str]) -> None:
+    from .runs import write_atomically
+
+    if out is None:
+        typer.echo(page())
+    else:
+        _check_out(out)
+        write_atomically(out, page().encode())
+
+
+def _fill(run: Run, seeds: range, batch_size: int, draw: Callable[[range], np.ndarray]) -> dict[str, Any]:
+    """Draw the images that are missing, up to the end or an interruption, and return the run's record."""
+    found, status = run.made, "done"
+    started = time.perf_counter()
+    try:
+        run.write_record("running")
+        with _progress("sampling", len(seeds), "images", done=found) as advance:
+            for first in range(found, len(seeds), batch_size):
+                part = seeds[first : first + batch_size]
+                run.add(draw(part))
+                advance(len(part))
+    except KeyboardInterrupt:
+        status = "interrupted"
+    except BaseException:
+        run.finish("failed")
+        raise
+    seconds = time.perf_counter() - started
+    rate = (run.made - found) / seconds
+    return run.finish(status, found=found, seconds=round(seconds, 3), images_per_second=round(rate, 3))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
+
+
+def _say(text: str) -> None:
+    log.print(Text(text), soft_wrap=True)
 
 
 @contextmanager
@@ -264,12 +292,15 @@ def _errors(debug: bool) -> Iterator[None]:
     """One line and a remedy on stderr, exit code 1; the traceback with --debug."""
     try:
         yield
-    except typer.Exit:
+    except (typer.Exit, typer.BadParameter):
         raise
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+    except Exception as error:
         if debug:
             raise
-        log.print(f"[red]error:[/] {Text(str(error)).plain}", highlight=False, soft_wrap=True)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if not isinstance(error, (ValueError, TypeError, OSError, ImportError, RuntimeError)):
+            reason = f"{type(error).__name__}: {reason} (unexpected; --debug shows where)"
+        log.print(Text.assemble(("error: ", "red"), reason), soft_wrap=True)
         raise typer.Exit(EXIT_FAILED) from error
 
 
@@ -293,28 +324,45 @@ def _budgets(text: str) -> list[int]:
     return budgets
 
 
+def _check_out(out: Path) -> None:
+    from .runs import check_writable
+
+    if out.is_dir():
+        raise IsADirectoryError(f"cannot write {out}, it is a folder: choose another --out")
+    check_writable(out.parent)
+
+
 def _load(model: str, device: str) -> EDMModel:
     from .adapters import load_model
 
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise typer.BadParameter(
+            f"{device!r} is not a device; choose cpu, cuda, mps ...", param_hint="--device"
+        ) from error
     return load_model(model, device=device, batch=NETWORK_BATCH)
 
 
-def _denoisers(model: EDMModel, label: str, guidance: float) -> Any:
-    """From the indices of images to the denoiser of their classes."""
+def _conditioned(model: EDMModel, label: str, guidance: float) -> Callable[[Iterable[int]], Denoiser]:
+    """From the seeds of images to the denoiser of their classes."""
     names = list(model.classes)
+    if not math.isfinite(guidance):
+        raise typer.BadParameter(f"{guidance} must be finite", param_hint="--guidance")
     if label == "none" or (label == "all" and not names):
         if guidance != 1:
-            raise ValueError(f"guidance needs a class: use --label, or --guidance 1; got --guidance {guidance:g}")
-        return lambda indices: model
+            raise typer.BadParameter(f"{guidance:g} needs a class: give a --label, or 1", param_hint="--guidance")
+        return lambda seeds: model
     if label == "all":
-        return lambda indices: model.conditioned([i % len(names) for i in indices], guidance)
+        return lambda seeds: model.conditioned([seed % len(names) for seed in seeds], guidance)
     if label in names:
         number = names.index(label)
-    elif label.isdigit() and int(label) < len(names):
+    elif label.isdecimal() and int(label) < len(names):
         number = int(label)
     else:
-        raise ValueError(f"--label {label!r} is not a class of this model: {', '.join(names) or 'it has none'}")
-    return lambda indices: model.conditioned([number] * len(indices), guidance)
+        known = f"'none', 'all', {', '.join(names)}" if names else "'none', it has no classes"
+        raise typer.BadParameter(f"{label!r} is not a class of this model; choose from {known}", param_hint="--label")
+    return lambda seeds: model.conditioned(number, guidance)
 
 
 def _versions() -> dict[str, str]:

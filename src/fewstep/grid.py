@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from itertools import pairwise
 from typing import Any, Protocol, overload
 
@@ -56,7 +57,7 @@ class Grid:
     def __call__(self, schedule: Schedule | None = None, steps: int | None = None, /, **options: Any) -> Any:
         if schedule is None:
             return Grid(self.make, {**self.options, **options})
-        if not isinstance(steps, int) or steps < 1:
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"steps must be an integer of at least 1; got {steps!r}")
         return self.make(schedule, steps, **{**self.options, **options})
 
@@ -71,11 +72,12 @@ class Grid:
         return hash((self.make, *sorted(self.options.items())))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (self.__name__, self.options)
+        return _restore, (self.make.__module__, self.__name__, self.options)
 
 
-def _restore(name: str, options: Mapping[str, Any]) -> Grid:
-    grid: Grid = globals()[name]
+def _restore(module: str, name: str, options: Mapping[str, Any]) -> Grid:
+    # By the Grid's name: pickle cannot find `make`, whose name the decorator gave to the Grid.
+    grid: Grid = getattr(import_module(module), name)
     return Grid(grid.make, options)
 
 
@@ -156,6 +158,8 @@ def checked(nodes: Iterable[Node], name: str = "nodes") -> tuple[Node, ...]:
     if len(grid) < 2:
         raise ValueError(f"{name} must hold at least 2 points; got {len(grid)}")
     for i, node in enumerate(grid):
+        if not isinstance(node, Node):
+            raise TypeError(f"{name} must hold nodes; got {node!r} at index {i}: make them with from_times")
         if not all(math.isfinite(v) for v in node) or node.alpha < 0 or node.sigma < 0:
             raise ValueError(f"{name} must be finite with alpha, sigma >= 0; got {node} at index {i}")
     if grid[0].sigma == 0:

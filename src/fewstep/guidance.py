@@ -13,17 +13,17 @@ __all__ = ["clip", "guided", "threshold"]
 
 
 def guided(denoiser: Denoiser, uncond: Denoiser, scale: float) -> Denoiser:
-    """Classifier-free guidance: D_uncond + scale (D - D_uncond), so that scale 1 is no guidance.
+    """Classifier-free guidance: D + (scale - 1) (D - D_uncond), so that scale 1 is no guidance, to the bit.
 
-    Ho & Salimans (2022), eq. (6) with scale = 1 + w, as in diffusers. Each call evaluates both; `uncond` may
-    also be a weaker model of the same data (autoguidance).
+    Ho & Salimans (2022), eq. (6) with w = scale - 1; the scale of diffusers. Each call evaluates both; `uncond`
+    may also be a weaker model of the same data (autoguidance). ValueError for a scale that is not finite.
     """
     if not math.isfinite(scale):
         raise ValueError(f"scale must be finite; got scale={scale!r}")
 
     def denoise(x: Tensor, t: float) -> Tensor:
-        base = uncond(x, t)
-        return base + scale * (denoiser(x, t) - base)
+        denoised = denoiser(x, t)
+        return denoised + (scale - 1) * (denoised - uncond(x, t))
 
     return denoise
 
@@ -31,7 +31,8 @@ def guided(denoiser: Denoiser, uncond: Denoiser, scale: float) -> Denoiser:
 def threshold(denoiser: Denoiser, quantile: float = 0.995, floor: float = 1.0) -> Denoiser:
     """Dynamic thresholding: clamp each image to its own `quantile` of |x_0|, at least `floor`, and rescale to `floor`.
 
-    Saharia et al., Imagen (2022), section 2.3. Only for pixels in [-floor, floor], not for latents.
+    Saharia et al., Imagen (2022), section 2.3. Only for pixels in [-floor, floor], not for latents. ValueError for a
+    quantile outside (0, 1] or a floor that is not positive.
     """
     if not 0 < quantile <= 1:
         raise ValueError(f"quantile must lie in (0, 1]; got quantile={quantile!r}")
@@ -45,15 +46,14 @@ def threshold(denoiser: Denoiser, quantile: float = 0.995, floor: float = 1.0) -
         place = quantile * (size.shape[1] - 1)
         low = size.kthvalue(math.floor(place) + 1, dim=1).values
         high = size.kthvalue(math.ceil(place) + 1, dim=1).values
-        limit = low.lerp(high, place - math.floor(place)).clamp_min(floor)
-        limit = limit.to(denoised.dtype).reshape(-1, *[1] * (x.ndim - 1))
-        return denoised.clamp(-limit, limit) / (limit / floor)
+        limit = low.lerp(high, place - math.floor(place)).clamp_min(floor).reshape(-1, *[1] * (x.ndim - 1))
+        return (denoised.clamp(-limit, limit) / (limit / floor)).to(denoised.dtype)
 
     return denoise
 
 
 def clip(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
-    """The denoised image clamped to [low, high]."""
+    """The denoised image clamped to [low, high]; ValueError unless low < high."""
     if not low < high:
         raise ValueError(f"clip needs low < high; got low={low!r}, high={high!r}")
     return lambda x, t: denoiser(x, t).clamp(low, high)

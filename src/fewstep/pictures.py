@@ -1,21 +1,27 @@
-"""Images in [-1, 1] to pixels, sheets and labelled tables. Needs Pillow."""
+"""Images in [-1, 1] to pixels, sheets and labelled tables. Needs the extra `cli`."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-__all__ = ["Cell", "comparison", "pixels", "png", "sheet"]
+try:
+    from PIL import Image, ImageDraw, ImageFont
+except ImportError as error:
+    raise ImportError("pictures need Pillow: pip install 'fewstep[cli]'") from error
+
+__all__ = ["Cell", "comparison", "pixels", "png", "read", "sheet"]
 
 INK, FAINT, PAPER = (24, 24, 24), (110, 110, 110), (255, 255, 255)
-TEXT_SIZE, GAP, MARGIN = 14, 2, 14
-MIN_SIDE = 48  # small images are enlarged to at least this, by whole factors, so that one can see them
+TEXT_SIZE, LINE, GAP, MARGIN = 15, 23, 2, 20  # pixels
+MIN_SIDE = 64  # small images are enlarged to at least this, by whole factors, so that one can see them
+FIGURES = ("RMSE", "seconds", "calls")
 
 
 def pixels(images: Tensor) -> np.ndarray:
@@ -32,6 +38,15 @@ def png(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, format="png")
     return buffer.getvalue()
+
+
+def read(path: Path) -> np.ndarray:
+    """The (H, W, 3) pixels of an image file."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise OSError(f"{path} is not a whole image: delete it, to have it made again") from error
 
 
 def sheet(array: np.ndarray, columns: int | None = None) -> np.ndarray:
@@ -58,35 +73,62 @@ class Cell:
     seconds: float
     calls: int
 
+    def figures(self) -> tuple[str, str, str]:
+        return f"{self.rmse:.4f}", f"{self.seconds:.2f}", str(self.calls)
 
-def comparison(title: str, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[Cell]]) -> bytes:
-    """Rows of labelled pictures under column titles and, beneath, the table of their figures; as a PNG."""
+
+def comparison(
+    title: str,
+    budgets: Sequence[str],
+    rows: Mapping[str, Sequence[Cell]],
+    converged: np.ndarray,
+    note: str,
+) -> bytes:
+    """The pictures of each solver under the budgets' names, `converged` at the end of each row; beneath, the table
+    of their figures, headed by `note`. As a PNG."""
     font = ImageFont.load_default(TEXT_SIZE)
-    line = round(TEXT_SIZE * 1.5)
-    height, width, _ = cells[0][0].picture.shape
-    label = max(round(font.getlength(name)) for name in (*rows, "calls")) + MARGIN
-    figures = [[_figures(cell) for cell in row] for row in cells]
-    column = max(width, *(round(font.getlength(text)) for row in figures for text in row)) + MARGIN
-    top = MARGIN + line * 2
-    table = top + len(rows) * (height + MARGIN) + line
-    canvas = Image.new("RGB", (MARGIN + label + len(columns) * column, table + (len(rows) + 1) * line + MARGIN), PAPER)
+
+    def width_of(*texts: str) -> int:
+        return max(math.ceil(font.getlength(text)) for text in texts)
+
+    height, width, _ = converged.shape
+    figures = {name: [cell.figures() for cell in cells] for name, cells in rows.items()}
+    # Right edges of a cell's figures, which all stand under each other.
+    every = [FIGURES, *(texts for line in figures.values() for texts in line)]
+    widths = [width_of(*column) for column in zip(*every, strict=True)]
+    edges = [sum(widths[: k + 1]) + k * MARGIN for k in range(len(widths))]
+    label = MARGIN + width_of(*rows) + MARGIN
+    column = max(width, edges[-1], width_of(*budgets, "converged")) + MARGIN
+    first_row = MARGIN + 2 * LINE
+    table = first_row + len(rows) * (height + MARGIN)
+    body = table + 3 * LINE
+    size = (
+        max(label + (len(budgets) + 1) * column, MARGIN + width_of(title, note) + MARGIN),
+        body + len(rows) * LINE + MARGIN,
+    )
+    canvas = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(canvas)
-    draw.text((MARGIN, MARGIN), title, INK, font)
-    draw.text((MARGIN, table - line), "RMSE to the converged solution, seconds, calls made", FAINT, font)
-    for j, name in enumerate(columns):
-        left = MARGIN + label + j * column
-        draw.text((left, MARGIN + line), name, INK, font)
-        draw.text((left, table), name, FAINT, font)
-    for i, name in enumerate(rows):
-        y = top + i * (height + MARGIN)
-        draw.text((MARGIN, y + height // 2 - TEXT_SIZE), name, INK, font)
-        draw.text((MARGIN, table + (i + 1) * line), name, INK, font)
-        for j, cell in enumerate(cells[i]):
-            left = MARGIN + label + j * column
-            canvas.paste(Image.fromarray(cell.picture), (left, y))
-            draw.text((left, table + (i + 1) * line), figures[i][j], INK, font)
+
+    def write(x: int, y: int, text: str, ink: tuple[int, int, int] = INK, anchor: str = "lm") -> None:
+        draw.text((x, y), text, ink, font, anchor=anchor)
+
+    half = LINE // 2
+    write(MARGIN, MARGIN + half, title)
+    write(MARGIN, table + half, note, FAINT)
+    for j, name in enumerate((*budgets, "converged")):
+        left = label + j * column
+        write(left, first_row - half, name)
+        if j < len(budgets):
+            write(left, table + LINE + half, name)
+            for edge, heading in zip(edges, FIGURES, strict=True):
+                write(left + edge, table + 2 * LINE + half, heading, FAINT, "rm")
+    for i, (name, cells) in enumerate(rows.items()):
+        top, line = first_row + i * (height + MARGIN), body + i * LINE + half
+        write(MARGIN, top + height // 2, name)
+        write(MARGIN, line, name)
+        for j, picture in enumerate((*(cell.picture for cell in cells), converged)):
+            canvas.paste(Image.fromarray(picture), (label + j * column, top))
+        for j, texts in enumerate(figures[name]):
+            for edge, text in zip(edges, texts, strict=True):
+                write(label + j * column + edge, line, text, anchor="rm")
     return png(np.asarray(canvas))
-
-
-def _figures(cell: Cell) -> str:
-    return f"{cell.rmse:.4f}   {cell.seconds:.2f} s   {cell.calls}"

@@ -45,7 +45,7 @@ def _coefficients(kind: Prediction, node: Node) -> tuple[float, float]:
         return alpha / norm, -sigma / norm
     if kind == "flow_prediction":
         return 1 / (alpha + sigma), -sigma / (alpha + sigma)
-    raise ValueError(f"prediction must be one of {', '.join(KINDS)}; got {kind!r}")
+    raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
 
 
 def to_denoised(kind: Prediction, output: Tensor, x: Tensor, node: Node) -> Tensor:

@@ -76,8 +76,6 @@ def sample(
     solver = EVODiff() if solver is None else solver
     _check_tensor("noise", noise)
     nodes, stages = plan(schedule, solver, nfe=nfe, grid=grid)
-    if nodes[-1].lam < nodes[0].lam:
-        raise ValueError("grid must go from noisy to clean; to go the other way, use integrate")
     state = noise.to(_working(noise.dtype)) * nodes[0].sigma
     return _last(_with_progress(_run(denoiser, state, stages, noise.dtype), len(stages), progress), callback)
 
@@ -145,7 +143,7 @@ def plan(
     if nfe is not None and (isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1):
         raise ValueError(f"nfe must be an integer of at least 1; got {nfe!r}")
     if grid is not None and not callable(grid):
-        nodes = from_times(schedule, grid)
+        nodes = _falling(from_times(schedule, grid))
         return nodes, solver.plan(schedule, nodes, nfe)
     make = solver.grid if grid is None else grid
     nfe = DEFAULT_NFE if nfe is None else nfe
@@ -162,10 +160,16 @@ def plan(
 def _steps(
     schedule: Schedule, solver: Solver, make: GridFunction, steps: int
 ) -> tuple[tuple[Node, ...], Sequence[Stage]]:
-    nodes = checked(make(schedule, steps), "grid")
+    nodes = _falling(checked(make(schedule, steps), "grid"))
     if len(nodes) != steps + 1:
         raise ValueError(f"grid must return steps + 1 = {steps + 1} nodes; got {len(nodes)}")
     return nodes, solver.plan(schedule, nodes)
+
+
+def _falling(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+    if nodes[1].lam < nodes[0].lam:
+        raise ValueError("grid must go from noisy to clean; to go the other way, use integrate")
+    return nodes
 
 
 def _run(denoiser: Denoiser, x: Tensor, stages: Sequence[Stage], dtype: torch.dtype) -> Iterator[Step]:

@@ -76,8 +76,8 @@ class Schedule(ABC):
 
 def _on_clock(time: float, name: str, low: float, high: float = math.inf) -> float:
     time = float(time)
-    if not low <= time <= high:
-        raise ValueError(f"time must lie in [{low:g}, {high:g}] for {name}; got {time!r}")
+    if not low <= time <= high or math.isinf(time):
+        raise ValueError(f"time must be finite and lie in [{low:g}, {high:g}] for {name}; got {time!r}")
     return time
 
 
@@ -129,9 +129,10 @@ class VPLinear(Schedule):
     t_max: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta_min < self.beta_max:
+        if not 0 < self.beta_min < self.beta_max < math.inf:
             raise ValueError(
-                f"VPLinear needs 0 < beta_min < beta_max; got beta_min={self.beta_min!r}, beta_max={self.beta_max!r}"
+                "VPLinear needs 0 < beta_min < beta_max < inf; "
+                f"got beta_min={self.beta_min!r}, beta_max={self.beta_max!r}"
             )
         _check_range(self, 0.0, math.inf)
 
@@ -159,23 +160,26 @@ class VPCosine(Schedule):
     t_max: float = 0.9946
 
     def __post_init__(self) -> None:
-        if self.s <= 0:
-            raise ValueError(f"VPCosine needs s > 0; got s={self.s!r}")
+        if not 0 < self.s < math.inf:
+            raise ValueError(f"VPCosine needs 0 < s < inf; got s={self.s!r}")
         _check_range(self, 0.0, 1.0)
 
-    def _angle(self, time: float) -> float:
-        return math.pi / 2 * (time + self.s) / (1 + self.s)
+    # With c = pi/2 / (1 + s), the angles are pi/2 - c (1 - t) and c s. Sines of c (1 - t) and c t keep every digit at
+    # both ends, where cos(pi/2 - small) loses alpha, and 1 - alpha^2 and acos(alpha) lose sigma and the time.
+    @property
+    def _c(self) -> float:
+        return math.pi / 2 / (1 + self.s)
 
     def node(self, time: float) -> Node:
-        time = _on_clock(time, "VPCosine", 0.0, 1.0)
-        if time == 1.0:
-            return Node(time, 0.0, 1.0)
-        return _preserving(time, math.log(math.cos(self._angle(time)) / math.cos(self._angle(0.0))))
+        time, c = _on_clock(time, "VPCosine", 0.0, 1.0), self._c
+        sigma = math.sqrt(math.sin(c * time) * math.sin(c * (time + 2 * self.s))) / math.sin(c)
+        return Node(time, math.sin(c * (1 - time)) / math.sin(c), sigma)
 
     def time_at(self, lam: float) -> float:
-        alpha = math.exp(-_softplus(-2 * lam) / 2)
-        angle = math.acos(alpha * math.cos(self._angle(0.0)))
-        return angle * 2 / math.pi * (1 + self.s) - self.s
+        # 1 - alpha = 1 - cos(c t) + sin(c t) tan(c s), a quadratic in tan(c t / 2); then its stable root.
+        missing, slope = -math.expm1(-_softplus(-2 * lam) / 2), math.tan(self._c * self.s)
+        half = math.atan(missing / (slope + math.sqrt(slope**2 + missing * (2 - missing))))
+        return min(2 * half / self._c, 1.0)
 
 
 # diffusers sets the last alpha-bar of a zero-terminal-SNR table to this, so that log-SNR stays finite.
@@ -200,7 +204,7 @@ class Discrete(Schedule):
         table = tuple(float(a) for a in self.alphas_cumprod)
         if len(table) < 2:
             raise ValueError(f"alphas_cumprod needs at least 2 entries; got {len(table)}")
-        floored = (*table[:-1], max(table[-1], ZERO_SNR_FLOOR) if table[-1] == 0 else table[-1])
+        floored = (*table[:-1], table[-1] or ZERO_SNR_FLOOR)
         for i, (above, below) in enumerate(zip((1.0, *floored), floored, strict=False)):
             if not 0 < below < above:
                 raise ValueError(
@@ -232,7 +236,9 @@ class Discrete(Schedule):
         table = self._log_alpha
         below = min(max(bisect.bisect_left(table, -log_alpha, key=lambda a: -a) - 1, 0), len(table) - 2)
         a, b = table[below : below + 2]
-        return below - 1 + (log_alpha - a) / (b - a)
+        time = below - 1 + (log_alpha - a) / (b - a)
+        # Rounding must not put the table's last entry off the clock; a lam beyond it stays off.
+        return min(time, self.t_max) if lam >= self.lam_range[0] else time
 
 
 @dataclass(frozen=True)
@@ -276,9 +282,9 @@ class Flow(Schedule):
 
 
 def _check_range(schedule: Schedule, low: float, high: float) -> None:
-    if not low < schedule.t_min < schedule.t_max <= high:
+    if not low < schedule.t_min < schedule.t_max < high:
         raise ValueError(
-            f"{type(schedule).__name__} needs {low:g} < t_min < t_max <= {high:g}; "
+            f"{type(schedule).__name__} needs {low:g} < t_min < t_max < {high:g}; "
             f"got t_min={schedule.t_min!r}, t_max={schedule.t_max!r}"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,8 @@ class EDMModel:
             raise ValueError(f"labels must be integers in [0, {len(self.classes)}); got {labels!r}")
 
         def denoise(x: Tensor, t: float) -> Tensor:
+            if wanted.ndim and wanted.shape != x.shape[:1]:
+                raise ValueError(f"labels must be one for all or one a sample; got {len(wanted)} for {len(x)} samples")
             return self._denoised(x, t, wanted)
 
         if guidance == 1:
@@ -72,10 +75,12 @@ class EDMModel:
         scaled = (x * (1 / norm)).to(weight)
         wanted = self.null_label if labels is None else labels
         given = None if wanted is None else torch.as_tensor(wanted, device=x.device).expand(len(x))
-        output = self._evaluate(scaled, self.noise_scale * math.log(t), given).to(x.dtype)
+        # A tensor: a number would be truncated to an integer by diffusers.
+        time = torch.tensor(self.noise_scale * math.log(t), dtype=torch.float32, device=x.device)
+        output = self._evaluate(scaled, time, given).to(x.dtype)
         return x * (self.sigma_data**2 / norm**2) + output * (t * self.sigma_data / norm)
 
-    def _evaluate(self, x: Tensor, time: float, labels: Tensor | None) -> Tensor:
+    def _evaluate(self, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
         if self.batch is None:
             answer: Tensor = self.network(x, time, class_labels=labels).sample
             return answer
@@ -115,6 +120,7 @@ def load_model(
     except ImportError as error:
         raise ImportError("loading a model needs diffusers: pip install 'fewstep[diffusers]'") from error
 
+    _check_device(device)
     config = _read_json(folder / "config.json")
     if config.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{folder / 'config.json'} must describe a UNet2DModel; got {config.get('_class_name')!r}")
@@ -122,23 +128,26 @@ def load_model(
     facts = {**DEFAULTS, **(_read_json(card) if card.exists() else {})}
     if facts.get("preconditioning", "edm") != "edm":
         raise ValueError(f"{card} asks for preconditioning {facts['preconditioning']!r}; only 'edm' is known")
+    for key in DEFAULTS:
+        if isinstance(facts[key], bool) or not isinstance(facts[key], int | float):
+            raise ValueError(f"{card}: {key} must be a number; got {facts[key]!r}")
     try:
         network = UNet2DModel.from_config(config)
         network.load_state_dict(load_file(folder / WEIGHTS))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{folder} has no {WEIGHTS}: save the model with safe_serialization=True") from error
     except Exception as error:  # a corrupt header, missing or misshapen tensors, an impossible configuration
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{folder} does not hold a UNet2DModel that can be loaded ({reason}): copy it again"
-        ) from error
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+        raise ValueError(f"{folder} does not hold a whole UNet2DModel ({reason}): copy it again") from error
+    size = network.config.sample_size
+    if size is None:
+        raise ValueError(f"{folder / 'config.json'} has no sample_size: add the side of the images in pixels")
     network.eval().requires_grad_(False)
     torch.nn.Module.to(network, device=device, dtype=dtype)  # ModelMixin.to prints a warning about casts
-    size = config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
     return EDMModel(
         network=network,
-        shape=(config["in_channels"], height, width),
+        shape=(network.config.in_channels, height, width),
         schedule=EDM(facts["sigma_min"], facts["sigma_max"]),
         sigma_data=facts["sigma_data"],
         noise_scale=facts["noise_scale"],
@@ -146,6 +155,14 @@ def load_model(
         null_label=facts.get("null_label"),
         batch=batch,
     )
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # the former from a torch built without CUDA
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}): use 'cpu'") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class EVODiff:
     measure each sample as a whole. `lower_order_final=False` corrects the last step too, at the price of
     one more call where the grid ends above sigma = 0.
 
-    Cost: 1 call per step; state: 3 tensors. Order: 1 ("published"), 2 ("paper"); docs/numerics.md.
+    Cost: 1 call per step; state: 2 tensors. Order: 1 ("published"), 2 ("paper"); docs/numerics.md.
     """
 
     mode: Literal["published", "paper"] = "published"
@@ -46,6 +46,11 @@ class EVODiff:
 
     def plan(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None = None) -> list[Stage]:
         rule = RULES[self.mode]
+        if nodes[1].nsr > nodes[0].nsr:
+            raise ValueError(
+                "EVODiff needs nodes of falling noise, the direction its weights are made for; "
+                "to invert, use a linear solver such as UniPC"
+            )
         closing = nodes[-1].sigma == 0
         last = len(nodes) - 1 - closing  # the last noisy node
         # With a closing call there the step into it could be corrected for nothing, and to no effect.

@@ -32,12 +32,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..schedule import Node
 from .base import Row
-from .inner import Inner, share_of
+from .inner import Inner, sigmoid
 
 SHIFT = 0.5  # mu
 
@@ -85,11 +84,10 @@ def _correct(step: Second, state: State, x: Tensor, m_t: Tensor) -> Tensor:
         raise ValueError("this stage corrects a step that was not predicted: plan again from its node")
     inner = Inner(x, None)
     change = m_t - m0
-    eta_star = inner.project(slope, slope - change).abs_()
-    zero = torch.zeros_like(eta_star)
-    half_eta = share_of(eta_star, zero).div_(2)
+    half_eta = sigmoid(inner.project(slope, slope - change).abs_()).div_(2)
     reach = (m0 + m_t).sub_(x, alpha=2 / (step.sigma * step.h))  # -P~ / (sigma_s h)
-    zeta = share_of(inner.project(reach, change).abs_(), zero.add_(SHIFT))
+    zeta = sigmoid(inner.project(reach, change).abs_().sub_(SHIFT))
+    # x_t = x^ + gain (zeta B - B_l), in which x^ = x_E + gain B_l
     turned = zeta * half_eta
     x = x.addcmul(turned, change, value=step.gain)
     return x.addcmul_(zeta.sub_(turned).sub_(1), slope, value=step.gain)

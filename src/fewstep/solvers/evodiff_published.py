@@ -47,7 +47,7 @@ from torch import Tensor
 
 from ..schedule import Node
 from .base import Row, euler_row
-from .inner import Inner, floored, share_of
+from .inner import Inner, floored, sigmoid
 
 CLIP = 2.0  # of every projection
 TEMPERATURE = 0.25  # of the predictor's gain
@@ -113,8 +113,7 @@ class Stage(NamedTuple):
 def _predict(step: Second, inner: Inner, share: Tensor, m0: Tensor, m1: Tensor) -> Pending:
     rho = _rho(step, share)
     d1 = m0.addcmul(rho, m1, value=-1)
-    zero = torch.zeros_like(rho)
-    spread = share_of(zero.add(rho.abs_(), alpha=TEMPERATURE), zero).reciprocal_()
+    spread = sigmoid(rho.abs_().mul_(TEMPERATURE)).reciprocal_()
     return Pending(d1, spread, _temper(step, inner, m0, m1) if step.long_run else None)
 
 
@@ -122,20 +121,16 @@ def _correct(step: Second, inner: Inner, share: Tensor, x: Tensor, m0: Tensor, m
     d1, spread, temper = pending
     v = m_t.addcmul(_rho(step, share), m0, value=-1).sub_(d1, alpha=step.r**-2)
     along = inner.dot(v, d1)
-    zero = torch.zeros_like(along)
     # |P| / 2; its limit for collinear differences, v = 0, is the clip
     half = torch.full_like(along, 0.5).addcdiv_(along, inner.dot(v, v), value=step.r**-2)
-    turn = share_of(zero, half.nan_to_num_(CLIP).abs_().clamp_max_(CLIP / 2))
-    y = zero.addcdiv(along, floored(inner.dot(d1, d1)), value=step.r**2)
+    turn = sigmoid(half.nan_to_num_(CLIP).abs_().clamp_max_(CLIP / 2).neg_())
+    y = torch.zeros_like(along).addcdiv_(along, floored(inner.dot(d1, d1)), value=step.r**2)
     bend = y.addcmul(y, turn).add_(turn, alpha=2)
     # zeta* = clip(k (1 - bend / (2 r)), -2, 2) / a with k = a spread / (2 r)
     k = 0.5 / step.r
     zeta = spread.addcmul(spread, bend, value=-k).abs_().clamp_max_(CLIP / (step.a * k))
-    excess = zero.add(zeta, alpha=k)
-    if temper is None:
-        weight = share_of(excess, torch.full_like(zero, SHIFT)).reciprocal_()
-    else:
-        weight = share_of((SHIFT - excess) * temper, zero).reciprocal_()
+    excess = torch.full_like(zeta, -SHIFT).add_(zeta, alpha=k)
+    weight = sigmoid(excess if temper is None else excess.mul_(temper).neg_()).reciprocal_()
     turned = weight * turn
     x = x.addcmul(weight.add_(turned), v, value=step.alpha * step.a * step.r / 4)
     return x.addcmul_(turned.sub_(spread), d1, value=step.alpha * step.a * k)
@@ -148,7 +143,7 @@ def _rho(step: Second, share: Tensor) -> Tensor:
 
 def _temper(step: Second, inner: Inner, m0: Tensor, m1: Tensor) -> Tensor:
     drift = (inner.project(m0, m0 - m1) * step.h).clamp_(-CLIP, CLIP)
-    return share_of(drift.mul_(step.slack), torch.zeros_like(drift))
+    return sigmoid(drift.mul_(step.slack))
 
 
 def second(nodes: Sequence[Node], i: int, last: int) -> Second:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["Inner", "floored", "share_of"]
+__all__ = ["Inner", "floored", "sigmoid"]
 
 SPLIT_SUM = 32768  # elements; at::internal::GRAIN_SIZE
 
@@ -49,7 +49,7 @@ def floored(norm: Tensor) -> Tensor:
     return norm.clamp_min(torch.finfo(norm.dtype).tiny)
 
 
-def share_of(a: Tensor, b: Tensor) -> Tensor:
-    """e^a / (e^a + e^b), the sigmoid of a - b. As a softmax, which takes each pair alone: the last bit of
-    torch.sigmoid depends on the place of an element in its tensor."""
-    return torch.stack((a, b), -1).softmax(-1).select(-1, 0)
+def sigmoid(z: Tensor) -> Tensor:
+    """1 / (1 + e^-z). Taken twice side by side, which keeps torch from its vector code: the last bit of that
+    and of the code for what is left over differ, so that an element would depend on its place in the tensor."""
+    return z.unsqueeze(-1).expand(*z.shape, 2).sigmoid().select(-1, 0)

@@ -22,8 +22,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
-
 from ..grid import Grid, uniform
 from ..schedule import Node, Schedule
 from .base import LinearStage, Row, choice, euler_row, orders, psi, scale_and_level, spend
@@ -73,23 +71,28 @@ class UniPC:
         z = -h if self.field == "data" else h
         b = z if self.variant == "bh1" else math.expm1(z)
         r = [(nodes[i - k].lam - s.lam) / h for k in range(1, order)] + [1.0] * corrector
-        rho = _solve(r, z, b)
-        differences = rho / np.array(r)
-        # In the order m_0, m_1, ..., m_{p-1}, m_t.
-        weights = np.concatenate([[-differences.sum()], differences])
+        slopes = [rho / r_k for rho, r_k in zip(_solve(r, z, b), r, strict=True)]
         _, level = scale_and_level(self.field, t)
-        weights *= -level * b
         first = euler_row(self.field, s, t)
-        weights[0] += first.weights[0]
-        if corrector:
-            weights = np.roll(weights, 1)
-        return Row(first.scale, tuple(float(w) for w in weights))
+        newest, *older = (first.weights[0] + level * b * sum(slopes), *(-level * b * slope for slope in slopes))
+        # Newest first: m_t, which r lists last, then m_0, m_1, ...
+        weights = (older[-1], newest, *older[:-1]) if corrector else (newest, *older)
+        return Row(first.scale, weights)
 
 
-def _solve(r: Sequence[float], z: float, b: float) -> np.ndarray:
+def _solve(r: Sequence[float], z: float, b: float) -> list[float]:
+    """rho of sum_k r_k^(j-1) rho_k = j! psi(j, z) / b, through the Lagrange polynomials of the points r.
+
+    The k-th, sum_j c_j x^(j-1), is 1 at r_k and 0 at the others, so that rho_k = sum_j c_j j! psi(j, z) / b.
+    """
     if len(r) == 1:
-        return np.array([0.5])
-    n = len(r)
-    powers = np.vander(r, n, increasing=True).T
-    moments = [math.factorial(j) * psi(j, z) / b for j in range(1, n + 1)]
-    return np.linalg.solve(powers, moments)
+        return [0.5]
+    moments = [math.factorial(j) * psi(j, z) / b for j in range(1, len(r) + 1)]
+    rho = []
+    for k, point in enumerate(r):
+        c = [1.0]
+        for other in (*r[:k], *r[k + 1 :]):
+            shifted = [0.0, *c]
+            c = [(up - other * same) / (point - other) for up, same in zip(shifted, [*c, 0.0], strict=True)]
+        rho.append(sum(x * y for x, y in zip(c, moments, strict=True)))
+    return rho

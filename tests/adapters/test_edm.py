@@ -1,0 +1,281 @@
+"""The adapter: EDM's formula around somebody's network, and the loading of folders."""
+
+import dataclasses
+import math
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fewstep as fs
+from fewstep.adapters import EDMModel, load_model, packaged_models
+from fewstep.adapters.edm import MODELS
+from tiny import CLASSES, DAMAGES, SIDE, WEIGHTS, save_model
+
+LEVELS = (0.002, 0.3, 1.0, 7.7, 80.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Network(torch.nn.Module):
+    """F(x, time, label) = 2 x + label, remembering what it was given."""
+
+    def __init__(self, dtype=torch.float64):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(2.0, dtype=dtype), requires_grad=False)
+
+    def forward(self, x, time, class_labels=None):
+        self.time, self.labels, self.count = time, class_labels, len(x)
+        shift = 0 if class_labels is None else class_labels.reshape(-1, 1, 1, 1).to(x)
+        return SimpleNamespace(sample=self.weight * x + shift)
+
+
+def model(network=None, **changes):
+    facts = {"sigma_data": 0.4, "noise_scale": 250.0, "classes": ("a", "b", "c"), "null_label": 3, **changes}
+    return EDMModel(network or Network(), (3, 4, 4), fs.EDM(), **facts)
+
+
+def images(count=5, dtype=torch.float64, shape=(3, 4, 4)):
+    return torch.randn(count, *shape, dtype=torch.float64).to(dtype)
+
+
+# The formula
+
+
+@pytest.mark.parametrize("t", LEVELS)
+def test_preconditioning_is_that_of_table_1(t):
+    x, s, label = images() * t, 0.4, 1
+    got = model().conditioned(label)(x, t)
+    c_skip, c_out, c_in = s**2 / (t**2 + s**2), t * s / (t**2 + s**2) ** 0.5, (t**2 + s**2) ** -0.5
+    # A dozen roundings in float64, the sum being no larger than its terms.
+    torch.testing.assert_close(got, c_skip * x + c_out * (2 * c_in * x + label), rtol=0, atol=12 * 2**-53 * 6 * t)
+
+
+@pytest.mark.parametrize("t", LEVELS)
+def test_network_is_told_the_whole_noise_level(t):
+    """In float32; diffusers truncates Python numbers to integers, hence a tensor."""
+    network = Network()
+    model(network)(images(), t)
+    assert isinstance(network.time, torch.Tensor)
+    assert network.time.item() == pytest.approx(250 * math.log(t), rel=2**-24)
+
+
+def test_the_packaged_network_is_called_as_its_card_says():
+    cifar, t, label = load_model(), 0.7, torch.tensor([5, 6])
+    x = torch.randn(2, *cifar.shape) * t
+    norm = (t**2 + 0.5**2) ** 0.5
+
+    def reference(time):
+        output = cifar.network(x / norm, time, class_labels=label).sample
+        return (0.5 / norm) ** 2 * x + t * 0.5 / norm * output
+
+    got = cifar.conditioned(label)(x, t)
+    # Convolutions sum up to 9 * 192 numbers of size 1 in float32.
+    rounding = 9 * 192 * 2**-24
+    assert (got - reference(torch.tensor(250 * math.log(t)))).abs().max() <= rounding
+    assert (got - reference(torch.tensor(int(250 * math.log(t))))).abs().max() > rounding
+
+
+@pytest.mark.parametrize(("labels", "given"), [(2, [2] * 5), ([0, 1, 2, 1, 0], [0, 1, 2, 1, 0])])
+def test_labels_reach_the_network(labels, given):
+    network = Network()
+    model(network).conditioned(labels)(images(), 1.0)
+    assert network.labels.tolist() == given
+
+
+def test_unconditional_is_the_null_label():
+    network = Network()
+    model(network)(images(), 1.0)
+    assert network.labels.tolist() == [3] * 5
+
+
+def test_a_model_without_classes_is_given_no_label():
+    network = Network()
+    model(network, classes=(), null_label=None)(images(), 1.0)
+    assert network.labels is None
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
+def test_guidance_extrapolates_from_the_unconditional(scale):
+    x, t, m = images(), 0.7, model()
+    plain, conditioned = m(x, t), m.conditioned([0, 1, 2, 1, 0])(x, t)
+    got = m.conditioned([0, 1, 2, 1, 0], scale)(x, t)
+    # Three roundings in float64 of numbers below 10 (1 + scale).
+    torch.testing.assert_close(got, plain + scale * (conditioned - plain), rtol=0, atol=3 * 2**-53 * 10 * (1 + scale))
+    assert not torch.equal(plain, conditioned)
+
+
+@pytest.mark.parametrize("labels", [3, -1, [0, 7], 1.0, torch.tensor([0.5])])
+def test_wrong_labels_are_refused(labels):
+    with pytest.raises(ValueError, match=r"labels must be integers in \[0, 3\); got"):
+        model().conditioned(labels)
+
+
+def test_a_wrong_number_of_labels_is_refused():
+    with pytest.raises(ValueError, match="one for all or one a sample; got 2 for 5 samples"):
+        model().conditioned([0, 1])(images(5), 1.0)
+
+
+def test_classes_and_guidance_need_a_model_that_has_them():
+    with pytest.raises(ValueError, match="has no classes"):
+        model(classes=()).conditioned(0)
+    with pytest.raises(ValueError, match="use guidance=1"):
+        model(null_label=None).conditioned(0, 2.0)
+    with pytest.raises(ValueError, match="scale must be finite"):
+        model().conditioned(0, math.nan)
+
+
+# Types and batches
+
+
+@pytest.mark.parametrize("inner", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_the_answer_has_the_type_of_x(dtype, inner):
+    t = 0.7
+    x = images(dtype=dtype)
+    got = model(Network(inner))(x, t)
+    assert got.dtype == dtype
+    # D is c_skip x + c_out (2 c_in x + 3): some ten roundings in the coarser type, of numbers below 6.
+    eps = max(torch.finfo(dtype).eps, torch.finfo(inner).eps)
+    torch.testing.assert_close(got.double(), model()(x.double(), t), rtol=0, atol=5 * eps * 6)
+
+
+@pytest.fixture(scope="module")
+def cifar():
+    return load_model(batch=4)
+
+
+def test_with_batch_an_image_is_the_same_whatever_it_is_batched_with(cifar):
+    x = torch.randn(11, *cifar.shape, generator=torch.Generator().manual_seed(1)) * 2
+    labels = [i % 10 for i in range(11)]
+    whole = cifar.conditioned(labels, 1.5)(x, 2.0)
+    for size in (1, 3, 4, 7):
+        parts = [cifar.conditioned(labels[i : i + size], 1.5)(x[i : i + size], 2.0) for i in range(0, 11, size)]
+        assert torch.equal(torch.cat(parts), whole)
+
+
+def test_batch_changes_rounding_only(cifar):
+    x = torch.randn(11, *cifar.shape, generator=torch.Generator().manual_seed(1)) * 2
+    labels = [i % 10 for i in range(11)]
+    free = dataclasses.replace(cifar, batch=None)
+    difference = free.conditioned(labels)(x, 2.0) - cifar.conditioned(labels)(x, 2.0)
+    # Convolutions sum up to 9 * 192 numbers of size 1 in float32, in another order.
+    assert difference.abs().max() <= 9 * 192 * 2**-24
+
+
+def test_the_network_sees_exactly_batch_images():
+    network = Network()
+    got = model(network, batch=4)(images(5), 1.0)
+    assert network.count == 4
+    assert got.shape == (5, 3, 4, 4)
+
+
+# Loading
+
+
+def test_the_packaged_model_is_loaded_in_float32_with_the_weights_of_its_file():
+    cifar = load_model()
+    stored = load_file(MODELS / "cifar16" / WEIGHTS)
+    loaded = cifar.network.state_dict()
+    assert loaded.keys() == stored.keys()
+    assert all(loaded[name].dtype == torch.float32 for name in loaded)
+    assert all(torch.equal(loaded[name], stored[name].float()) for name in stored)
+    assert not cifar.network.training
+    assert not any(p.requires_grad for p in cifar.network.parameters())
+
+
+def test_the_packaged_model_is_described_by_its_files():
+    assert list(packaged_models()) == ["cifar16"]
+    cifar = load_model("cifar16")
+    assert cifar.shape == (3, 16, 16)
+    assert cifar.schedule == fs.EDM(0.002, 80.0)
+    assert (cifar.sigma_data, cifar.noise_scale, cifar.null_label) == (0.5, 250.0, 10)
+    assert cifar.classes[0] == "airplane"
+    assert len(cifar.classes) == 10
+
+
+def test_the_packaged_model_denoises():
+    """Closer to a smooth image than the noise is, by far more than shrinking it towards 0 would be."""
+    cifar = load_model()
+    ramp = torch.linspace(-0.8, 0.8, 16).expand(8, 3, 16, 16)
+    t = 0.5
+    noisy = ramp + t * torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    error = (cifar(noisy, t) - ramp).square().mean()
+    shrunk = noisy * (0.5**2 / (0.5**2 + t**2)) - ramp
+    assert error < shrunk.square().mean() / 2
+
+
+def test_a_folder_is_loaded_like_a_packaged_model(tmp_path):
+    folder = save_model(tmp_path / "tiny")
+    tiny = load_model(folder, dtype=torch.float64)
+    assert tiny.shape == (3, SIDE, SIDE)
+    assert tiny.classes == tuple(CLASSES)
+    assert tiny.schedule.sigma_max == 20.0
+    assert next(tiny.network.parameters()).dtype == torch.float64
+
+
+def test_a_folder_without_a_card_is_taken_for_edm_without_classes(tmp_path):
+    folder = save_model(tmp_path / "tiny")
+    (folder / "fewstep.json").unlink()
+    tiny = load_model(folder)
+    assert (tiny.schedule, tiny.sigma_data, tiny.noise_scale) == (fs.EDM(0.002, 80.0), 0.5, 250.0)
+    assert tiny.classes == ()
+    assert tiny.null_label is None
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_folder_is_refused_in_one_line(tmp_path, kind):
+    folder = save_model(tmp_path / "tiny")
+    damage, message = DAMAGES[kind]
+    damage(folder)
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        load_model(folder)
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no model 'cifar61': give a folder, or .*: cifar16"):
+        load_model("cifar61")
+
+
+def test_nothing_is_unpickled(tmp_path, monkeypatch):
+    folder = save_model(tmp_path / "tiny")
+    (folder / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(print))
+
+    def fail(*args, **kwargs):
+        raise AssertionError("unpickled")
+
+    for module, name in ((torch, "load"), (pickle, "load"), (pickle, "loads"), (pickle, "Unpickler")):
+        monkeypatch.setattr(module, name, fail)
+    load_model(folder)
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match="safe_serialization=True"):
+        load_model(folder)
+
+
+def test_an_unusable_device_is_refused_in_one_line():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(ValueError, match=r"^device 'cuda' cannot be used here \(.+\): use 'cpu'$"):
+        load_model(device="cuda")
+    with pytest.raises(ValueError, match="device 'gpu' cannot be used here"):
+        load_model(device="gpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_it_answers_as_on_the_cpu():
+    x = torch.randn(3, 3, 16, 16)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        got = load_model(device="cuda").conditioned([0, 1, 2])(x.cuda(), 1.0)
+    # As for batches, with room for other kernels.
+    atol = 10 * 9 * 192 * 2**-24
+    torch.testing.assert_close(got.cpu(), load_model().conditioned([0, 1, 2])(x, 1.0), rtol=0, atol=atol)

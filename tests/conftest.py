@@ -1,0 +1,25 @@
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.load_profile("steady")
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Small tensors: a second thread costs more than it brings, most of all beside other processes."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def two_threads():
+    """For what a second thread might change."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)

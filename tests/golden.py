@@ -1,0 +1,61 @@
+"""Golden vectors: the problem they were made on, and how to compare with them."""
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import fewstep as fs
+from fewstep.bench.compare import Counted
+from fewstep.bench.problems import GaussianMixture
+
+FOLDER = Path(__file__).parent / "goldens"
+GRIDS = {
+    "logSNR": fs.log_snr,
+    "logsnr": fs.log_snr,
+    "edm": fs.karras,
+    "polynomial": fs.karras,
+    "time_uniform": fs.time_uniform,
+    "time_quadratic": fs.time_quadratic,
+}
+# "Within ten times each golden's stated tolerance".
+TIMES_TOL = 10
+
+
+@functools.cache
+def arrays(name: str) -> dict[str, np.ndarray]:
+    with np.load(FOLDER / f"{name}.npz") as file:
+        return dict(file)
+
+
+def entries(name: str) -> dict[str, dict[str, Any]]:
+    return json.loads(str(arrays(name)["meta_json"]))["entries"]
+
+
+@functools.cache
+def problem() -> GaussianMixture:
+    z = arrays("problem")
+    shape = z["x_T"].shape[1:]
+    return GaussianMixture(*(torch.tensor(z[k]) for k in ("weights", "means", "eigvals", "eigvecs")), shape)
+
+
+def noise() -> torch.Tensor:
+    return torch.tensor(arrays("problem")["x_T"])
+
+
+def sd_table() -> fs.Discrete:
+    return fs.Discrete(arrays("problem")["note_sd_alphas_cumprod"])
+
+
+def assert_matches(file: str, key: str, solver: fs.Solver, schedule: fs.Schedule, nodes: Sequence[fs.Node]) -> None:
+    """The run equals the golden within ten times its tolerance, at the same number of calls."""
+    facts = entries(file)[key]
+    denoiser = Counted(problem().denoiser(schedule))
+    start = noise() * nodes[0].sigma if isinstance(schedule, fs.EDM) else noise()
+    got = fs.integrate(denoiser, start, nodes, solver=solver, schedule=schedule)
+    assert denoiser.calls == facts["nfe"]
+    np.testing.assert_allclose(got.numpy(), arrays(file)[key], rtol=0, atol=TIMES_TOL * facts["tol"])

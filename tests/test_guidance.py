@@ -1,0 +1,157 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fewstep import clip, guided, threshold
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def cond(x, t):
+    return 2 * x - t
+
+
+def uncond(x, t):
+    return x.sin() + t
+
+
+def same(x, t):
+    return x
+
+
+def images(*shape, dtype=torch.float64, size=3.0):
+    return (size * torch.randn(*shape, dtype=torch.float64)).to(dtype)
+
+
+def strongly_guided(denoiser):
+    return guided(denoiser, uncond, 7.5)
+
+
+@over_dtypes
+def test_scale_1_is_the_denoiser_to_the_bit(dtype):
+    x = images(3, 4, 5, dtype=dtype)
+    assert torch.equal(guided(cond, uncond, 1.0)(x, 0.5), cond(x, 0.5))
+
+
+@over_dtypes
+@pytest.mark.parametrize("scale", [-1.0, 0.0, 0.3, 7.5])
+def test_guidance_between_equals_is_none(dtype, scale):
+    x = images(3, 4, 5, dtype=dtype)
+    assert torch.equal(guided(cond, cond, scale)(x, 0.5), cond(x, 0.5))
+
+
+@given(scale=st.floats(-20, 20))
+def test_guidance_is_the_line_through_both_denoisers(scale):
+    x, eps = images(3, 4, 5), torch.finfo(torch.float64).eps
+    d, u = cond(x, 0.5), uncond(x, 0.5)
+    # Four operations on numbers of at most (|scale| + 1) (|d| + |u|).
+    atol = 4 * eps * (abs(scale) + 1) * float((d.abs() + u.abs()).max())
+    torch.testing.assert_close(guided(cond, uncond, scale)(x, 0.5), u + scale * (d - u), rtol=0, atol=atol)
+
+
+def test_guidance_asks_each_denoiser_once_with_the_same_arguments():
+    seen = []
+
+    def spy(x, t):
+        seen.append((x, t))
+        return x
+
+    x = images(2, 3)
+    guided(spy, spy, 2.0)(x, 0.5)
+    assert len(seen) == 2
+    assert all(given_x is x and t == 0.5 for given_x, t in seen)
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])
+def test_scale_must_be_finite(scale):
+    with pytest.raises(ValueError, match=f"^scale must be finite; got scale={scale}$"):
+        guided(cond, uncond, scale)
+
+
+@given(
+    quantile=st.floats(0.01, 1.0),
+    floor=st.floats(0.1, 2.0),
+    shape=st.sampled_from([(1, 1), (2, 2), (3, 7), (2, 3, 5, 5)]),
+)
+def test_threshold_is_the_definition(quantile, floor, shape):
+    x = images(*shape)
+    limit = torch.quantile(x.flatten(1).abs(), quantile, dim=1).clamp_min(floor).reshape(-1, *[1] * (x.ndim - 1))
+    expected = x.clamp(-limit, limit) * floor / limit
+    # torch.quantile places the quantile to a rounding of the count, between statistics at most max |x| apart.
+    eps = torch.finfo(torch.float64).eps
+    atol = 8 * eps * x[0].numel() * float(x.abs().max())
+    torch.testing.assert_close(threshold(same, quantile, floor)(x, 0.5), expected, rtol=8 * eps, atol=atol)
+
+
+@over_dtypes
+@pytest.mark.parametrize("floor", [0.1, 1.0, 3.0])
+def test_threshold_leaves_images_within_the_floor_alone(dtype, floor):
+    x = images(4, 3, 5, dtype=dtype).clamp(-0.99 * floor, 0.99 * floor)
+    assert torch.equal(threshold(same, floor=floor)(x, 0.5), x)
+
+
+@over_dtypes
+@pytest.mark.parametrize("floor", [0.1, 1.0])
+def test_threshold_ends_within_the_floor(dtype, floor):
+    x = images(4, 3, 5, dtype=dtype, size=50.0)
+    bound = floor * (1 + torch.finfo(dtype).eps)
+    assert float(threshold(same, floor=floor)(x, 0.5).abs().max()) <= bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_threshold_of_half_precision_rounds_once(dtype):
+    x = images(4, 3, 5, dtype=dtype)
+    denoise = threshold(same, 0.9)
+    assert torch.equal(denoise(x, 0.5), denoise(x.float(), 0.5).to(dtype))
+
+
+@pytest.mark.parametrize("wrap", [threshold, clip, strongly_guided])
+@over_dtypes
+def test_an_image_does_not_depend_on_its_batch_mates(wrap, dtype):
+    x = images(7, 3, 5, 5, dtype=dtype)
+    denoise = wrap(same)
+    together, alone = denoise(x, 0.5), torch.cat([denoise(image, 0.5) for image in x.split(1)])
+    assert (together.dtype, together.shape) == (dtype, x.shape)
+    assert torch.equal(together, alone)
+
+
+def test_threshold_takes_more_pixels_than_torch_quantile():
+    n = 2**24 + 1
+    x = torch.linspace(0, 4, n)[None]
+    with pytest.raises(RuntimeError, match="too large"):
+        torch.quantile(x, 0.5, dim=1)
+    # The median is the middle element.
+    assert torch.equal(threshold(same, 0.5)(x, 0.5), (x / x[0, n // 2]).clamp(max=1))
+
+
+@pytest.mark.parametrize("quantile", [0.0, -0.5, 1.1, math.nan])
+def test_quantile_must_be_a_share(quantile):
+    with pytest.raises(ValueError, match=rf"^quantile must lie in \(0, 1\]; got quantile={quantile}$"):
+        threshold(same, quantile)
+
+
+@pytest.mark.parametrize("floor", [0.0, -1.0, math.inf, math.nan])
+def test_floor_must_be_positive(floor):
+    with pytest.raises(ValueError, match=f"^floor must be positive.*; got floor={floor}$"):
+        threshold(same, floor=floor)
+
+
+@given(low=st.floats(-5, 0), high=st.floats(0.1, 5))
+def test_clip_is_the_nearest_point_of_the_range(low, high):
+    x = images(3, 4)
+    expected = torch.minimum(torch.maximum(x, torch.tensor(low, dtype=x.dtype)), torch.tensor(high, dtype=x.dtype))
+    assert torch.equal(clip(same, low, high)(x, 0.5), expected)
+
+
+def test_clip_is_to_unit_range_unless_told():
+    assert clip(same)(torch.tensor([[-3.0, 0.5, 3.0]]), 0.5).tolist() == [[-1.0, 0.5, 1.0]]
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (1.0, -1.0), (math.nan, 1.0), (0.0, math.nan)])
+def test_clip_range_must_not_be_empty(low, high):
+    with pytest.raises(ValueError, match=f"^clip needs low < high; got low={low}, high={high}$"):
+        clip(same, low, high)

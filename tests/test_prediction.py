@@ -1,0 +1,143 @@
+import math
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fewstep import EDM, Flow, Node, VPCosine, VPLinear, as_denoiser, from_denoised, to_denoised
+from fewstep.prediction import KINDS
+from golden import sd_table
+
+EPS = sys.float_info.epsilon
+SCHEDULES = [EDM(), VPLinear(), VPCosine(), sd_table(), Flow()]
+over_kinds = pytest.mark.parametrize("kind", KINDS)
+over_schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+
+x_0 = torch.tensor([[-1.0, 0.25, 0.8], [0.0, 1e-3, 3.0]], dtype=torch.float64)
+noise = torch.tensor([[0.5, -2.0, 0.01], [1.5, -0.3, 0.9]], dtype=torch.float64)
+BIGGEST = 3.0  # of x_0 and noise
+
+# What each kind predicts, from the data and the noise of x = alpha x_0 + sigma noise.
+MEANING = {
+    "sample": lambda alpha, sigma: x_0,
+    "epsilon": lambda alpha, sigma: noise,
+    "v_prediction": lambda alpha, sigma: alpha * noise - sigma * x_0,
+    "flow_prediction": lambda alpha, sigma: noise - x_0,
+}
+
+
+def nodes(schedule):
+    low, high = schedule.lam_range
+    return st.floats(low, high).map(lambda lam: schedule.node(min(schedule.time_at(lam), schedule.t_max)))
+
+
+def close(got, want, size):
+    """Equal to a few roundings of the largest number, `size`, that went into it."""
+    assert float((got - want).abs().max()) <= 16 * EPS * size
+
+
+@over_kinds
+@over_schedules
+@settings(max_examples=40)  # for each of twenty pairs
+@given(data=st.data())
+def test_prediction_of_the_definition_is_the_data(kind, schedule, data):
+    node = data.draw(nodes(schedule))
+    _, alpha, sigma = node
+    x, output = alpha * x_0 + sigma * noise, MEANING[kind](alpha, sigma)
+    # Only epsilon divides by alpha: both of its terms, which nearly cancel, are x / alpha large.
+    size = BIGGEST * (1 + sigma / alpha) if kind == "epsilon" else 2 * BIGGEST * (1 + sigma)
+    close(to_denoised(kind, output, x, node), x_0, size)
+
+
+@over_kinds
+@over_schedules
+@settings(max_examples=40)  # for each of twenty pairs
+@given(data=st.data())
+def test_from_denoised_gives_the_definition(kind, schedule, data):
+    node = data.draw(nodes(schedule))
+    _, alpha, sigma = node
+    output = MEANING[kind](alpha, sigma)
+    # (denoised - a x) / b divides by sigma.
+    size = 2 * BIGGEST * (1 + sigma) * (1 + 1 / sigma)
+    close(from_denoised(kind, x_0, alpha * x_0 + sigma * noise, node), output, size)
+
+
+@over_kinds
+@over_schedules
+@settings(max_examples=40)  # for each of twenty pairs
+@given(data=st.data())
+def test_to_and_from_denoised_are_inverse_whatever_the_output(kind, schedule, data):
+    node = data.draw(nodes(schedule))
+    _, alpha, sigma = node
+    x, output = math.hypot(alpha, sigma) * x_0, noise  # not a noisy version of anything
+    denoised = to_denoised(kind, output, x, node)
+    back = from_denoised(kind, denoised, x, node)
+    size = BIGGEST * (1 + 1 / sigma) * (1 + sigma) * (1 + 1 / sigma if kind != "sample" else 1)
+    close(back, output, size)
+
+
+@over_kinds
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtype_and_shape_are_kept(kind, dtype):
+    node, x = VPLinear().node(0.5), torch.ones(2, 3, 4, dtype=dtype)
+    for convert in (to_denoised, from_denoised):
+        got = convert(kind, x, x, node)
+        assert (got.dtype, got.shape) == (dtype, x.shape)
+
+
+@over_kinds
+@over_schedules
+def test_as_denoiser_gives_the_network_its_clock_and_returns_the_data(kind, schedule):
+    seen = []
+    time = schedule.t_min + 0.25 * (schedule.t_max - schedule.t_min)
+    node = schedule.node(time)
+    x = node.alpha * x_0 + node.sigma * noise
+
+    def network(given_x, t):
+        seen.append((given_x, t))
+        return MEANING[kind](node.alpha, node.sigma)
+
+    denoised = as_denoiser(network, kind, schedule)(x, time)
+    assert torch.equal(denoised, to_denoised(kind, MEANING[kind](node.alpha, node.sigma), x, node))
+    assert len(seen) == 1
+    assert seen[0][0] is x
+    assert seen[0][1] == time
+
+
+@pytest.mark.parametrize("kind", ["sample", "v_prediction", "flow_prediction"])
+def test_pure_noise_still_tells_the_data(kind):
+    node = Flow().node(1.0)
+    close(to_denoised(kind, MEANING[kind](0.0, 1.0), noise, node), x_0, 2 * BIGGEST)
+
+
+@over_kinds
+@over_schedules
+def test_clean_data_is_its_own_denoised_image(kind, schedule):
+    node = schedule.node(schedule.t_clean)
+    output = x_0 if kind == "sample" else 7 * noise  # what a network says there is not heard
+    assert torch.equal(to_denoised(kind, output, x_0, node), x_0)
+
+
+@pytest.mark.parametrize("kind", ["eps", "epsilon ", "", None])
+def test_unknown_kind_is_named(kind):
+    message = rf"^kind must be one of sample, epsilon, v_prediction, flow_prediction; got {kind!r}$"
+    for convert in (to_denoised, from_denoised):
+        with pytest.raises(ValueError, match=message):
+            convert(kind, x_0, x_0, Node(1.0, 1.0, 1.0))
+    with pytest.raises(ValueError, match=message):
+        as_denoiser(lambda x, t: x, kind, EDM())
+
+
+def test_epsilon_says_nothing_at_pure_noise():
+    for convert in (to_denoised, from_denoised):
+        with pytest.raises(ValueError, match=r"alpha = 0 \(time 1\.0\): start the grid below pure noise"):
+            convert("epsilon", noise, noise, Flow().node(1.0))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow_prediction"])
+def test_nothing_but_the_sample_can_be_read_off_clean_data(kind):
+    with pytest.raises(ValueError, match=rf"^{kind} cannot be read off .* sigma = 0 \(time 0\.0\)$"):
+        from_denoised(kind, x_0, x_0, EDM().node(0.0))
+    assert torch.equal(from_denoised("sample", x_0, x_0, EDM().node(0.0)), x_0)

@@ -1,0 +1,234 @@
+"""The push API: what it accepts, what it refuses, and what it tells."""
+
+import warnings
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+import fewstep as fs
+from fewstep.sampling import plan
+
+NOISE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def half(x, t):
+    return x / (1 + t * t)
+
+
+def test_defaults_are_the_documented_ones():
+    calls = []
+    got = fs.sample(lambda x, t: calls.append(t) or half(x, t), NOISE)
+    assert len(calls) == 10
+    want = fs.sample(half, NOISE, nfe=10, solver=fs.EVODiff(), schedule=fs.EDM(), grid=fs.log_snr(to_zero=False))
+    assert torch.equal(got, want)
+
+
+def test_noise_is_scaled_to_the_first_node():
+    first = []
+    fs.sample(lambda x, t: first.append((x, t)) or half(x, t), NOISE, nfe=3, schedule=fs.EDM(sigma_max=40.0))
+    assert torch.equal(first[0][0], NOISE * 40)
+    assert first[0][1] == 40.0
+
+
+def test_noise_is_left_alone():
+    before = NOISE.clone()
+    fs.sample(half, NOISE, nfe=5)
+    assert torch.equal(NOISE, before)
+
+
+@pytest.mark.parametrize(
+    "times", [[80.0, 5.0, 0.5, 0.0], np.array([80.0, 5.0, 0.5, 0.0]), torch.tensor([80.0, 5.0, 0.5, 0.0])]
+)
+def test_explicit_times_set_the_budget(times):
+    seen = []
+    fs.sample(lambda x, t: seen.append(t) or half(x, t), NOISE, grid=times)
+    assert seen == [80.0, 5.0, 0.5]
+
+
+def test_explicit_times_and_a_contradicting_budget():
+    with pytest.raises(ValueError, match="a grid of 3 steps costs this solver 3 calls; got nfe=5"):
+        fs.sample(half, NOISE, nfe=5, grid=[80.0, 5.0, 0.5, 0.0])
+
+
+def test_steps_are_told_as_they_happen():
+    told = []
+    got = fs.sample(half, NOISE, nfe=5, callback=told.append)
+    assert [step.index for step in told] == [0, 1, 2, 3, 4]
+    assert [step.node.time for step in told] == [n.time for n in fs.log_snr(fs.EDM(), 5)[:-1]]
+    assert torch.equal(told[-1].x, got)
+    for before, after in pairwise(told):
+        assert torch.equal(after.denoised, half(before.x, after.node.time))
+
+
+def test_a_trajectory_can_be_left_early():
+    calls = []
+    nodes = fs.log_snr(fs.EDM(), 10)
+    for step in fs.trajectory(lambda x, t: calls.append(t) or half(x, t), NOISE * 80, nodes, solver=fs.DDIM()):
+        if step.index == 3:
+            break
+    assert len(calls) == 4
+
+
+def test_integrate_is_sample_without_the_scaling():
+    nodes = fs.log_snr(fs.EDM(), 7)
+    assert torch.equal(fs.integrate(half, NOISE * 80, nodes), fs.sample(half, NOISE, nfe=7))
+
+
+def test_samples_carry_no_graph_and_can_enter_one():
+    weight = torch.nn.Parameter(torch.ones(()))
+    got = fs.sample(lambda x, t: weight * half(x, t), NOISE, nfe=4)
+    assert not got.requires_grad
+    (got * weight).sum().backward()  # an inference tensor would refuse
+    assert weight.grad is not None
+
+
+def test_a_denoiser_may_take_gradients_of_its_input():
+    def guided(x, t):
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            return half(x, t) - torch.autograd.grad(leaf.square().sum(), leaf)[0] * 1e-4
+
+    assert fs.sample(guided, NOISE, nfe=4).isfinite().all()
+
+
+def test_progress_needs_no_more_than_rich_and_writes_to_stderr(capsys):
+    pytest.importorskip("rich", reason="needs the extra cli")
+    fs.sample(half, NOISE, nfe=3, progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "sampling" in err
+
+
+@pytest.mark.parametrize("nfe", [0, -1, 2.5, "8", True])
+def test_a_budget_is_a_positive_integer(nfe):
+    with pytest.raises(ValueError, match="nfe must be an integer of at least 1; got"):
+        fs.sample(half, NOISE, nfe=nfe)
+
+
+@pytest.mark.parametrize(
+    ("noise", "error", "message"),
+    [
+        (np.zeros((2, 3)), TypeError, "noise must be a torch.Tensor; got ndarray"),
+        (torch.zeros(2, 3, dtype=torch.int64), TypeError, "noise must be floating point; got torch.int64"),
+        (torch.zeros(3), ValueError, r"noise must be \(B, \*\) of rank 2 or more and not empty; got shape \(3,\)"),
+        (torch.zeros(0, 3), ValueError, r"not empty; got shape \(0, 3\)"),
+        (torch.tensor([[1.0, float("nan")]]), ValueError, "noise must be finite"),
+        (torch.tensor([[1.0, float("inf")]]), ValueError, "noise must be finite"),
+    ],
+)
+def test_wrong_noise(noise, error, message):
+    with pytest.raises(error, match=message):
+        fs.sample(half, noise)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ([80.0], "times must hold at least 2 points; got 1"),
+        ([], "times must hold at least 2 points; got 0"),
+        ([80.0, 90.0, 1.0], "strictly sorted by noise level.*got time 1.0 after 90.0 at index 2"),
+        ([80.0, 5.0, 5.0, 1.0], "got time 5.0 after 5.0 at index 2"),
+        ([80.0, float("nan"), 1.0], "time must be finite and lie in"),
+        ([80.0, 1.0, -1.0], "time must be finite and lie in"),
+        ([1.0, 5.0, 80.0], "grid must go from noisy to clean; to go the other way, use integrate"),
+        (lambda schedule, steps: fs.log_snr(schedule, steps + 1), r"grid must return steps \+ 1"),
+        (lambda schedule, steps: fs.log_snr(schedule, steps)[::-1], "noisy to clean"),
+    ],
+)
+def test_wrong_grids(grid, message):
+    with pytest.raises(ValueError, match=message):
+        fs.sample(half, NOISE, grid=grid)
+
+
+def test_errors_come_before_the_first_call():
+    def never(x, t):
+        raise AssertionError("called")
+
+    for wrong in ({"nfe": 0}, {"grid": [1.0, 2.0, 1.5]}, {"nfe": 3, "grid": [80.0, 1.0]}):
+        with pytest.raises(ValueError, match=r"nfe|grid|times"):
+            fs.sample(never, NOISE, **wrong)
+    with pytest.raises(ValueError, match="nodes must hold at least 2"):
+        fs.trajectory(never, NOISE, [])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("at", [0, 2, 4])
+def test_nan_from_the_denoiser_names_the_call(bad, at):
+    calls = []
+
+    def denoiser(x, t):
+        out = half(x, t)
+        if len(calls) == at:
+            out = out.clone()
+            out[1, 2, 3, 3] = bad
+        calls.append(t)
+        return out
+
+    with pytest.raises(fs.DenoiserError, match=f"NaN or inf at call {at} ") as info:
+        fs.sample(denoiser, NOISE, nfe=5, solver=fs.DDIM())
+    assert f"sigma {calls[at]:g}" in str(info.value)
+
+
+def test_nan_is_never_passed_on_even_if_a_later_call_hides_it():
+    def denoiser(x, t):
+        return torch.nan_to_num(half(x, t)) if t < 1 else half(x, t) * float("nan")
+
+    with pytest.raises(fs.DenoiserError, match="at call 0 "):
+        fs.sample(denoiser, NOISE, nfe=5, grid=fs.log_snr(to_zero=True))
+
+
+class Output:
+    sample = NOISE
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda x: x[:1], r"returned shape \(1, 3, 4, 4\) for x of shape \(2, 3, 4, 4\) at call 0"),
+        (lambda x: x.flatten(1), r"returned shape \(2, 48\)"),
+        (lambda x: x.to(torch.int32), "returned torch.int32 at call 0"),
+        (lambda x: x.to("meta"), "returned a tensor on meta for x on cpu at call 0"),
+        (lambda x: Output(), "returned Output at call 0.*must return a tensor"),
+        (lambda x: None, "returned NoneType at call 0"),
+    ],
+)
+def test_wrong_answers_are_named_at_once(answer, message):
+    calls = []
+    with pytest.raises(fs.DenoiserError, match=message):
+        fs.sample(lambda x, t: calls.append(t) or answer(x), NOISE)
+    assert len(calls) == 1
+
+
+def test_an_answer_in_another_precision_is_taken():
+    got = fs.sample(lambda x, t: half(x, t).half(), NOISE, nfe=4)
+    assert got.dtype == torch.float32
+
+
+def test_a_denoisers_own_error_comes_through_unchanged():
+    with pytest.raises(KeyError, match="mine"):
+        fs.sample(lambda x, t: {}["mine"], NOISE)
+
+
+def test_unit_noise_belongs_to_its_seed():
+    all_of_them = fs.unit_noise(range(5, 12), (3, 4, 4))
+    assert all_of_them.shape == (7, 3, 4, 4)
+    assert torch.equal(all_of_them[3:4], fs.unit_noise([8], (3, 4, 4)))
+    assert torch.equal(fs.unit_noise([8], (3, 4, 4), dtype=torch.float64).float(), all_of_them[3:4])
+    before = torch.get_rng_state()
+    fs.unit_noise([1], (2,))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_plan_counts_two_call_solvers():
+    for nfe in range(1, 20):
+        nodes, stages = plan(fs.EDM(), fs.Heun(), nfe=nfe)
+        assert len(stages) == nfe
+        assert nodes[-1].sigma == pytest.approx(0.002)
+
+
+def test_a_run_warns_of_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fs.sample(half, NOISE, nfe=3)
