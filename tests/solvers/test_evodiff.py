@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import fewstep as fs
-from golden import GRIDS, arrays, assert_matches, entries, noise, problem
+from fewstep.sampling import plan
+from fewstep.solvers.base import euler_row
+from golden import GRIDS, arrays, assert_matches, entries, noise, problem, sd_table
 
 KEYS = [k for k in entries("evodiff") if not k.startswith("float32")]
 MODES = pytest.mark.parametrize("mode", ["published", "paper"])
@@ -161,3 +163,18 @@ def test_correcting_the_last_step_costs_one_call_where_the_run_stops_above_zero(
     assert len(solver.plan(fs.EDM(), fs.log_snr(fs.EDM(), 8, to_zero=False))) == 9
     assert len(solver.plan(fs.EDM(), fs.log_snr(fs.EDM(), 8, to_zero=True))) == 8
     assert len(solver.plan(fs.EDM(), fs.log_snr(fs.EDM(), 8, to_zero=False), 8)) == 8
+
+
+@pytest.mark.parametrize("schedule", [fs.VPLinear(), fs.Flow(), sd_table()], ids=["vp", "flow", "discrete"])
+def test_the_published_last_step_is_ddim_where_alpha_varies(schedule):
+    nodes, stages = plan(schedule, fs.EVODiff(mode="published"), nfe=8)
+    last = len(nodes) - 1 - (nodes[-1].sigma == 0)
+    assert stages[last - 1].predict is None
+    assert stages[last - 1].move == euler_row("data", nodes[last - 1], nodes[last])
+
+
+def test_nothing_is_measured_against_a_prediction_at_pure_noise():
+    """From alpha = 0 a step has no finite length in log-SNR: the next step is of first order again."""
+    nodes, stages = plan(fs.Flow(), fs.EVODiff(mode="published"), nfe=6)
+    assert nodes[0].alpha == 0
+    assert [stage.predict is not None for stage in stages] == [False, False, True, True, False, False]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,7 @@ __all__ = ["STEPS", "convergence", "fitted_order", "reference"]
 STEPS = (80, 160, 320, 640)
 REFERENCE_STEPS = 10_000
 BATCH = 4
+FAR = 12.0  # half log-SNR taken for infinite: a noise, or a signal, of 6e-6
 
 
 def convergence(
@@ -60,6 +62,7 @@ def reference(problem: GaussianMixture, schedule: Schedule, x: Tensor, s: Node, 
     """Where the ODE carries x from s to t."""
     if len(problem.weights) == 1:
         return problem.solution(x, s, t)
-    lams = np.linspace(s.lam, t.lam, REFERENCE_STEPS + 1)[1:-1]
+    inner = np.linspace(max(s.lam, -FAR), min(t.lam, FAR), REFERENCE_STEPS + 1)
+    lams = inner[1 if math.isfinite(s.lam) else 0 : -1 if math.isfinite(t.lam) else None]
     nodes = [s, *(schedule.node(schedule.time_at(lam)) for lam in lams), t]
     return integrate(problem.denoiser(schedule), x, nodes, solver=UniPC(3, final_order=3), schedule=schedule)

@@ -19,9 +19,11 @@ class GaussianMixture:
     """x_0 ~ sum_k weights_k N(means_k, vectors_k diag(variances_k) vectors_k^T) over images of `shape`.
 
     weights (K,), means (K, d), variances (K, d), vectors (K, d, d) with eigenvectors in columns, d = prod(shape);
-    float64 throughout. With S_k = cov_k + n^2 I at noise-to-signal ratio n and responsibilities r_k,
+    float64 throughout. With S_k = alpha^2 cov_k + sigma^2 I and responsibilities r_k,
 
-        D(x) = sum_k r_k (mu_k + cov_k S_k^-1 (x / alpha - mu_k)).
+        D(x) = sum_k r_k (mu_k + alpha cov_k S_k^-1 (x - alpha mu_k)),
+
+    also at alpha = 0, where it is the mean of the data.
     """
 
     weights: Tensor
@@ -40,11 +42,11 @@ class GaussianMixture:
         return denoise
 
     def denoised(self, x: Tensor, node: Node) -> Tensor:
-        flat = x.double().reshape(x.shape[0], 1, -1) / node.alpha - self.means
+        flat = x.double().reshape(x.shape[0], 1, -1) - node.alpha * self.means
         z = torch.einsum("bkd,kde->bke", flat, self.vectors)
-        total = self.variances + node.nsr**2
+        total = node.alpha**2 * self.variances + node.sigma**2
         log_likelihood = self.weights.log() - (z.square() / total + total.log()).sum(-1) / 2
-        pulled = torch.einsum("bke,kde->bkd", z * (self.variances / total), self.vectors) + self.means
+        pulled = torch.einsum("bke,kde->bkd", z * (node.alpha * self.variances / total), self.vectors) + self.means
         return torch.einsum("bk,bkd->bd", log_likelihood.softmax(-1), pulled).reshape(x.shape)
 
     def solution(self, x: Tensor, s: Node, t: Node) -> Tensor:

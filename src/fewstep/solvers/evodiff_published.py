@@ -32,8 +32,8 @@ difference, x_t = x^ - alpha_t k D_1 + alpha_t a B / (2 zeta), so that an edit o
 Where we differ. The code clips r S(..) to [r / 4, 3 r / 2], which S >= 1/2 makes idle: left out. It knows EDM
 only, where n = sigma = t; we read every one of its t and sigma as n, so that a run in x / alpha is the same
 run on every schedule. Its last step darkens by 1 - sqrt(n_t n_s), which is small on EDM's range and is not
-at sigma_min = 0.03 or on a flow's grid: wherever alpha varies the last step is the predictor's. 0 / 0, which
-is NaN there, is the limit where there is one (P of collinear differences: 2) and 0 where there is none.
+at sigma_min = 0.03 or on a flow's grid: wherever alpha varies the last step is DDIM. 0 / 0, which is NaN there,
+ is the limit where there is one (P of collinear differences: 2) and 0 where there is none.
 """
 
 from __future__ import annotations
@@ -164,10 +164,13 @@ def second(nodes: Sequence[Node], i: int, last: int) -> Second:
     )
 
 
-def final(s: Node, t: Node) -> Row | None:
-    """The step into the last noisy node, where it has a rule of its own."""
-    if not s.alpha == t.alpha == 1:
-        return None
+def final(s: Node, t: Node) -> Row:
+    """The step into the last noisy node: the printed one on EDM, DDIM where alpha varies."""
+    return printed_final(s, t) if s.alpha == t.alpha == 1 else euler_row("data", s, t)
+
+
+def printed_final(s: Node, t: Node) -> Row:
+    """The authors' last step, which multiplies the image by 1 - sqrt(n_t n_s)."""
     q = t.nsr / s.nsr
     shrink = 1 - math.sqrt(t.nsr * s.nsr)
     share = 1 - math.sqrt(q if q < 0.5 else q - 0.5) / 2
