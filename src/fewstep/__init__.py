@@ -1,6 +1,6 @@
 """EVODiff and its field: good samples from a diffusion model in 5-20 calls, without retraining."""
 
-from .grid import checked, from_times, karras, log_snr, time_quadratic, time_uniform, uniform
+from .grid import from_times, karras, log_snr, time_quadratic, time_uniform, uniform
 from .guidance import clip, guided, threshold
 from .prediction import Denoiser, Prediction, as_denoiser, from_denoised, to_denoised
 from .sampling import DenoiserError, Step, integrate, sample, trajectory, unit_noise
@@ -28,7 +28,6 @@ __all__ = [
     "VPCosine",
     "VPLinear",
     "as_denoiser",
-    "checked",
     "clip",
     "from_denoised",
     "from_times",
