@@ -84,7 +84,19 @@ def test_dtype_and_shape_are_kept(kind, dtype):
     node, x = VPLinear().node(0.5), torch.ones(2, 3, 4, dtype=dtype)
     for convert in (to_denoised, from_denoised):
         got = convert(kind, x, x, node)
-        assert (got.dtype, got.shape) == (dtype, x.shape)
+        half_combined = convert is to_denoised and kind != "sample" and dtype in (torch.float16, torch.bfloat16)
+        assert (got.dtype, got.shape) == (torch.float32 if half_combined else dtype, x.shape)
+
+
+@over_kinds
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_combined_in_float32(kind, dtype):
+    """The result is that of the same half-precision inputs in float64, to a few roundings of float32."""
+    node = VPLinear().node(1.0)
+    x, output = x_0.to(dtype), noise.to(dtype)
+    exact = to_denoised(kind, output.double(), x.double(), node)
+    size = (x.double().abs() + output.double().abs()) / node.alpha
+    assert ((to_denoised(kind, output, x, node) - exact).abs() <= 4 * 2.0**-24 * size).all()
 
 
 @over_kinds

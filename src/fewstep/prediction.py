@@ -49,9 +49,16 @@ def _coefficients(kind: Prediction, node: Node) -> tuple[float, float]:
 
 
 def to_denoised(kind: Prediction, output: Tensor, x: Tensor, node: Node) -> Tensor:
-    """The denoised image, of x's shape, in a network's `output` at the noisy `x` of `node`."""
+    """The denoised image, of x's shape, in a network's `output` at the noisy `x` of `node`.
+
+    Half precision is combined in float32 and returned so: near pure noise, epsilon is a difference of large numbers.
+    """
     a, b = _coefficients(kind, node)
-    return output if kind == "sample" else a * x + b * output
+    if kind == "sample":
+        return output
+    if x.element_size() < 4:
+        x, output = x.float(), output.float()
+    return a * x + b * output
 
 
 def from_denoised(kind: Prediction, denoised: Tensor, x: Tensor, node: Node) -> Tensor:
