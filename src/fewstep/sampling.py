@@ -177,17 +177,18 @@ def _run(denoiser: Denoiser, x: Tensor, stages: Sequence[Stage], dtype: torch.dt
 
     No tensor becomes a Python number before the last call, so an accelerator never waits: each answer
     leaves a sum on the device, and the sums are looked at together at the end. Inference mode spares the many
-    small operations of a stage autograd's dispatch, a sixth of their time; it ends before x is handed out.
+    small operations of a stage autograd's dispatch, a sixth of their time; it ends before x is handed out. State and
+    history are copies: a model may work in place on its input, or answer in the same buffer every time.
     """
     state: Any = None
-    given = x.to(dtype)
+    given = x.to(dtype, copy=True)
     sums: list[Tensor] = []
     for index, stage in enumerate(stages):
         with torch.no_grad():
             denoised = denoiser(given, stage.node.time)
         _check_answer(denoised, given, index, stage.node)
         with torch.inference_mode():
-            answer = denoised.to(x.dtype)
+            answer = denoised.to(x.dtype, copy=True)
             sums.append(answer.sum())
             x, state = stage(state, x, answer)
         given = x.to(dtype, copy=True)
