@@ -18,7 +18,6 @@ from fewstep import (
     Schedule,
     VPCosine,
     VPLinear,
-    checked,
     from_times,
     karras,
     log_snr,
@@ -26,7 +25,7 @@ from fewstep import (
     time_uniform,
     uniform,
 )
-from fewstep.grid import VISIBLE, Grid
+from fewstep.grid import VISIBLE, Grid, checked
 from golden import GRIDS, arrays, sd_table
 
 EPS = sys.float_info.epsilon

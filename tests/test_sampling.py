@@ -251,3 +251,27 @@ def test_a_run_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fs.sample(half, NOISE, nfe=3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"solver": "evodiff"}, r"solver must be a solver such as EVODiff\(\); got 'evodiff'"),
+        ({"solver": fs.EVODiff}, r"solver must be a solver such as EVODiff\(\); got <class"),
+        ({"schedule": "edm"}, r"schedule must be a schedule such as EDM\(\); got 'edm'"),
+        ({"schedule": fs.Flow}, r"schedule must be a schedule such as EDM\(\); got <class"),
+        ({"grid": "karras"}, "grid must be a grid such as .*; got 'karras'"),
+        ({"grid": 5}, "grid must be a grid such as .*; got 5"),
+    ],
+)
+def test_parts_of_the_wrong_kind(wrong, message):
+    with pytest.raises(TypeError, match=message):
+        fs.sample(half, NOISE, **wrong)
+    if "grid" not in wrong:
+        with pytest.raises(TypeError, match=message):
+            fs.integrate(half, NOISE, fs.log_snr(fs.EDM(), 3), **wrong)
+
+
+def test_a_denoiser_is_called():
+    with pytest.raises(TypeError, match=r"denoiser must be a function denoiser\(x, t\); got Tensor"):
+        fs.sample(NOISE, NOISE)

@@ -57,7 +57,7 @@ class Grid:
     def __call__(self, schedule: Schedule | None = None, steps: int | None = None, /, **options: Any) -> Any:
         if schedule is None:
             return Grid(self.make, {**self.options, **options})
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        if steps is None or isinstance(steps, bool) or not hasattr(steps, "__index__") or steps < 1:
             raise ValueError(f"steps must be an integer of at least 1; got {steps!r}")
         return self.make(schedule, steps, **{**self.options, **options})
 
@@ -144,9 +144,12 @@ def _ends(schedule: Schedule) -> tuple[Node, Node]:
 
 
 def from_times(schedule: Schedule, times: Iterable[float]) -> tuple[Node, ...]:
-    """The nodes at explicit times of the schedule's clock (a list, an array or a tensor), in their order."""
+    """The nodes at explicit times of the schedule's clock (a list, an array or a tensor), in their order.
+
+    Nodes among them are taken as they are.
+    """
     values = times.tolist() if hasattr(times, "tolist") else times
-    return checked([schedule.node(t) for t in values], "times")
+    return checked([t if isinstance(t, Node) else schedule.node(t) for t in values], "times")
 
 
 def checked(nodes: Iterable[Node], name: str = "nodes") -> tuple[Node, ...]:

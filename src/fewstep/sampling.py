@@ -28,7 +28,9 @@ class Step:
     """What one call of the denoiser led to.
 
     `x` is the state after it, where the next call will be made; the last step's x is the sample.
-    `denoised` is what the denoiser returned at `node`; `index` counts calls from 0.
+    `denoised` is what the denoiser returned at `node`; `index` counts calls from 0. The tensors are the model's
+    own input and output: clone what you keep if the model reuses them. To change the state between calls, drive the
+    stages of `solver.plan` yourself.
     """
 
     index: int
@@ -74,6 +76,7 @@ def sample(
     """
     schedule = EDM() if schedule is None else schedule
     solver = EVODiff() if solver is None else solver
+    _check_parts(denoiser, solver, schedule)
     _check_tensor("noise", noise)
     nodes, stages = plan(schedule, solver, nfe=nfe, grid=grid)
     state = noise.to(_working(noise.dtype)) * nodes[0].sigma
@@ -96,9 +99,9 @@ def integrate(
     `nodes` come from a grid or from `from_times`, with noise falling (sampling) or rising (inversion).
     `nfe` is by default what the solver needs for them. The rest is as in `sample`.
     """
-    steps = trajectory(denoiser, x, nodes, solver=solver, schedule=schedule, nfe=nfe)
-    total = len(nodes) - 1 if nfe is None else nfe
-    return _last(_with_progress(steps, total, progress), callback)
+    stages = _stages(denoiser, x, nodes, solver, schedule, nfe)
+    steps = _run(denoiser, x.to(_working(x.dtype)), stages, x.dtype)
+    return _last(_with_progress(steps, len(stages), progress), callback)
 
 
 def trajectory(
@@ -111,10 +114,24 @@ def trajectory(
     nfe: int | None = None,
 ) -> Iterator[Step]:
     """`integrate`, one `Step` per call of the denoiser; stop early by leaving the loop."""
-    _check_tensor("x", x)
-    solver = EVODiff() if solver is None else solver
-    stages = solver.plan(EDM() if schedule is None else schedule, checked(nodes), nfe)
+    stages = _stages(denoiser, x, nodes, solver, schedule, nfe)
     return _run(denoiser, x.to(_working(x.dtype)), stages, x.dtype)
+
+
+def _stages(
+    denoiser: Denoiser,
+    x: Tensor,
+    nodes: Iterable[Node],
+    solver: Solver | None,
+    schedule: Schedule | None,
+    nfe: int | None,
+) -> Sequence[Stage]:
+    """The plan for given nodes, with everything checked before the first call."""
+    schedule = EDM() if schedule is None else schedule
+    solver = EVODiff() if solver is None else solver
+    _check_parts(denoiser, solver, schedule)
+    _check_tensor("x", x)
+    return solver.plan(schedule, checked(nodes), nfe)
 
 
 def unit_noise(
@@ -140,8 +157,10 @@ def plan(
     grid: GridFunction | Iterable[float] | None = None,
 ) -> tuple[tuple[Node, ...], Sequence[Stage]]:
     """The nodes and the stages of a run: as many stages as `nfe`, or as explicit times imply."""
-    if nfe is not None and (isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1):
+    if nfe is not None and (isinstance(nfe, bool) or not hasattr(nfe, "__index__") or nfe < 1):
         raise ValueError(f"nfe must be an integer of at least 1; got {nfe!r}")
+    if isinstance(grid, (str, int, float)):
+        raise TypeError(f"grid must be a grid such as karras(rho=7), or explicit times; got {grid!r}")
     if grid is not None and not callable(grid):
         nodes = _falling(from_times(schedule, grid))
         return nodes, solver.plan(schedule, nodes, nfe)
@@ -151,6 +170,8 @@ def plan(
     steps = max(1, nfe // solver.calls_per_step)
     while len((found := _steps(schedule, solver, make, steps))[1]) < nfe:
         steps += 1
+        if steps > nfe:  # every step costs a call
+            raise ValueError(f"{solver!r} makes {len(found[1])} stages of {steps - 1} steps: fewer than one a step")
     while len(found[1]) > nfe and steps > 1 and len((fewer := _steps(schedule, solver, make, steps - 1))[1]) >= nfe:
         steps, found = steps - 1, fewer
     nodes, stages = found
@@ -217,6 +238,15 @@ def _with_progress(steps: Iterator[Step], total: int, progress: bool) -> Iterato
 
 def _working(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
+
+
+def _check_parts(denoiser: object, solver: object, schedule: object) -> None:
+    if not callable(denoiser):
+        raise TypeError(f"denoiser must be a function denoiser(x, t); got {type(denoiser).__name__}")
+    if isinstance(solver, type) or not hasattr(solver, "plan"):
+        raise TypeError(f"solver must be a solver such as EVODiff(); got {solver!r}")
+    if isinstance(schedule, type) or not hasattr(schedule, "node"):
+        raise TypeError(f"schedule must be a schedule such as EDM(); got {schedule!r}")
 
 
 def _check_tensor(name: str, x: Tensor) -> None:

@@ -151,8 +151,8 @@ class VPLinear(Schedule):
 class VPCosine(Schedule):
     """Variance preserving with alpha = cos(pi/2 (t + s) / (1 + s)) / cos(pi/2 s / (1 + s)).
 
-    Nichol & Dhariwal, Improved DDPM (2021), eq. (17), s = 0.008. Its log-SNR diverges at t = 1;
-    t_max = 0.9946 is where their clipping of beta at 0.999 begins (value of the DPM-Solver code).
+    Nichol & Dhariwal, Improved DDPM (2021), eq. (17), s = 0.008. Its log-SNR diverges at t = 1, before
+    which t_max = 0.9946 stops, the value of the DPM-Solver code.
     """
 
     s: float = 0.008

@@ -178,3 +178,38 @@ def test_nothing_is_measured_against_a_prediction_at_pure_noise():
     nodes, stages = plan(fs.Flow(), fs.EVODiff(mode="published"), nfe=6)
     assert nodes[0].alpha == 0
     assert [stage.predict is not None for stage in stages] == [False, False, True, True, False, False]
+
+
+def test_the_printed_last_step_is_kept_away_from_noise():
+    """It multiplies by 1 - sqrt(sigma_t sigma_s), which is negative in a run that stops at sigma = 1."""
+    nodes = [fs.EDM().node(sigma) for sigma in (80.0, 20.0, 5.0, 1.0)]
+    stages = fs.EVODiff().plan(fs.EDM(), nodes)
+    assert stages[-1].move == euler_row("data", nodes[-2], nodes[-1])
+    printed = fs.EVODiff().plan(fs.EDM(), fs.log_snr(fs.EDM(), 8))[-1].move
+    assert len(printed.weights) == 2  # it takes a difference, which DDIM does not
+
+
+def test_the_rule_of_long_runs_begins_beyond_20_steps():
+    for steps, long_run in ((20, False), (21, True)):
+        stages = fs.EVODiff().plan(fs.EDM(), fs.log_snr(fs.EDM(), steps, to_zero=False))
+        assert stages[1].predict.long_run is long_run
+
+
+def test_collinear_differences_take_the_limit_of_the_projection():
+    """With D_2 = D_1 / r^2 exactly, P is 0 / 0; a perturbation, however small, makes it the clip."""
+    stages = fs.EVODiff().plan(fs.EDM(), fs.log_snr(fs.EDM(), 8, to_zero=False))
+    m = torch.randn(1, 1, 4, 4, dtype=torch.float64)
+
+    def run(wiggle):
+        x, state = m * 80, None
+        for stage in stages[:3]:
+            x, state = stage(state, x, m)
+        _, _, correct, *_ = stages[3]
+        # The answer that makes v vanish: m_t = rho m_0 + D_1 / r^2.
+        share = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+        d1 = state.pending.d1
+        answer = (correct.base + correct.w * share) * m + d1 * correct.r**-2
+        return stages[3](state, x, answer + wiggle * torch.linspace(-1, 2, 16, dtype=torch.float64).reshape(m.shape))[0]
+
+    assert (run(1e-11) - run(1e-12)).abs().max() < 1e-9
+    assert (run(1e-12) - run(0.0)).abs().max() < 1e-9

@@ -20,7 +20,7 @@ def test_equals_the_authors_code(key):
     else:
         schedule, grid = fs.VPLinear(), rest[0]
         steps, field = int(rest[1][5:]), rest[2].removesuffix("_prediction")
-    solver = fs.UniPC(int(order[-1]), variant, field=field, final_order=4 if "lof0" in rest else 1)
+    solver = fs.UniPC(int(order[-1]), variant, field=field, final_order=3 if "lof0" in rest else 1)
     nodes = GRIDS[grid](schedule, steps + closing, to_zero=closing)
     assert_matches("unipc", key, solver, schedule, nodes)
 

@@ -37,7 +37,7 @@ class DPMSolverPP:
 
     `final_order` is the highest order of the step into the last noisy node: 1 in the authors' code
     (`lower_order_final`), 2 in diffusers, which ends at sigma = 0, and here: 1 costs a third-order method
-    its order, and it is the better choice at 5 calls only.
+    its order. On log-SNR grids that stop at sigma_min, 1 is better at 5 calls, more is better from 8 on.
 
     Cost: 1 call per step. Order: docs/numerics.md (3M is capped by its first-order first step).
     """

@@ -30,7 +30,8 @@ class EVODiff:
     measure each sample as a whole. `lower_order_final=False` corrects the last step too, at the price of
     one more call where the grid ends above sigma = 0.
 
-    Cost: 1 call per step; state: 2 tensors. Order: 1 ("published"), 2 ("paper"); docs/numerics.md.
+    Cost: 1 call per step; state: 2 tensors. Order: 2 ("paper"); "published" 1 but for its last
+    step, which on EDM leaves an error of about sigma_min however many steps are taken; docs/numerics.md.
     """
 
     mode: Literal["published", "paper"] = "published"

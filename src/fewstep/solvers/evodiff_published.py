@@ -32,8 +32,9 @@ difference, x_t = x^ - alpha_t k D_1 + alpha_t a B / (2 zeta), so that an edit o
 Where we differ. The code clips r S(..) to [r / 4, 3 r / 2], which S >= 1/2 makes idle: left out. It knows EDM
 only, where n = sigma = t; we read every one of its t and sigma as n, so that a run in x / alpha is the same
 run on every schedule. Its last step darkens by 1 - sqrt(n_t n_s), which is small on EDM's range and is not
-at sigma_min = 0.03 or on a flow's grid: wherever alpha varies the last step is DDIM. 0 / 0, which is NaN there,
- is the limit where there is one (P of collinear differences: 2) and 0 where there is none.
+on a flow's grid or in a run that stops early: where alpha varies, or it would darken by half, the last step is
+DDIM. 0 / 0, which is NaN there,
+is the limit where there is one (P of collinear differences: 2) and 0 where there is none.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ from .inner import Inner, floored, sigmoid
 CLIP = 2.0  # of every projection
 TEMPERATURE = 0.25  # of the predictor's gain
 SHIFT = 0.5  # mu of the paper's Algorithm 1
+MOST_DARKENING = 0.5  # of the printed last step; EDM's ranges stay below 0.15
 LONG_RUN = 20  # steps; beyond it zeta is tempered by c
 
 
@@ -165,8 +167,9 @@ def second(nodes: Sequence[Node], i: int, last: int) -> Second:
 
 
 def final(s: Node, t: Node) -> Row:
-    """The step into the last noisy node: the printed one on EDM, DDIM where alpha varies."""
-    return printed_final(s, t) if s.alpha == t.alpha == 1 else euler_row("data", s, t)
+    """The step into the last noisy node: the printed one towards the clean end of EDM, DDIM elsewhere."""
+    near_clean = math.sqrt(t.nsr * s.nsr) < MOST_DARKENING
+    return printed_final(s, t) if s.alpha == t.alpha == 1 and near_clean else euler_row("data", s, t)
 
 
 def printed_final(s: Node, t: Node) -> Row:

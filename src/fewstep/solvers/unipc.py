@@ -37,7 +37,7 @@ class UniPC:
     Cost: 1 call per step. Order: docs/numerics.md.
     """
 
-    order: Literal[1, 2, 3, 4] = 3
+    order: Literal[1, 2, 3] = 3
     variant: Literal["bh1", "bh2"] = "bh2"
     field: Literal["data", "noise"] = "data"
     final_order: int = 2
@@ -45,10 +45,10 @@ class UniPC:
     calls_per_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        choice("order", self.order, (1, 2, 3, 4))
+        choice("order", self.order, (1, 2, 3))
         choice("variant", self.variant, ("bh1", "bh2"))
         choice("field", self.field, ("data", "noise"))
-        choice("final_order", self.final_order, (1, 2, 3, 4))
+        choice("final_order", self.final_order, (1, 2, 3))
 
     def plan(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None = None) -> list[LinearStage]:
         order = orders(nodes, self.order, self.final_order)
