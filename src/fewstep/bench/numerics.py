@@ -184,13 +184,13 @@ equal mixture of two, where the solution is that of UniPC-3 in 10,000 steps. A d
 but the solver's own error.
 """
 ENDS = """
-How to read it. The Gaussian can flatter: over the whole range of noise, on a grid uniform in log-SNR, the h² errors of
-`EVODiff(mode="paper")` cancel and leave order 3. On the mixture its order falls towards 2 as steps shorten.
-DPM-Solver++ 3M stays at 2 because its first step is of first order, and UniPC-3 between 3 and 4 because its last two are
-lowered. Published EVODiff is of order 1 with its last step left out (`lower_order_final=False`): its factors do not tend
-to those of a second-order rule. With it, on EDM, it does not converge: the printed last step leaves an error of about
-σ_min, and a fitted 1.2 is that floor meeting the rest from the other side. The paper's Theorem 4.6 claims second order;
-Algorithm 1 as printed reaches it in our reading, the published code does not.
+How to read it. The Gaussian can flatter: over the whole range of noise, on a grid uniform in log-SNR, the h² errors
+of `EVODiff(mode="paper")` cancel and leave order 3. On the mixture its order falls towards 2 as steps shorten.
+DPM-Solver++ 3M stays at 2 because its first step is of first order, and UniPC-3 between 3 and 4 because its last two
+are lowered. Published EVODiff is of order 1 with its last step left out (`lower_order_final=False`): its factors do
+not tend to those of a second-order rule. With it, on EDM, it does not converge: the printed last step leaves an
+error of about σ_min, and a fitted 1.2 is that floor meeting the rest from the other side. The paper's Theorem 4.6
+claims second order; Algorithm 1 as printed reaches it in our reading, the published code does not.
 
 ## How a run should end
 
