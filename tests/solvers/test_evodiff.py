@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import fewstep as fs
+from fewstep.bench.orders import convergence
+from fewstep.bench.problems import gaussian
 from fewstep.sampling import plan
 from fewstep.solvers.base import euler_row
 from golden import GRIDS, arrays, assert_matches, entries, noise, problem, sd_table
@@ -213,3 +215,13 @@ def test_collinear_differences_take_the_limit_of_the_projection():
 
     assert (run(1e-11) - run(1e-12)).abs().max() < 1e-9
     assert (run(1e-12) - run(0.0)).abs().max() < 1e-9
+
+
+def test_the_printed_last_step_leaves_a_floor_and_correcting_instead_does_not():
+    """Four times the steps: an error of about sigma_min stays as it is, one of first order falls to a quarter."""
+    schedule = fs.EDM(sigma_min=0.05)
+    printed = convergence(fs.EVODiff(), schedule, gaussian(), steps=(160, 640))
+    corrected = convergence(fs.EVODiff(lower_order_final=False), schedule, gaussian(), steps=(160, 640))
+    assert all(0.05 / 4 < error < 0.05 for error in printed)
+    assert printed[0] / printed[1] == pytest.approx(1, abs=0.1)
+    assert corrected[0] / corrected[1] == pytest.approx(4, rel=0.15)
