@@ -20,14 +20,6 @@ from tiny import CLASSES, DAMAGES, SIDE, save_model
 DONE, FAILED, USAGE = 0, 1, 2
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("models") / "tiny")

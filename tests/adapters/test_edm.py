@@ -17,14 +17,6 @@ from tiny import CLASSES, DAMAGES, SIDE, WEIGHTS, save_model
 LEVELS = (0.002, 0.3, 1.0, 7.7, 80.0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Network(torch.nn.Module):
     """F(x, time, label) = 2 x + label, remembering what it was given."""
 

@@ -134,7 +134,7 @@ def _last_steps() -> str:
     for name, schedule in LAST_STEP_SCHEDULES.items():
         for nfe in BUDGETS:
             nodes, stages = plan(schedule, EVODiff(mode="published"), nfe=nfe)
-            last = next(i for i, node in reversed(list(enumerate(nodes))) if node.sigma > 0)
+            last = len(nodes) - 1 - (nodes[-1].sigma == 0)  # the last noisy node
             s, t = nodes[last - 1 : last + 1]
             # Stages are data: the step before the last noisy node can be exchanged.
             before, stage, after = stages[: last - 1], stages[last - 1], stages[last:]
@@ -211,5 +211,5 @@ LAST_STEP = """
 The authors' code knows EDM only. Its step into the last noisy node multiplies the image by 1 - sqrt(σ_t σ_s), which is
 small on EDM's range. Read in σ / α on other schedules it is not: RMSE to the solution on a mixture of three Gaussians,
 with that step as printed, as DDIM, and as a prediction that no call corrects. `EVODiff(mode="published")` takes the
-printed step where α = 1, as the authors do, and DDIM elsewhere.
+printed step where α = 1, as the authors do, unless it would darken by half, and DDIM elsewhere.
 """

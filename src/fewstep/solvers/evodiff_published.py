@@ -33,8 +33,7 @@ Where we differ. The code clips r S(..) to [r / 4, 3 r / 2], which S >= 1/2 make
 only, where n = sigma = t; we read every one of its t and sigma as n, so that a run in x / alpha is the same
 run on every schedule. Its last step darkens by 1 - sqrt(n_t n_s), which is small on EDM's range and is not
 on a flow's grid or in a run that stops early: where alpha varies, or it would darken by half, the last step is
-DDIM. 0 / 0, which is NaN there,
-is the limit where there is one (P of collinear differences: 2) and 0 where there is none.
+DDIM. 0 / 0, which is NaN there, is the limit where there is one (P of collinear differences: 2), else 0.
 """
 
 from __future__ import annotations
