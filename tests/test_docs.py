@@ -1,4 +1,4 @@
-"""The README's code runs, and its pictures and pages exist."""
+"""The code in the documentation runs, and its pictures and pages exist."""
 
 import re
 from pathlib import Path
@@ -8,18 +8,36 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+
+
+def python_blocks(text):
+    return re.findall(r"```python\n(.*?)```", text, re.S)
+
+
+BLOCKS = python_blocks(README)
 
 
 def test_the_first_line_says_evodiff():
     assert "EVODiff" in README.splitlines()[0]
 
 
-def test_links_lead_somewhere():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    assert "docs/compare.png" in links
-    for link in links:
-        assert link.startswith("https://") or (ROOT / link).exists(), link
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
+def test_the_page_on_extending_writes_a_solver_of_twenty_lines_that_does_what_it_says(capsys):
+    names: dict = {}
+    solver, run, measure = python_blocks(EXTENDING)
+    for block in (solver, run, measure):
+        exec(block, names)
+    assert names["images"].shape == (4, *names["problem"].shape)
+    said = re.search(r"print\(.*# (\S+)", measure)
+    assert capsys.readouterr().out.strip() == said[1]
+    lines = [line for line in solver.split("@dataclass")[1].splitlines() if line.strip()]
+    assert len(lines) <= 20
 
 
 def test_the_short_example_runs():

@@ -275,3 +275,61 @@ def test_parts_of_the_wrong_kind(wrong, message):
 def test_a_denoiser_is_called():
     with pytest.raises(TypeError, match=r"denoiser must be a function denoiser\(x, t\); got Tensor"):
         fs.sample(NOISE, NOISE)
+
+
+# Stochastic solvers
+
+
+class Jitter(fs.DDIM):
+    """DDIM that adds noise after every step but the last; its plan begins at a noisier node if asked to."""
+
+    def plan(self, schedule, nodes, nfe=None):
+        stages = super().plan(schedule, nodes, nfe)
+        return [stage._replace(noise=0.25) for stage in stages[:-1]] + stages[-1:]
+
+
+class Lifted(fs.DDIM):
+    def plan(self, schedule, nodes, nfe=None):
+        return super().plan(schedule, (schedule.node(2 * nodes[0].time), *nodes[1:]), nfe)
+
+
+def test_the_driver_adds_the_noise_that_stages_ask_for():
+    nodes = fs.log_snr(fs.EDM(), 3, to_zero=False)
+    x = torch.zeros(2, 5, 4)
+    steps = list(fs.trajectory(lambda x, t: torch.zeros_like(x), x, nodes, solver=Jitter(), seeds=[4, 4]))
+    z = steps[0].x / 0.25
+    assert torch.equal(z[0], z[1])  # the same seed
+    # 20 unit Gaussian draws: their mean square is within 4 standard deviations, sqrt(2 / 20) each, of 1.
+    assert abs(z[0].square().mean().item() - 1) < 4 * 0.1**0.5
+    assert not torch.equal(steps[1].x, steps[0].x)
+    assert not torch.equal(z[0], fs.unit_noise([4], (5, 4))[0])  # steps draw from a stream of their own
+
+
+def test_a_plan_that_begins_noisier_is_brought_there():
+    nodes = fs.log_snr(fs.EDM(), 3, to_zero=False)
+    seen = []
+
+    def denoiser(x, t):
+        seen.append(x.clone())
+        return torch.zeros_like(x)
+
+    fs.integrate(denoiser, torch.zeros(1, 5000), nodes, solver=Lifted(), seeds=[0])
+    # From sigma_max to twice that: noise of sqrt(3) sigma_max; 5,000 draws know their deviation to 1 %.
+    assert seen[0].std().item() == pytest.approx(3**0.5 * nodes[0].sigma, rel=0.04)
+
+
+@pytest.mark.parametrize("seeds", [[1], [1, 2, 3], []])
+def test_seeds_are_one_a_sample(seeds):
+    noise = torch.randn(2, 3)
+    with pytest.raises(ValueError, match=f"seeds must be one a sample; got {len(seeds)} for 2 samples"):
+        fs.sample(half, noise, solver=Jitter(), seeds=seeds)
+
+
+def test_noise_does_not_depend_on_batch_type_or_call():
+    noise = torch.randn(4, 3, dtype=torch.float64)
+    whole = fs.sample(half, noise, solver=Jitter(), seeds=[9, 8, 7, 6])
+    parts = [fs.sample(half, noise[i : i + 1], solver=Jitter(), seeds=[9 - i]) for i in range(4)]
+    assert torch.equal(whole, torch.cat(parts))
+    single = fs.sample(half, noise.float(), solver=Jitter(), seeds=[9, 8, 7, 6])
+    # Ten steps of float32 on numbers that begin at 80 times unit Gaussians.
+    torch.testing.assert_close(single.double(), whole, rtol=0, atol=10 * 4 * 80 * 2**-24)

@@ -70,5 +70,6 @@ DAMAGES = {
     "a tensor missing": (_drop_a_tensor, "conv_in.weight"),
     "another preconditioning": (_edit("fewstep.json", preconditioning="vp"), "preconditioning 'vp'; only 'edm'"),
     "a word for a number": (_edit("fewstep.json", sigma_data="half"), "sigma_data must be a number; got 'half'"),
+    "a patch that does not fit": (_edit("fewstep.json", patch=2), "patch must be an integer whose square divides 3"),
     "levels reversed": (_edit("fewstep.json", sigma_max=1e-3), "EDM needs 0 < sigma_min < sigma_max"),
 }

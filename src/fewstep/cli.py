@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 from . import __version__
+from .bench.table import SOLVERS as TABLE
 from .grid import Grid, karras, log_snr, time_quadratic, time_uniform
 from .prediction import Denoiser
-from .solvers import DDIM, DPMSolverPP, EVODiff, Heun, Solver, UniPC
+from .solvers import Solver
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,18 +36,7 @@ if TYPE_CHECKING:
     from .adapters import EDMModel
     from .runs import Run
 
-SOLVERS: dict[str, Solver] = {
-    "evodiff": EVODiff(),
-    "evodiff-paper": EVODiff(mode="paper"),
-    "ddim": DDIM(),
-    "dpmpp-2m": DPMSolverPP(order=2),
-    "dpmpp-3m": DPMSolverPP(order=3),
-    "unipc-2": UniPC(order=2),
-    "unipc-3": UniPC(order=3),
-    "unipc-2-bh1": UniPC(order=2, variant="bh1"),
-    "unipc-3-bh1": UniPC(order=3, variant="bh1"),
-    "heun": Heun(),
-}
+SOLVERS: dict[str, Solver] = {name: entry.solver for name, entry in TABLE.items()}
 GRIDS: dict[str, Grid] = {
     "log-snr": log_snr,
     "karras": karras,
@@ -128,7 +118,9 @@ def sample(
 
         def images(seeds: range) -> Tensor:
             noise = unit_noise(seeds, loaded.shape, device=device)
-            return draw(denoiser(seeds), noise, nfe=nfe, solver=chosen, schedule=loaded.schedule, grid=chosen_grid)
+            return draw(
+                denoiser(seeds), noise, nfe=nfe, solver=chosen, schedule=loaded.schedule, grid=chosen_grid, seeds=seeds
+            )
 
         found = run.made
         record = run.complete() or _fill(run, range(seed, seed + n), batch_size, lambda seeds: pixels(images(seeds)))
@@ -187,7 +179,7 @@ def compare(
             started = time.perf_counter()
             exact = converged(denoiser, noise, loaded.schedule)
             exact_seconds = time.perf_counter() - started
-            results = list(measure(denoiser, noise, loaded.schedule, chosen, budgets, exact, chosen_grid))
+            results = list(measure(denoiser, noise, loaded.schedule, chosen, budgets, exact, chosen_grid, seeds))
 
         def picture(images: Tensor) -> Any:
             return sheet(pixels(images[:SHOWN]), columns=SHOWN)

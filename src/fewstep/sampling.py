@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,10 +14,12 @@ from .grid import GridFunction, checked, from_times
 from .prediction import Denoiser
 from .schedule import EDM, Node, Schedule
 from .solvers import EVODiff, Solver, Stage
+from .solvers.base import renoise
 
 __all__ = ["DenoiserError", "Step", "integrate", "plan", "sample", "trajectory", "unit_noise"]
 
 DEFAULT_NFE = 10
+STEP_NOISE = 1  # the stream of a seed that steps draw from; `unit_noise` uses the seed itself
 
 
 class DenoiserError(ValueError):
@@ -47,6 +50,7 @@ def sample(
     solver: Solver | None = None,
     schedule: Schedule | None = None,
     grid: GridFunction | Iterable[float] | None = None,
+    seeds: Iterable[int] | None = None,
     progress: bool = False,
     callback: Callable[[Step], object] | None = None,
 ) -> Tensor:
@@ -62,6 +66,9 @@ def sample(
         grid: `grid(schedule, steps)`, or explicit times from noisy to clean; the solver's recommended
             grid if not given. One that ends at sigma = 0 returns the last denoised prediction, one that
             ends above it stops there.
+        seeds: one integer a sample, for solvers that draw noise on the way. Sample i draws from a generator of
+            its own, on the CPU, so that it does not depend on its batch or its device. The streams are not those
+            of `unit_noise`: the same seeds can serve both.
         progress: show a bar on stderr (needs rich, in the extra `cli`).
         callback: called with each `Step`.
 
@@ -80,7 +87,8 @@ def sample(
     _check_tensor("noise", noise)
     nodes, stages = plan(schedule, solver, nfe=nfe, grid=grid)
     state = noise.to(_working(noise.dtype)) * nodes[0].sigma
-    return _last(_with_progress(_run(denoiser, state, stages, noise.dtype), len(stages), progress), callback)
+    steps = _run(denoiser, state, nodes[0], stages, noise.dtype, _step_noise(solver, nodes[0], stages, state, seeds))
+    return _last(_with_progress(steps, len(stages), progress), callback)
 
 
 def integrate(
@@ -91,6 +99,7 @@ def integrate(
     solver: Solver | None = None,
     schedule: Schedule | None = None,
     nfe: int | None = None,
+    seeds: Iterable[int] | None = None,
     progress: bool = False,
     callback: Callable[[Step], object] | None = None,
 ) -> Tensor:
@@ -99,9 +108,8 @@ def integrate(
     `nodes` come from a grid or from `from_times`, with noise falling (sampling) or rising (inversion).
     `nfe` is by default what the solver needs for them. The rest is as in `sample`.
     """
-    stages = _stages(denoiser, x, nodes, solver, schedule, nfe)
-    steps = _run(denoiser, x.to(_working(x.dtype)), stages, x.dtype)
-    return _last(_with_progress(steps, len(stages), progress), callback)
+    steps, calls = _steps_of(denoiser, x, nodes, solver, schedule, nfe, seeds)
+    return _last(_with_progress(steps, calls, progress), callback)
 
 
 def trajectory(
@@ -112,26 +120,31 @@ def trajectory(
     solver: Solver | None = None,
     schedule: Schedule | None = None,
     nfe: int | None = None,
+    seeds: Iterable[int] | None = None,
 ) -> Iterator[Step]:
     """`integrate`, one `Step` per call of the denoiser; stop early by leaving the loop."""
-    stages = _stages(denoiser, x, nodes, solver, schedule, nfe)
-    return _run(denoiser, x.to(_working(x.dtype)), stages, x.dtype)
+    return _steps_of(denoiser, x, nodes, solver, schedule, nfe, seeds)[0]
 
 
-def _stages(
+def _steps_of(
     denoiser: Denoiser,
     x: Tensor,
     nodes: Iterable[Node],
     solver: Solver | None,
     schedule: Schedule | None,
     nfe: int | None,
-) -> Sequence[Stage]:
-    """The plan for given nodes, with everything checked before the first call."""
+    seeds: Iterable[int] | None,
+) -> tuple[Iterator[Step], int]:
+    """The run over given nodes and its number of calls, with everything checked before the first."""
     schedule = EDM() if schedule is None else schedule
     solver = EVODiff() if solver is None else solver
     _check_parts(denoiser, solver, schedule)
     _check_tensor("x", x)
-    return solver.plan(schedule, checked(nodes), nfe)
+    grid = checked(nodes)
+    stages = solver.plan(schedule, grid, nfe)
+    state = x.to(_working(x.dtype))
+    draw = _step_noise(solver, grid[0], stages, state, seeds)
+    return _run(denoiser, state, grid[0], stages, x.dtype, draw), len(stages)
 
 
 def unit_noise(
@@ -145,8 +158,27 @@ def unit_noise(
 
     Drawn on the CPU in float32, so that a seed means the same image in any batch and on any device.
     """
-    images = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(images).to(device=device, dtype=dtype)
+    return _drawn([torch.Generator().manual_seed(seed) for seed in seeds], shape).to(device=device, dtype=dtype)
+
+
+def _drawn(generators: Iterable[torch.Generator], shape: Sequence[int]) -> Tensor:
+    return torch.stack([torch.randn(*shape, generator=generator) for generator in generators])
+
+
+def _step_noise(
+    solver: Solver, start: Node, stages: Sequence[Stage], x: Tensor, seeds: Iterable[int] | None
+) -> Callable[[], Tensor]:
+    """What draws unit noise like `x` for the steps of a stochastic plan."""
+    numbers = None if seeds is None else list(seeds)
+    if numbers is None:
+        if stages[0].node != start or any(stage.noise for stage in stages):
+            raise ValueError(f"{solver!r} draws noise: give seeds=, one integer a sample, such as range({len(x)})")
+        numbers = [0] * len(x)
+    if len(numbers) != len(x):
+        raise ValueError(f"seeds must be one a sample; got {len(numbers)} for {len(x)} samples")
+    streams = [np.random.SeedSequence([seed % 2**64, STEP_NOISE]).generate_state(1, np.uint64) for seed in numbers]
+    generators = [torch.Generator().manual_seed(int(stream[0])) for stream in streams]
+    return lambda: _drawn(generators, x.shape[1:]).to(x)
 
 
 def plan(
@@ -193,8 +225,10 @@ def _falling(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
     return nodes
 
 
-def _run(denoiser: Denoiser, x: Tensor, stages: Sequence[Stage], dtype: torch.dtype) -> Iterator[Step]:
-    """The loop. `x` is the state in working precision; the denoiser and the caller see `dtype`.
+def _run(
+    denoiser: Denoiser, x: Tensor, start: Node, stages: Sequence[Stage], dtype: torch.dtype, draw: Callable[[], Tensor]
+) -> Iterator[Step]:
+    """The loop. `x` is the state at `start` in working precision; the denoiser and the caller see `dtype`.
 
     No tensor becomes a Python number before the last call, so an accelerator never waits: each answer
     leaves a sum on the device, and the sums are looked at together at the end. Inference mode spares the many
@@ -202,6 +236,9 @@ def _run(denoiser: Denoiser, x: Tensor, stages: Sequence[Stage], dtype: torch.dt
     history are copies: a model may work in place on its input, or answer in the same buffer every time.
     """
     state: Any = None
+    if stages[0].node != start:
+        scale, added = renoise(start, stages[0].node)
+        x = x * scale + draw() * added
     given = x.to(dtype, copy=True)
     sums: list[Tensor] = []
     for index, stage in enumerate(stages):
@@ -212,6 +249,8 @@ def _run(denoiser: Denoiser, x: Tensor, stages: Sequence[Stage], dtype: torch.dt
             answer = denoised.to(x.dtype, copy=True)
             sums.append(answer.sum())
             x, state = stage(state, x, answer)
+            if stage.noise:
+                x = x + draw() * stage.noise
         given = x.to(dtype, copy=True)
         if index == len(stages) - 1:
             _check_finite(sums, stages)

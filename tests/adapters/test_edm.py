@@ -76,6 +76,23 @@ def test_the_packaged_network_is_called_as_its_card_says():
     assert (got - reference(torch.tensor(int(250 * math.log(t))))).abs().max() > rounding
 
 
+def test_with_a_patch_the_network_sees_every_square_of_pixels_as_channels():
+    """An affine network commutes with folding; what it is given does not."""
+
+    class Folded(Network):
+        def forward(self, x, time, class_labels=None):
+            self.given = x
+            return super().forward(x, time, class_labels)
+
+    network, x = Folded(), images()
+    got = model(network, patch=2)(x, 1.0)
+    assert torch.equal(got, model()(x, 1.0))
+    assert network.given.shape == (5, 12, 2, 2)
+    # Channel c p^2 + i p + j is pixel (i, j) of the square in colour c.
+    scale = (1 + 0.4**2) ** -0.5
+    torch.testing.assert_close(network.given[:, 3], x[:, 0, 1::2, 1::2] * scale, rtol=0, atol=2**-50)
+
+
 @pytest.mark.parametrize(("labels", "given"), [(2, [2] * 5), ([0, 1, 2, 1, 0], [0, 1, 2, 1, 0])])
 def test_labels_reach_the_network(labels, given):
     network = Network()

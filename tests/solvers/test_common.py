@@ -1,5 +1,6 @@
 """What holds for every solver of the table."""
 
+import functools
 import math
 import pickle
 
@@ -14,8 +15,10 @@ from fewstep.bench import orders
 from fewstep.bench.compare import Counted
 from fewstep.bench.numerics import state_tensors
 from fewstep.bench.problems import gaussian
-from fewstep.sampling import plan
-from table import ORDER_BAND, TABLE, every_solver
+from fewstep.bench.table import CASES, SOLVERS
+from fewstep.sampling import _step_noise, plan
+from fewstep.solvers.base import renoise
+from table import ORDER_BAND, deterministic, every_deterministic, every_solver, every_stochastic
 
 SCHEDULES = {
     "edm": fs.EDM(),
@@ -35,6 +38,12 @@ def is_published(solver):
     return isinstance(solver, fs.EVODiff) and solver.mode == "published"
 
 
+def draw(denoiser, noise, entry, nfe, first=0, **options):
+    """Samples of the seeds from `first` on; seeds are used by stochastic solvers only."""
+    solver = options.pop("solver", entry.solver)
+    return fs.sample(denoiser, noise, nfe=nfe, solver=solver, seeds=range(first, first + len(noise)), **options)
+
+
 def rational(x, t):
     """A denoiser of exact arithmetic only, hence the same to the last bit in any batch."""
     return x / (1 + x * x + t * t) + 0.25
@@ -43,30 +52,115 @@ def rational(x, t):
 # Orders
 
 
-@every_solver
-def test_order_on_a_gaussian(entry):
-    errors = orders.convergence(entry.solver, fs.EDM(), gaussian())
-    assert orders.fitted_order(orders.STEPS, errors) == pytest.approx(entry.gaussian, abs=ORDER_BAND)
-
-
-@pytest.fixture(scope="module")
-def mixture():
-    """The two-component problem with its reference solution, which takes 10,000 calls, found once."""
-    problem = gaussian(components=2)
-    nodes = fs.log_snr(fs.EDM(), 2, to_zero=False)
+@functools.cache
+def reference(case):
+    """The problem with its reference solution, which takes 10,000 calls on a mixture, found once."""
+    _, schedule, components = CASES[case]
+    problem = gaussian(components=components)
+    nodes = fs.log_snr(schedule, 2, to_zero=False)
     x = orders.start(problem, nodes[0])
-    return problem, orders.reference(problem, fs.EDM(), x, nodes[0], nodes[-1])
+    return problem, orders.reference(problem, schedule, x, nodes[0], nodes[-1])
 
 
-@every_solver
-def test_order_on_a_mixture(entry, mixture, monkeypatch):
-    problem, exact = mixture
+@pytest.mark.parametrize("case", range(len(CASES)), ids=[name for name, _, _ in CASES])
+@every_deterministic
+def test_order(entry, case, monkeypatch):
+    problem, exact = reference(case)
     monkeypatch.setattr(orders, "reference", lambda *_: exact)
-    errors = orders.convergence(entry.solver, fs.EDM(), problem)
-    assert orders.fitted_order(orders.STEPS, errors) == pytest.approx(entry.mixture, abs=ORDER_BAND)
+    errors = orders.convergence(entry.solver, CASES[case][1], problem)
+    assert orders.fitted_order(orders.STEPS, errors) == pytest.approx(entry.orders[case], abs=ORDER_BAND)
+
+
+@pytest.mark.parametrize("case", range(3), ids=[name for name, _, _ in CASES[:3]])
+@every_stochastic
+def test_order_of_the_covariance(entry, case):
+    errors = orders.covariance_convergence(entry.solver, CASES[case][1])
+    assert orders.fitted_order(orders.STEPS, errors) == pytest.approx(entry.orders[case], abs=ORDER_BAND)
+
+
+# Noise
+
+SAMPLES = (4, 5000)  # images, and independent draws in each
+
+
+@every_stochastic
+@pytest.mark.parametrize("name", ["edm", "vp", "flow"])
+def test_stochastic_samples_have_the_mean_and_the_covariance_of_the_data(entry, name):
+    """Within three standard errors for 20,000 draws of a Gaussian, at so many steps that the method's bias is less."""
+    schedule, solver = SCHEDULES[name], solver_for(entry, name)
+    problem = gaussian((4,), seed=2)
+    mean, variances, vectors = problem.means[0], problem.variances[0], problem.vectors[0]
+    nodes = fs.log_snr(schedule, 400, to_zero=False)
+    s, t = nodes[0], nodes[-1]
+
+    def marginal(node):
+        return node.alpha * mean, vectors * (node.alpha**2 * variances + node.sigma**2).sqrt()
+
+    def denoiser(x, time):
+        node = schedule.node(time)
+        gain = node.alpha * variances / (node.alpha**2 * variances + node.sigma**2)
+        return mean + (x - node.alpha * mean) @ vectors * gain @ vectors.T
+
+    z = fs.unit_noise(range(SAMPLES[0]), (SAMPLES[1], 4), dtype=torch.float64)
+    centre, root = marginal(s)
+    got = fs.integrate(denoiser, centre + z @ root.T, nodes, solver=solver, schedule=schedule, seeds=range(SAMPLES[0]))
+    centre, root = marginal(t)
+    unit = torch.linalg.solve(root, (got.reshape(-1, 4) - centre).T).T  # unit Gaussian if the sample is right
+    count = len(unit)
+    assert (unit.mean(0) * count**0.5).abs().max() < 3
+    # The variance of a product of two independent unit Gaussians is 1, of a square 2.
+    errors = (unit.T @ unit / count - torch.eye(4)) * (count / (1 + torch.eye(4))).sqrt()
+    assert errors.abs().max() < 3
+
+
+@every_stochastic
+def test_the_same_seed_is_the_same_sample(entry):
+    noise = torch.randn(5, 3, 4, 4, dtype=torch.float64)
+
+    def run(seeds):
+        return fs.sample(rational, noise, nfe=9, solver=entry.solver, seeds=seeds)
+
+    first = run([7, 3, 9, 1, 4])
+    assert torch.equal(first, run([7, 3, 9, 1, 4]))
+    other = run([7, 3, 8, 1, 4])
+    changed = (first != other).flatten(1).any(1)
+    assert changed.tolist() == [False, False, True, False, False]
+
+
+@every_stochastic
+def test_stochastic_solvers_ask_for_seeds(entry):
+    with pytest.raises(ValueError, match=r"draws noise: give seeds=, one integer a sample, such as range\(2\)"):
+        fs.sample(rational, torch.randn(2, 3), nfe=9, solver=entry.solver)
+
+
+@every_deterministic
+def test_deterministic_solvers_use_no_seeds(entry):
+    noise = torch.randn(2, 3, 4, 4)
+    plain = fs.sample(rational, noise, nfe=9, solver=entry.solver)
+    assert torch.equal(plain, draw(rational, noise, entry, 9, first=5))
 
 
 # Cost
+
+
+def test_every_public_solver_is_in_the_table():
+    public = {each for each in vars(fs).values() if isinstance(each, type) and hasattr(each, "plan")} - {fs.Solver}
+    assert {type(entry.solver) for entry in SOLVERS.values()} == public
+
+
+@every_solver
+def test_claims_are_complete(entry):
+    assert entry.reference
+    assert len(entry.orders) == (3 if entry.stochastic else len(CASES))
+    nodes = fs.log_snr(fs.EDM(), 24, to_zero=False)
+    stages = entry.solver.plan(fs.EDM(), nodes)
+    assert entry.stochastic == (stages[0].node != nodes[0] or any(stage.noise for stage in stages))
+    assert entry.calls == entry.solver.calls_per_step
+    # As many calls a step over the whole run as the most that a step costs, but for warm-up and last steps.
+    assert len(stages) <= entry.calls * 24 + 1
+
+
+RUN_BUDGETS = (1, 2, 3, 4, 5, 8, 13, 50)
 
 
 @every_solver
@@ -74,11 +168,13 @@ def test_order_on_a_mixture(entry, mixture, monkeypatch):
 @pytest.mark.parametrize("to_zero", [None, True, False])
 def test_spends_exactly_the_budget(entry, name, to_zero):
     noise = torch.ones(1, 2, 2, 2, dtype=torch.float64)
+    solver, schedule = solver_for(entry, name), SCHEDULES[name]
+    grid = solver.grid(to_zero=to_zero)
     for nfe in range(1, 51):
+        assert len(plan(schedule, solver, nfe=nfe, grid=grid)[1]) == nfe
+    for nfe in RUN_BUDGETS:
         denoiser = Counted(lambda x, t: 0.5 * x / (1 + x.abs()))
-        solver = solver_for(entry, name)
-        grid = solver.grid(to_zero=to_zero)
-        got = fs.sample(denoiser, noise, nfe=nfe, solver=solver, schedule=SCHEDULES[name], grid=grid)
+        got = draw(denoiser, noise, entry, nfe, solver=solver, schedule=schedule, grid=grid)
         assert denoiser.calls == nfe
         assert got.isfinite().all()
 
@@ -91,7 +187,7 @@ def test_state_is_as_small_as_claimed(entry):
 # Exactness and limits
 
 
-@pytest.mark.parametrize("entry", [e for e in TABLE.values() if not is_published(e.solver)], ids=repr)
+@pytest.mark.parametrize("entry", [e for e in deterministic.values() if not is_published(e.solver)], ids=repr)
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("to_zero", [True, False])
 def test_a_constant_prediction_is_integrated_exactly(entry, name, to_zero):
@@ -110,7 +206,7 @@ def test_a_constant_prediction_is_integrated_exactly(entry, name, to_zero):
     torch.testing.assert_close(got, t.alpha * c + t.sigma * z, rtol=0, atol=1e-13 * size)
 
 
-@every_solver
+@every_deterministic
 def test_zero_predictions_only_scale(entry):
     nodes = entry.solver.grid(fs.EDM(), 8, to_zero=False)
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
@@ -126,7 +222,7 @@ def test_zero_predictions_only_scale(entry):
 def test_a_run_to_zero_returns_the_last_denoised(entry):
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     nodes = entry.solver.grid(fs.EDM(), 6, to_zero=True)
-    last = list(fs.trajectory(rational, x * 80, nodes, solver=entry.solver))[-1]
+    last = list(fs.trajectory(rational, x * 80, nodes, solver=entry.solver, seeds=range(2)))[-1]
     # The noise field reaches it through (x - sigma eps) / alpha: a few roundings of numbers of order 1.
     torch.testing.assert_close(last.x, last.denoised, rtol=0, atol=1e-14)
 
@@ -142,18 +238,19 @@ DEGENERATE = {
 }
 
 
+RANKS = [(2, 3), (2, 1), (2, 3, 5), (2, 3, 1, 1), (2, 3, 4, 4), (1, 1, 1, 1), (2, 3, 2, 4, 4)]
+
+
 @every_solver
 @pytest.mark.parametrize("kind", DEGENERATE)
-@pytest.mark.parametrize(
-    "shape", [(2, 3), (2, 1), (2, 3, 5), (2, 3, 1, 1), (2, 3, 4, 4), (1, 1, 1, 1), (2, 3, 2, 4, 4)]
-)
-def test_degenerate_predictions_stay_finite(entry, kind, shape):
-    for nfe in (1, 2, 3, 8, 25):
-        for dtype in (torch.float32, torch.float64):
-            noise = torch.randn(shape, dtype=dtype)
-            for schedule, solver in ((fs.EDM(), entry.solver), (fs.Flow(), entry.on_flow)):
-                got = fs.sample(DEGENERATE[kind], noise, nfe=nfe, solver=solver, schedule=schedule)
-                assert got.isfinite().all(), (nfe, dtype, schedule)
+def test_degenerate_predictions_stay_finite(entry, kind):
+    cases = [(shape, torch.float32, 8) for shape in RANKS]
+    cases += [((2, 3, 4, 4), dtype, nfe) for dtype in (torch.float32, torch.float64) for nfe in (1, 2, 3, 25)]
+    for shape, dtype, nfe in cases:
+        noise = torch.randn(shape, dtype=dtype)
+        for schedule, solver in ((fs.EDM(), entry.solver), (fs.Flow(), entry.on_flow)):
+            got = draw(DEGENERATE[kind], noise, entry, nfe, solver=solver, schedule=schedule)
+            assert got.isfinite().all(), (shape, nfe, dtype, schedule)
 
 
 @every_solver
@@ -169,8 +266,8 @@ def test_degenerate_predictions_are_limits(entry, kind):
         return denoiser(x, t) + 1e-9 * wiggle[t]
 
     for nfe in (3, 8, 25):
-        got = fs.sample(denoiser, noise, nfe=nfe, solver=entry.solver)
-        near = fs.sample(perturbed, noise, nfe=nfe, solver=entry.solver)
+        got = draw(denoiser, noise, entry, nfe)
+        near = draw(perturbed, noise, entry, nfe)
         # Weights of any method here add up to far less than 1e4 in absolute value (Heun's first steps).
         assert (got - near).abs().max() < 1e-5
 
@@ -184,21 +281,22 @@ def test_a_batch_equals_its_images_bit_for_bit(entry, shape, two_threads):
     """(1, 256, 128) and (1, 40000) are long enough for a sum over a single image to be split over threads."""
     noise = torch.randn(7, *shape, dtype=torch.float64)
     for nfe in (5, 23):
-        whole = fs.sample(rational, noise, nfe=nfe, solver=entry.solver)
-        parts = [fs.sample(rational, noise[i : i + 1], nfe=nfe, solver=entry.solver) for i in range(7)]
+        whole = draw(rational, noise, entry, nfe)
+        parts = [draw(rational, noise[i : i + 1], entry, nfe, first=i) for i in range(7)]
         assert torch.equal(whole, torch.cat(parts))
 
 
 @given(
     split=st.integers(1, 8),
     shape=st.lists(st.integers(1, 6), min_size=1, max_size=4),
-    name=st.sampled_from(sorted(TABLE)),
+    name=st.sampled_from(sorted(SOLVERS)),
 )
 def test_any_split_of_any_shape(split, shape, name):
     noise = torch.randn(9, *shape, dtype=torch.float64)
-    solver = TABLE[name].solver
-    whole = fs.sample(rational, noise, nfe=6, solver=solver)
-    parts = [fs.sample(rational, part, nfe=6, solver=solver) for part in noise.split(split)]
+    entry = SOLVERS[name]
+    whole = draw(rational, noise, entry, 6)
+    starts = range(0, 9, split)
+    parts = [draw(rational, noise[i : i + split], entry, 6, first=i) for i in starts]
     assert torch.equal(whole, torch.cat(parts))
 
 
@@ -215,7 +313,7 @@ def test_dtype_comes_back_and_the_state_is_never_half(entry, dtype):
         seen.append(x.dtype)
         return x / (1 + t * t)
 
-    got = fs.sample(denoiser, noise, nfe=9, solver=entry.solver)
+    got = draw(denoiser, noise, entry, 9)
     assert got.dtype == dtype
     assert got.isfinite().all()
     assert set(seen) == {dtype}
@@ -246,7 +344,7 @@ def test_half_precision_costs_no_more_than_the_rounding_of_what_the_model_sees_a
         return model(x * (1 + eps / 2 * unit()), t) * (1 + eps / 2 * unit())
 
     def run(denoiser, start):
-        return fs.sample(denoiser, start, nfe=10, solver=entry.solver).double()
+        return draw(denoiser, start, entry, 10).double()
 
     exact = run(model, noise.double())
     expected = (run(perturbed, noise.double()) - exact).square().mean().sqrt() + eps / 2 * exact.square().mean().sqrt()
@@ -268,15 +366,20 @@ def _tensors(state):
 @every_solver
 def test_pull_equals_push_and_survives_pickling(entry):
     noise = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    pushed = fs.sample(rational, noise, nfe=9, solver=entry.solver)
+    pushed = draw(rational, noise, entry, 9)
     nodes, stages = plan(fs.EDM(), entry.solver, nfe=9)
-    assert stages[0].node == nodes[0]
     x, state = noise * nodes[0].sigma, None
+    unit = _step_noise(entry.solver, nodes[0], stages, x, range(2))
+    if stages[0].node != nodes[0]:
+        scale, added = renoise(nodes[0], stages[0].node)
+        x = x * scale + unit() * added
     for stage in stages:
         denoised = rational(x, stage.node.time)
         x_again, state_again = pickle.loads(pickle.dumps(stage))(pickle.loads(pickle.dumps(state)), x, denoised)
         x, state = stage(state, x, denoised)
         assert torch.equal(x, x_again)
+        if stage.noise:
+            x = x + unit() * stage.noise
         assert all(torch.equal(a, b) for a, b in zip(_tensors(state), _tensors(state_again), strict=True))
     assert torch.equal(x, pushed)
 
@@ -318,7 +421,7 @@ def conversions_between_calls(solver, noise, nfe):
         return x / (1 + t * t)
 
     with Conversions(log):
-        fs.sample(denoiser, noise, nfe=nfe, solver=solver)
+        fs.sample(denoiser, noise, nfe=nfe, solver=solver, seeds=range(len(noise)))
     first, last = log.index("call"), len(log) - 1 - log[::-1].index("call")
     return log[first:last].count("conversion")
 
@@ -338,7 +441,7 @@ def test_the_count_of_conversions_counts(peek):
 
     class Peek:
         def __init__(self, stage):
-            self.stage, self.node = stage, stage.node
+            self.stage, self.node, self.noise = stage, stage.node, stage.noise
 
         def __call__(self, state, x, denoised):
             peek(denoised.sum())
@@ -364,7 +467,7 @@ def test_no_synchronisation_on_a_gpu(entry):
 # Grids
 
 
-@pytest.mark.parametrize("entry", [e for e in TABLE.values() if not isinstance(e.solver, fs.EVODiff)], ids=repr)
+@pytest.mark.parametrize("entry", [e for e in deterministic.values() if not isinstance(e.solver, fs.EVODiff)], ids=repr)
 def test_inversion_and_back_with_a_linear_method(entry):
     """Noise may rise: a run up and down again returns, to the method's own error, and closer with more steps."""
     schedule, problem = fs.EDM(0.05, 5.0), gaussian()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from ..guidance import guided
 from ..prediction import Denoiser
@@ -34,6 +35,8 @@ class EDMModel:
     c_skip = s^2 / (sigma^2 + s^2), c_out = sigma s / sqrt(sigma^2 + s^2), c_in = 1 / sqrt(sigma^2 + s^2).
     Karras et al. (2022), Table 1 (there noise_scale is 1/4; diffusers' embedding expects 1000 times that).
 
+    With `patch` p > 1 the network sees images folded: every p x p pixels are 3 p^2 channels of one position.
+
     `batch`, if given, evaluates the network in batches of exactly that many images, filling up the last: on CPU an
     image is then the same, bit for bit, whatever it is batched with. Otherwise it may differ in the last bits.
     """
@@ -46,6 +49,7 @@ class EDMModel:
     classes: tuple[str, ...] = ()
     null_label: int | None = None
     batch: int | None = None
+    patch: int = 1
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         return self._denoised(x, t, None)
@@ -72,12 +76,12 @@ class EDMModel:
     def _denoised(self, x: Tensor, t: float, labels: Tensor | None) -> Tensor:
         norm = math.hypot(t, self.sigma_data)
         weight = next(self.network.parameters())
-        scaled = (x * (1 / norm)).to(weight)
+        scaled = pixel_unshuffle((x * (1 / norm)).to(weight), self.patch)
         wanted = self.null_label if labels is None else labels
         given = None if wanted is None else torch.as_tensor(wanted, device=x.device).expand(len(x))
         # A tensor: a number would be truncated to an integer by diffusers.
         time = torch.tensor(self.noise_scale * math.log(t), dtype=torch.float32, device=x.device)
-        output = self._evaluate(scaled, time, given).to(x.dtype)
+        output = pixel_shuffle(self._evaluate(scaled, time, given), self.patch).to(x.dtype)
         return x * (self.sigma_data**2 / norm**2) + output * (t * self.sigma_data / norm)
 
     def _evaluate(self, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
@@ -107,8 +111,8 @@ def load_model(
 ) -> EDMModel:
     """Load a packaged model by name, or a folder with config.json and safetensors weights.
 
-    A `fewstep.json` in the folder gives sigma_data, noise_scale, sigma_min, sigma_max, classes and null_label;
-    without one, EDM's values and no classes are assumed. Nothing in a folder is executed.
+    A `fewstep.json` in the folder gives sigma_data, noise_scale, sigma_min, sigma_max, classes, null_label and patch;
+    without one, EDM's values, no classes and no folding are assumed. Nothing in a folder is executed.
     """
     folder = MODELS / name if str(name) in packaged_models() else Path(name)
     if not folder.is_dir():
@@ -139,6 +143,9 @@ def load_model(
     except Exception as error:  # a corrupt header, missing or misshapen tensors, an impossible configuration
         reason = textwrap.shorten(str(error), 200, placeholder=" ...")
         raise ValueError(f"{folder} does not hold a whole UNet2DModel ({reason}): copy it again") from error
+    patch, channels = facts.get("patch", 1), network.config.in_channels
+    if isinstance(patch, bool) or not isinstance(patch, int) or patch < 1 or channels % patch**2:
+        raise ValueError(f"{card}: patch must be an integer whose square divides {channels} channels; got {patch!r}")
     size = network.config.sample_size
     if size is None:
         raise ValueError(f"{folder / 'config.json'} has no sample_size: add the side of the images in pixels")
@@ -147,13 +154,14 @@ def load_model(
     height, width = (size, size) if isinstance(size, int) else size
     return EDMModel(
         network=network,
-        shape=(network.config.in_channels, height, width),
+        shape=(channels // patch**2, height * patch, width * patch),
         schedule=EDM(facts["sigma_min"], facts["sigma_max"]),
         sigma_data=facts["sigma_data"],
         noise_scale=facts["noise_scale"],
         classes=tuple(facts.get("classes", ())),
         null_label=facts.get("null_label"),
         batch=batch,
+        patch=patch,
     )
 
 

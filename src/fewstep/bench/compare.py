@@ -57,16 +57,17 @@ def compare(
     budgets: Sequence[int],
     exact: Tensor,
     grid: GridFunction | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> Iterator[Result]:
     """One `Result` for each solver and budget, solver by solver, against the solution `exact`.
 
-    Each solver runs on its recommended grid if `grid` is None.
+    Each solver runs on its recommended grid if `grid` is None; stochastic ones need `seeds`, and do not tend to `exact`.
     """
     for name, solver in solvers.items():
         for nfe in budgets:
             counted = Counted(denoiser)
             started = time.perf_counter()
-            images = sample(counted, noise, nfe=nfe, solver=solver, schedule=schedule, grid=grid)
+            images = sample(counted, noise, nfe=nfe, solver=solver, schedule=schedule, grid=grid, seeds=seeds)
             seconds = time.perf_counter() - started
             rmse = (images.double() - exact.double()).square().mean().sqrt().item()
             yield Result(name, nfe, images, rmse, seconds, counted.calls)

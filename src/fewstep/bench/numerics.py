@@ -12,40 +12,18 @@ from torch import Tensor
 from ..grid import Grid, karras, log_snr
 from ..sampling import plan, sample, unit_noise
 from ..schedule import EDM, Discrete, Flow, Schedule, VPLinear
-from ..solvers import DDIM, DPMSolverPP, EVODiff, Heun, Solver, UniPC, evodiff_published
+from ..solvers import DDIM, DPMSolverPP, EVODiff, Solver, UniPC, evodiff_published
 from ..solvers.base import euler_row
 from .compare import CONVERGED_NFE, Counted, converged
-from .orders import STEPS, convergence, fitted_order, reference, start
+from .orders import STEPS, convergence, covariance_convergence, fitted_order, reference, start
 from .problems import gaussian
+from .table import CASES, SOLVERS, Entry
 
 if TYPE_CHECKING:
     from ..adapters import EDMModel
 
-__all__ = ["MEASURED", "page", "state_tensors"]
+__all__ = ["measured_orders", "page", "state_tensors"]
 
-MEASURED: tuple[Solver, ...] = (
-    DDIM(),
-    DPMSolverPP(order=2),
-    DPMSolverPP(order=2, variant="taylor"),
-    DPMSolverPP(order=3),
-    UniPC(order=2),
-    UniPC(order=2, variant="bh1"),
-    UniPC(order=3),
-    UniPC(order=3, variant="bh1"),
-    UniPC(order=3, field="noise"),
-    Heun(),
-    Heun(field="velocity"),
-    EVODiff(),
-    EVODiff(lower_order_final=False),
-    EVODiff(mode="paper"),
-)
-PROBLEMS: tuple[tuple[str, Schedule, int], ...] = (
-    ("Gaussian, EDM", EDM(), 1),
-    ("Gaussian, VP", VPLinear(), 1),
-    ("Gaussian, flow", Flow(), 1),
-    ("mixture, EDM", EDM(), 2),
-    ("mixture, VP", VPLinear(), 2),
-)
 LAST_STEP_SCHEDULES: Mapping[str, Schedule] = {
     "EDM, log-SNR to σ_min": EDM(),
     "VP, log-SNR to t_min": VPLinear(),
@@ -72,13 +50,25 @@ def page(model: EDMModel, say: Callable[[str], object]) -> str:
 
 def _orders() -> str:
     rows = []
-    for solver in MEASURED:
-        fitted = []
-        for _, schedule, components in PROBLEMS:
-            errors = convergence(solver, schedule, gaussian(components=components))
-            fitted.append(f"{fitted_order(STEPS, errors):.2f}")
-        rows.append([f"`{solver!r}`", str(solver.calls_per_step), str(state_tensors(solver)), *fitted])
-    return _table(["solver", "calls a step", "state, tensors", *(name for name, _, _ in PROBLEMS)], rows)
+    for name, entry in SOLVERS.items():
+        rows.append(
+            [name, f"`{entry.solver!r}`", str(entry.solver.calls_per_step), str(state_tensors(entry.solver))]
+            + [f"{order:.2f}" for order in measured_orders(entry)]
+            + ["–"] * (len(CASES) - len(entry.orders))
+        )
+    return _table(["name", "solver", "calls a step", "state, tensors", *(name for name, _, _ in CASES)], rows)
+
+
+def measured_orders(entry: Entry) -> list[float]:
+    """One for each case; for a stochastic solver those of its covariance, on the Gaussians."""
+    found = []
+    for _, schedule, components in CASES[: len(entry.orders)]:
+        if entry.stochastic:
+            errors = covariance_convergence(entry.solver, schedule)
+        else:
+            errors = convergence(entry.solver, schedule, gaussian(components=components))
+        found.append(fitted_order(STEPS, errors))
+    return found
 
 
 def state_tensors(solver: Solver) -> int:
@@ -181,7 +171,10 @@ Every figure on this page was measured by `{command}`, which writes it.
 The slope of log error over log steps, fitted over {steps} steps on a grid uniform in log-SNR from t_max to t_min, in
 float64. The problems are an anisotropic Gaussian in 32 dimensions, whose sampling ODE is solved in closed form, and an
 equal mixture of two, where the solution is that of UniPC-3 in 10,000 steps. A denoiser that is exact leaves nothing
-but the solver's own error.
+but the solver's own error. For a stochastic solver the figure is the order of its standard deviations on the
+Gaussian, computed without sampling (on a Gaussian a run is linear in the noise that it draws).
+
+The name is the one that the command line knows.
 """
 ENDS = """
 How to read it. The Gaussian can flatter: over the whole range of noise, on a grid uniform in log-SNR, the h² errors

@@ -9,6 +9,10 @@ The linear methods move an accepted solution, the *anchor*, by rows: `scale * an
 where `past` are the predictions so far, newest first. DDIM and DPM-Solver++ accept every x; Heun holds the
 anchor over its first call; UniPC holds it over every call, corrects it with the answer, and moves on.
 
+Stochastic methods are deterministic here: a stage says how much noise its driver adds to the x that it returned,
+`x = x + stage.noise * z` with a unit Gaussian z for each sample. A plan may begin at a noisier node than the grid
+(Heun's churn); the driver then adds the difference first, `renoise`.
+
 Predictions come in three fields. Each solves the same ODE as d(x / scale) = prediction d(level / scale):
 
     field      scale          level    prediction
@@ -42,6 +46,7 @@ __all__ = [
     "euler_row",
     "orders",
     "psi",
+    "renoise",
     "scale_and_level",
     "spend",
 ]
@@ -51,10 +56,15 @@ T = TypeVar("T")
 
 
 class Stage(Protocol):
-    """One call of the model at `node`, and what to do with its answer. Pure, picklable, free of host syncs."""
+    """One call of the model at `node`, and what to do with its answer. Pure, picklable, free of host syncs.
+
+    `noise` is the standard deviation of the Gaussian noise that the driver adds to the x that is returned.
+    """
 
     @property
     def node(self) -> Node: ...
+    @property
+    def noise(self) -> float: ...
 
     def __call__(self, state: Any, x: Tensor, denoised: Tensor) -> tuple[Tensor, Any]:
         """The next x and state. `state` is None at the first stage; x (B, *) and denoised alike, float32 or 64."""
@@ -104,7 +114,7 @@ class LinearStage(NamedTuple):
     """`correct` replaces the accepted solution, if given; `move` leads from it to the next x.
 
     With `hold` the accepted solution stays the anchor and x is only where the model is called next;
-    without, x is accepted. `keep` counts the predictions that survive.
+    without, x is accepted. `keep` are the predictions that survive, by their place in `past`, newest first.
     """
 
     node: Node
@@ -112,7 +122,8 @@ class LinearStage(NamedTuple):
     field: Field = "data"
     correct: Row | None = None
     hold: bool = False
-    keep: int = 0
+    keep: Sequence[int] = ()
+    noise: float = 0.0
 
     def __call__(self, state: State | None, x: Tensor, denoised: Tensor) -> tuple[Tensor, State]:
         anchor, past = state or State(None, ())
@@ -121,7 +132,8 @@ class LinearStage(NamedTuple):
             anchor = x
         if self.correct is not None:
             anchor = self.correct.apply(anchor, past)
-        return self.move.apply(anchor, past), State(anchor if self.hold else None, past[: self.keep])
+        kept = tuple(past[i] for i in self.keep if i < len(past))
+        return self.move.apply(anchor, past), State(anchor if self.hold else None, kept)
 
 
 def _in_field(field: Field, x: Tensor, denoised: Tensor, node: Node) -> Tensor:
@@ -150,6 +162,15 @@ def euler_row(field: Field, s: Node, t: Node, weights: Sequence[float] = (1.0,))
     scale = scale_t / scale_s
     gain = level_t - scale * level_s
     return Row(scale, tuple(w * gain for w in weights))
+
+
+def renoise(s: Node, t: Node) -> tuple[float, float]:
+    """The scale and the standard deviation of the noise that lead from s to the noisier t in distribution."""
+    scale = t.alpha / s.alpha if s.alpha else 1.0
+    added = t.sigma**2 - (scale * s.sigma) ** 2
+    if added < 0:
+        raise ValueError(f"noise can only be added: sigma / alpha would fall from {s.nsr:g} to {t.nsr:g}")
+    return scale, math.sqrt(added)
 
 
 def orders(nodes: Sequence[Node], order: int, final_order: int) -> list[int]:

@@ -57,7 +57,7 @@ class DPMSolverPP:
         stages = []
         for i, order in enumerate(orders(nodes, self.order, self.final_order)):
             row = _row(nodes[max(i - 2, 0) : i + 2], order, self.variant)
-            stages.append(LinearStage(nodes[i], row, keep=self.order - 1))
+            stages.append(LinearStage(nodes[i], row, keep=range(self.order - 1)))
         return spend(stages, nfe, len(nodes) - 1)
 
 

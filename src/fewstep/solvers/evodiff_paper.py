@@ -65,6 +65,7 @@ class Stage(NamedTuple):
     correct: Second | None
     move: Row | None  # None: the run ends here, with the corrected state
     predict: Second | None
+    noise: float = 0.0
 
     def __call__(self, state: State | None, x: Tensor, denoised: Tensor) -> tuple[Tensor, State]:
         state = state or State(denoised)

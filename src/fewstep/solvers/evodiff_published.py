@@ -92,6 +92,7 @@ class Stage(NamedTuple):
     correct: Second | None
     move: Row | None  # None: the run ends here, with the corrected state
     predict: Second | None
+    noise: float = 0.0
 
     def __call__(self, state: State | None, x: Tensor, denoised: Tensor) -> tuple[Tensor, State]:
         m0, (m1, pending) = denoised, state or State(denoised)

@@ -49,7 +49,7 @@ class Heun:
         for (s, t), half in zip(steps, halves, strict=True):
             first = euler_row(self.field, s, t)
             if half:
-                stages.append(LinearStage(s, first, self.field, hold=True, keep=1))
+                stages.append(LinearStage(s, first, self.field, hold=True, keep=(0,)))
                 stages.append(LinearStage(t, euler_row(self.field, s, t, (0.5, 0.5)), self.field))
             else:
                 stages.append(LinearStage(s, first, self.field))

@@ -59,7 +59,7 @@ class UniPC:
             # length in log-SNR) there is no corrector.
             hold = i + 2 < len(nodes) and nodes[i + 2].sigma > 0 and math.isfinite(s.lam)
             move = self._row(nodes, i, order[i], corrector=False)
-            stages.append(LinearStage(s, move, self.field, correct, hold, keep=self.order))
+            stages.append(LinearStage(s, move, self.field, correct, hold, keep=range(self.order)))
         return spend(stages, nfe, len(nodes) - 1)
 
     def _row(self, nodes: Sequence[Node], i: int, order: int, corrector: bool) -> Row:

@@ -1,0 +1,278 @@
+"""Train a class-conditional EDM model of CIFAR-10 and export it as a folder that `fewstep` loads.
+
+    python scripts/train_model.py train scripts/configs/cifar32.toml --out runs/cifar32
+    python scripts/train_model.py export runs/cifar32 --ema 0.05 --to models/cifar32
+
+Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models (2022): with s = sigma_data,
+c_in = 1 / sqrt(sigma^2 + s^2), c_out = sigma s c_in and c_skip = s^2 c_in^2, the loss is the one of their Table 1,
+
+    || F(c_in x, 250 ln sigma, label) - (x_0 - c_skip x) / c_out ||^2,   x = x_0 + sigma n,   ln sigma ~ N(mean, std^2).
+
+A run can be stopped (Ctrl-C) and started again with the same command: it goes on from its last checkpoint, with the
+same batches as if it had never stopped. Lengthening a run, by raising `images` before the decay sets in, is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import time
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from diffusers import UNet2DModel
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fewstep.bench.cifar10 import CLASSES, HUB_NAME, load_cifar10, to_unit_range
+from fewstep.runs import check_writable, write_atomically
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, rich_markup_mode=None)
+log = Console(stderr=True)
+
+NULL_LABEL = len(CLASSES)
+NOISE_SCALE = 250.0  # the network is told 250 ln(sigma): EDM's ln(sigma) / 4 in diffusers' embedding of 0 ... 1000
+SIDE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    patch: int
+    block_out_channels: list[int]
+    layers_per_block: int
+    attention: list[bool]
+    attention_head_dim: int
+    norm_num_groups: int
+    resnet_time_scale_shift: str
+
+    def build(self) -> UNet2DModel:
+        channels = 3 * self.patch**2
+        return UNet2DModel(
+            sample_size=SIDE // self.patch,
+            in_channels=channels,
+            out_channels=channels,
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in self.attention),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(self.attention)),
+            block_out_channels=tuple(self.block_out_channels),
+            layers_per_block=self.layers_per_block,
+            attention_head_dim=self.attention_head_dim,
+            norm_num_groups=self.norm_num_groups,
+            resnet_time_scale_shift=self.resnet_time_scale_shift,
+            num_class_embeds=NULL_LABEL + 1,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseConfig:
+    mean: float
+    std: float
+    sigma_data: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    images: int
+    batch: int
+    learning_rate: float
+    weight_decay: float
+    warmup: int
+    decay: int
+    label_dropout: float
+    ema: list[float]
+    precision: str
+    checkpoint_every: int
+
+    def rate(self, seen: int) -> float:
+        """The learning rate after `seen` images: a ramp up, a plateau, a ramp down to zero."""
+        return self.learning_rate * min(1.0, (seen + self.batch) / self.warmup, (self.images - seen) / self.decay)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    name: str
+    seed: int
+    network: NetworkConfig
+    noise: NoiseConfig
+    training: TrainingConfig
+
+    @classmethod
+    def read(cls, path: Path) -> Config:
+        """The configuration of a TOML file; a key too many or too few is an error."""
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        parts = {"network": NetworkConfig, "noise": NoiseConfig, "training": TrainingConfig}
+        try:
+            return cls(**{key: parts[key](**value) if key in parts else value for key, value in content.items()})
+        except TypeError as error:
+            raise typer.BadParameter(f"{path}: {error}") from error
+
+
+def make_batch(images: Tensor, labels: Tensor, config: Config, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Clean images, folded; their labels, some dropped; noise levels; noise. A function of the seed and the step."""
+    generator = torch.Generator().manual_seed(config.seed * 2**32 + step)
+    count = config.training.batch
+
+    def uniform() -> Tensor:
+        return torch.rand(count, generator=generator)
+
+    chosen = torch.randint(len(images), (count,), generator=generator)
+    flipped, dropped = uniform() < 0.5, uniform() < config.training.label_dropout
+    clean = to_unit_range(images[chosen.to(images.device)])
+    clean = torch.where(flipped.to(clean.device)[:, None, None, None], clean.flip(-1), clean)
+    clean = torch.nn.functional.pixel_unshuffle(clean, config.network.patch)
+    wanted = labels[chosen.to(labels.device)].masked_fill(dropped.to(labels.device), NULL_LABEL)
+    sigma = torch.exp(torch.randn(count, generator=generator) * config.noise.std + config.noise.mean)
+    noise = torch.randn(clean.shape, generator=generator)
+    return clean, wanted, sigma.to(clean.device), noise.to(clean.device)
+
+
+def edm_loss(network: torch.nn.Module, config: Config, clean: Tensor, labels: Tensor, sigma: Tensor, noise: Tensor):
+    """The mean over the batch of the loss above; its expectation is 1 for a network that answers 0."""
+    data, level = config.noise.sigma_data, sigma[:, None, None, None]
+    c_in = torch.rsqrt(level**2 + data**2)
+    x = clean + level * noise
+    target = (clean - (data * c_in) ** 2 * x) / (level * data * c_in)
+    given = (c_in * x).contiguous(memory_format=torch.channels_last)
+    autocast = config.training.precision == "bfloat16"
+    with torch.autocast(clean.device.type, torch.bfloat16, enabled=autocast):
+        output = network(given, NOISE_SCALE * sigma.log(), class_labels=labels).sample
+    return (output.float() - target).square().mean()
+
+
+class Averages:
+    """Moving averages of the weights whose length is a fixed share of the run so far.
+
+    After step t the newest weights enter with share (1 + gamma) / (t + gamma): weights of age a count like
+    (1 - a / t)^gamma, of relative length 1 / (gamma + 2). Karras et al., Analyzing and Improving the Training
+    Dynamics of Diffusion Models (2024), section 3.1, with a rational form of their eq. (2).
+    """
+
+    def __init__(self, lengths: list[float], network: torch.nn.Module):
+        self.gammas = {str(length): 1 / length - 2 for length in lengths}
+        self.weights = {key: [p.detach().clone() for p in network.parameters()] for key in self.gammas}
+
+    @torch.no_grad()
+    def update(self, network: torch.nn.Module, step: int) -> None:
+        for key, gamma in self.gammas.items():
+            share = (1 + gamma) / (step + 1 + gamma)
+            torch._foreach_lerp_(self.weights[key], list(network.parameters()), share)
+
+
+@app.command()
+def train(
+    config_path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="the run's TOML file")],
+    out: Annotated[Path, typer.Option(help="folder of the run")],
+    data: Annotated[str, typer.Option(help="npz file, or a name on the Hugging Face hub")] = HUB_NAME,
+    device: Annotated[str, typer.Option(help="torch device")] = "cpu",
+    minutes: Annotated[float, typer.Option(help="stop, with a checkpoint, after this long")] = math.inf,
+) -> None:
+    """Train, or go on training; writes OUT/checkpoint.pt and OUT/log.jsonl."""
+    config = Config.read(config_path)
+    check_writable(out)
+    images, labels = (part.to(device) for part in load_cifar10(data))
+    torch.manual_seed(config.seed)
+    network = config.network.build().to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), betas=(0.9, 0.99), weight_decay=config.training.weight_decay, fused=True
+    )
+    averages = Averages(config.training.ema, network)
+    checkpoint = out / "checkpoint.pt"
+    step, losses = 0, []
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        if saved["network_config"] != dataclasses.asdict(config.network):
+            raise typer.BadParameter(f"{checkpoint} is of another network: choose another --out")
+        network.load_state_dict(saved["network"])
+        optimizer.load_state_dict(saved["optimizer"])
+        averages.weights, step = saved["averages"], saved["step"]
+        log.print(f"going on from step {step:,}")
+
+    def save() -> None:
+        buffer = io.BytesIO()
+        content = {
+            "network_config": dataclasses.asdict(config.network),
+            "config": dataclasses.asdict(config),
+            "network": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "averages": averages.weights,
+            "step": step,
+        }
+        torch.save(content, buffer)
+        write_atomically(checkpoint, buffer.getvalue())
+
+    settings, started = config.training, time.monotonic()
+    total = settings.images // settings.batch
+    every = max(1, settings.checkpoint_every // settings.batch)
+    columns = (TextColumn("{task.fields[loss]}"), BarColumn(), TextColumn("{task.completed:,}/{task.total:,} images"))
+    with Progress(*columns, TimeRemainingColumn(), console=log) as progress:
+        task = progress.add_task("", total=settings.images, completed=step * settings.batch, loss="loss -")
+        try:
+            while step < total and time.monotonic() - started < 60 * minutes:
+                rate = settings.rate(step * settings.batch)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                loss = edm_loss(network, config, *make_batch(images, labels, config, step))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                step += 1
+                averages.update(network, step)
+                losses.append(loss.detach())
+                if step % every == 0 or step == total:
+                    mean = torch.stack(losses).mean().item()
+                    if not math.isfinite(mean):
+                        raise RuntimeError(f"the loss is {mean} at step {step}: lower learning_rate")
+                    losses = []
+                    save()
+                    record = {"images": step * settings.batch, "loss": mean, "rate": rate}
+                    record["seconds"] = round(time.monotonic() - started, 1)
+                    with (out / "log.jsonl").open("a") as file:
+                        file.write(json.dumps(record) + "\n")
+                    progress.update(task, loss=f"loss {mean:.4f}")
+                progress.update(task, completed=step * settings.batch)
+        except KeyboardInterrupt:
+            pass
+        save()
+    log.print(f"{checkpoint}: step {step:,} of {total:,}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="folder of a run")],
+    to: Annotated[Path, typer.Option(help="folder of the model")],
+    ema: Annotated[str, typer.Option(help="which average, as written in the run's configuration")] = "0.05",
+    summary: Annotated[str, typer.Option(help="a line for `fewstep models`")] = "",
+) -> None:
+    """Write one of the averages as config.json, float16 safetensors and fewstep.json."""
+    saved = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    if ema not in saved["averages"]:
+        raise typer.BadParameter(f"{ema!r} is none of {', '.join(saved['averages'])}", param_hint="--ema")
+    network = NetworkConfig(**saved["network_config"]).build()
+    names = [name for name, _ in network.named_parameters()]
+    weights = dict(zip(names, saved["averages"][ema], strict=True))
+    check_writable(to)
+    network.save_config(to)
+    halves = {name: tensor.to(torch.float16).contiguous() for name, tensor in weights.items()}
+    save_file(halves, to / "diffusion_pytorch_model.safetensors")
+    facts = {
+        "preconditioning": "edm",
+        "patch": saved["network_config"]["patch"],
+        "sigma_data": saved["config"]["noise"]["sigma_data"],
+        "noise_scale": NOISE_SCALE,
+        "sigma_min": 0.002,
+        "sigma_max": 80.0,
+        "classes": list(CLASSES),
+        "null_label": NULL_LABEL,
+        "summary": summary,
+    }
+    write_atomically(to / "fewstep.json", (json.dumps(facts, indent=2) + "\n").encode())
+
+
+if __name__ == "__main__":
+    app()

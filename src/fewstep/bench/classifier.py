@@ -1,0 +1,64 @@
+"""The small classifier of CIFAR-10 whose features measure distances between sets of images.
+
+It stands in for Inception, which is large, has to be downloaded, and expects 299 x 299 pixels: a distance in these
+features orders samplers of this data set, and is comparable with nothing but itself.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Classifier", "load_classifier"]
+
+FOLDER = Path(__file__).parent.parent / "models" / "cifar32-classifier"
+WEIGHTS = "model.safetensors"
+
+
+class Classifier(nn.Module):
+    """Residual stages at 16, 8 and 4 pixels over images (B, 3, 32, 32) in [-1, 1].
+
+    Each halves the side by a maximum, widens by a convolution, and adds a second one to the first:
+    y = f(conv(pool x)), then y + f(conv y), with f = GELU after batch normalisation.
+    """
+
+    def __init__(self, widths: tuple[int, ...], classes: int):
+        super().__init__()
+        self.stem = _layer(3, widths[0])
+        pairs = list(zip(widths, widths[1:], strict=False))
+        self.wider = nn.ModuleList(_layer(a, b) for a, b in pairs)
+        self.deeper = nn.ModuleList(_layer(b, b) for _, b in pairs)
+        self.head = nn.Linear(widths[-1], classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, widths[-1]): the mean over the last stage."""
+        x = self.stem(x)
+        for wider, deeper in zip(self.wider, self.deeper, strict=True):
+            x = wider(nn.functional.max_pool2d(x, 2))
+            x = x + deeper(x)
+        return x.mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class logits (B, classes)."""
+        logits: Tensor = self.head(self.features(x))
+        return logits
+
+
+def _layer(channels_in: int, channels_out: int) -> nn.Sequential:
+    convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(channels_out), nn.GELU())
+
+
+def load_classifier(folder: Path = FOLDER, device: str | torch.device = "cpu") -> Classifier:
+    """The packaged classifier, or one that scripts/train_classifier.py made; in float32, for evaluation."""
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError("loading a classifier needs safetensors: pip install 'fewstep[bench]'") from error
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    classifier = Classifier(tuple(config["widths"]), config["classes"])
+    classifier.load_state_dict(load_file(folder / WEIGHTS))
+    return classifier.eval().requires_grad_(False).to(device)

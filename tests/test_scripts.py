@@ -1,0 +1,195 @@
+"""The training scripts, on a network and a data set small enough for seconds."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="needs the extra train")
+from typer.testing import CliRunner
+
+import fewstep as fs
+from fewstep.adapters import EDMModel, load_model
+from fewstep.bench.cifar10 import CLASSES, load_cifar10, to_unit_range
+from fewstep.bench.classifier import load_classifier
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+MODEL = """
+name = "tiny"
+seed = 3
+[network]
+patch = 4
+block_out_channels = [8, 8]
+layers_per_block = 1
+attention = [false, false]
+attention_head_dim = 8
+norm_num_groups = 4
+resnet_time_scale_shift = "scale_shift"
+[noise]
+mean = -1.2
+std = 1.2
+sigma_data = 0.5
+[training]
+images = 48
+batch = 8
+learning_rate = 1e-3
+weight_decay = 0.01
+warmup = 16
+decay = 16
+label_dropout = 0.1
+ema = [0.05, 0.2]
+precision = "float32"
+checkpoint_every = 16
+"""
+CLASSIFIER = """
+seed = 1
+widths = [4, 8, 8]
+held_out = 500
+epochs = 1
+batch = 50
+learning_rate = 0.1
+momentum = 0.9
+weight_decay = 5e-4
+label_smoothing = 0.1
+shift = 2
+"""
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def train_model():
+    return script("train_model")
+
+
+@pytest.fixture
+def data(tmp_path):
+    generator = np.random.default_rng(0)
+    path = tmp_path / "data.npz"
+    images = generator.integers(0, 256, (600, 32, 32, 3), dtype=np.uint8)
+    np.savez(path, images=images, labels=generator.integers(0, 10, 600))
+    return path
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(MODEL)
+    return path
+
+
+def run(app, *arguments):
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def weights(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(train_model, data, config, tmp_path):
+    run(train_model.app, "train", config, "--out", tmp_path / "whole", "--data", data)
+    for images in ("16", "48"):
+        config.write_text(MODEL.replace("images = 48", f"images = {images}").replace("decay = 16", "decay = 1"))
+        run(train_model.app, "train", config, "--out", tmp_path / "parts", "--data", data)
+    config.write_text(MODEL.replace("decay = 16", "decay = 1"))
+    run(train_model.app, "train", config, "--out", tmp_path / "same", "--data", data)
+    parts, same, whole = (weights(tmp_path / name) for name in ("parts", "same", "whole"))
+    assert parts["step"] == same["step"] == whole["step"] == 6
+    for key in ("0.05", "0.2"):
+        assert all(torch.equal(a, b) for a, b in zip(parts["averages"][key], same["averages"][key], strict=True))
+    # The decay of the learning rate does make a difference.
+    assert not torch.equal(whole["averages"]["0.05"][0], same["averages"]["0.05"][0])
+
+
+def test_an_exported_average_is_a_model(train_model, data, config, tmp_path):
+    run(train_model.app, "train", config, "--out", tmp_path / "run", "--data", data)
+    run(train_model.app, "export", tmp_path / "run", "--ema", "0.2", "--to", tmp_path / "model")
+    model = load_model(tmp_path / "model")
+    assert model.shape == (3, 32, 32)
+    assert model.classes == CLASSES
+    average = weights(tmp_path / "run")["averages"]["0.2"]
+    for got, wanted in zip(model.network.parameters(), average, strict=True):
+        assert torch.equal(got, wanted.half().float())
+    got = fs.sample(model.conditioned(3, 2.0), fs.unit_noise([0], model.shape), nfe=3, schedule=model.schedule)
+    assert got.isfinite().all()
+
+
+def test_the_loss_is_the_denoisers_error_under_the_weight_of_edm(train_model, data, config):
+    """(sigma^2 + s^2) / (sigma s)^2 |D(x; sigma) - x_0|^2, Karras et al. (2022), Table 1, with the adapter's D."""
+    settings = train_model.Config.read(config)
+    images, labels = load_cifar10(data)
+    clean, wanted, sigma, noise = train_model.make_batch(images, labels, settings, step=5)
+    network = settings.network.build()
+    loss = train_model.edm_loss(network, settings, clean, wanted, sigma, noise)
+    model = EDMModel(network, (3, 32, 32), fs.EDM(), 0.5, 250.0, CLASSES, 10, patch=4)
+    unfold = torch.nn.functional.pixel_shuffle
+    errors = []
+    with torch.no_grad():
+        for x0, label, level, n in zip(
+            unfold(clean, 4), wanted.tolist(), sigma.tolist(), unfold(noise, 4), strict=True
+        ):
+            x = (x0 + level * n)[None]
+            denoised = model(x, level) if label == 10 else model.conditioned(label)(x, level)
+            errors.append((level**2 + 0.25) / (level * 0.5) ** 2 * (denoised[0] - x0).square().mean())
+    # Float32 convolutions over up to 9 * 48 terms; the weight magnifies D's rounding by 1 / sigma where sigma is small.
+    assert loss.item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-3)
+
+
+def test_batches_follow_the_seed_and_the_step(train_model, data, config):
+    settings = train_model.Config.read(config)
+    images, labels = load_cifar10(data)
+    a, b, c = (train_model.make_batch(images, labels, settings, step) for step in (0, 0, 1))
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert not torch.equal(a[0], c[0])
+
+
+def test_averages_have_the_length_they_claim(train_model):
+    """Averaging the step's number gives the mean age of the weights: that share of the run."""
+    network = torch.nn.Linear(1, 1, bias=False)
+    averages = train_model.Averages([0.05, 0.2], network)
+    steps = 2000
+    for step in range(1, steps + 1):
+        torch.nn.init.constant_(network.weight, step)
+        averages.update(network, step)
+    for length in (0.05, 0.2):
+        age = 1 - averages.weights[str(length)][0].item() / steps
+        # Exact in the limit of many steps; one step of the run is 1 / 2000. Float32 sums of 2000 terms.
+        assert age == pytest.approx(length, abs=2e-3)
+
+
+@pytest.mark.parametrize("wrong", ['seed = 3\nspeed = "fast"', "seed = 3\n[extra]\na = 1"])
+def test_an_unknown_key_is_refused(train_model, config, data, tmp_path, wrong):
+    config.write_text(MODEL.replace("seed = 3", wrong))
+    result = CliRunner().invoke(
+        train_model.app, ["train", str(config), "--out", str(tmp_path / "run"), "--data", str(data)]
+    )
+    assert result.exit_code == 2
+    assert "unexpected keyword" in result.output
+
+
+def test_a_classifier_is_trained_saved_and_loaded(data, tmp_path):
+    import typer
+
+    config = tmp_path / "classifier.toml"
+    config.write_text(CLASSIFIER)
+    module = script("train_classifier")
+    app = typer.Typer()
+    app.command()(module.main)
+    run(app, config, "--to", tmp_path / "classifier", "--data", data)
+    classifier = load_classifier(tmp_path / "classifier")
+    images, _ = load_cifar10(data)
+    x = to_unit_range(images[:7])
+    assert classifier.features(x).shape == (7, 8)
+    assert torch.equal(classifier(x), classifier.head(classifier.features(x)))
+    assert "Accuracy on 500 training images held out" in (tmp_path / "classifier" / "README.md").read_text()
