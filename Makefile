@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check numerics bench-overhead clean
+.PHONY: help demo test check numerics ablation bench-overhead clean
 help:
 	@echo "make demo            compare solvers on the packaged model; says where the picture is"
 	@echo "make test            everything that CI runs: lint, types, tests"
 	@echo "make numerics        measure docs/numerics.md anew"
+	@echo "make ablation        measure the iterations of the EVODiff papers (docs/evodiff.md)"
 	@echo "make bench-overhead  time the solvers beside diffusers' (docs/overhead.md)"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -30,6 +31,9 @@ test: check
 
 numerics: $(VENV)/.installed
 	$(BIN)/fewstep bench numerics --out docs/numerics.md
+
+ablation: $(VENV)/.installed
+	$(BIN)/fewstep bench ablation --out docs/evodiff.md
 
 bench-overhead: $(VENV)/.installed
 	$(BIN)/fewstep bench overhead --out docs/overhead.md

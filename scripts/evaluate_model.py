@@ -23,10 +23,10 @@ from rich.progress import track
 
 import fewstep as fs
 from fewstep.adapters import load_model
-from fewstep.bench.cifar10 import CLASSES, HUB_NAME, load_cifar10, to_unit_range
 from fewstep.bench.classifier import load_classifier
+from fewstep.bench.images import CIFAR10, load_images, to_unit_range
 from fewstep.bench.metrics import Moments, frechet_distance
-from fewstep.runs import check_writable, write_atomically
+from fewstep.files import check_writable, write_atomically
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, rich_markup_mode=None)
 log = Console(stderr=True)
@@ -73,9 +73,9 @@ def measure(
 
 
 @app.command()
-def report(out: Out, data: Data = HUB_NAME) -> None:
+def report(out: Out, data: Data = CIFAR10) -> None:
     """Print a table of all measurements under OUT: distance to the training images, class accuracy."""
-    images, _ = load_cifar10(data)
+    images, _ = load_images(data)
     classifier = load_classifier()
     with torch.no_grad():
         parts = [classifier.features(to_unit_range(part)) for part in track(images.split(CHUNK), console=log)]
@@ -93,7 +93,6 @@ def report(out: Out, data: Data = HUB_NAME) -> None:
         floor = frechet_distance(Moments.of(shuffled[: len(features)]), whole)
         cells = (model, nfe, guidance, f"{len(features):,}", f"{distance:.3f}", f"{floor:.3f}", f"{right:.1%}")
         typer.echo("| " + " | ".join(cells) + " |")
-    log.print(f"classes: {', '.join(CLASSES)}")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fewstep.bench.cifar10 import CLASSES, HUB_NAME, load_cifar10, to_unit_range
 from fewstep.bench.classifier import WEIGHTS, Classifier
-from fewstep.runs import check_writable, write_atomically
+from fewstep.bench.images import CIFAR10, CLASSES, load_images, to_unit_range
+from fewstep.files import check_writable, write_atomically
 
 log = Console(stderr=True)
 
@@ -61,11 +61,13 @@ def accuracy(classifier: Classifier, images: Tensor, labels: Tensor) -> float:
 def main(
     config_path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="TOML file")],
     to: Annotated[Path, typer.Option(help="folder of the classifier")],
-    data: Annotated[str, typer.Option(help="npz file, or a name on the Hugging Face hub")] = HUB_NAME,
+    data: Annotated[str, typer.Option(help="npz file, or a name on the Hugging Face hub")] = CIFAR10,
 ) -> None:
     config: dict[str, Any] = tomllib.loads(config_path.read_text(encoding="utf-8"))
     check_writable(to)
-    images, labels = load_cifar10(data)
+    images, labels = load_images(data)
+    if labels is None or labels.max() >= len(CLASSES):
+        raise typer.BadParameter(f"{data} must hold images in {len(CLASSES)} classes", param_hint="--data")
     torch.manual_seed(config["seed"])
     shuffled = torch.randperm(len(images))
     ours, kept = shuffled[: -config["held_out"]], shuffled[-config["held_out"] :]

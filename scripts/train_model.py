@@ -31,8 +31,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fewstep.bench.cifar10 import CLASSES, HUB_NAME, load_cifar10, to_unit_range
-from fewstep.runs import check_writable, write_atomically
+from fewstep.bench.images import CIFAR10, CLASSES, load_images, to_unit_range
+from fewstep.files import check_writable, write_atomically
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, rich_markup_mode=None)
 log = Console(stderr=True)
@@ -113,6 +113,13 @@ class Config:
             raise typer.BadParameter(f"{path}: {error}") from error
 
 
+def training_images(data: str) -> tuple[Tensor, Tensor]:
+    images, labels = load_images(data)
+    if labels is None or images.shape[1:] != (3, SIDE, SIDE) or labels.max() >= NULL_LABEL:
+        raise typer.BadParameter(f"{data} must hold images of {SIDE} x {SIDE} pixels in {NULL_LABEL} classes")
+    return images, labels
+
+
 def make_batch(images: Tensor, labels: Tensor, config: Config, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Clean images, folded; their labels, some dropped; noise levels; noise. A function of the seed and the step."""
     generator = torch.Generator().manual_seed(config.seed * 2**32 + step)
@@ -168,14 +175,14 @@ class Averages:
 def train(
     config_path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="the run's TOML file")],
     out: Annotated[Path, typer.Option(help="folder of the run")],
-    data: Annotated[str, typer.Option(help="npz file, or a name on the Hugging Face hub")] = HUB_NAME,
+    data: Annotated[str, typer.Option(help="npz file, or a name on the Hugging Face hub")] = CIFAR10,
     device: Annotated[str, typer.Option(help="torch device")] = "cpu",
     minutes: Annotated[float, typer.Option(help="stop, with a checkpoint, after this long")] = math.inf,
 ) -> None:
     """Train, or go on training; writes OUT/checkpoint.pt and OUT/log.jsonl."""
     config = Config.read(config_path)
     check_writable(out)
-    images, labels = (part.to(device) for part in load_cifar10(data))
+    images, labels = (part.to(device) for part in training_images(data))
     torch.manual_seed(config.seed)
     network = config.network.build().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(

@@ -51,11 +51,13 @@ def sd_table() -> fs.Discrete:
     return fs.Discrete(arrays("problem")["note_sd_alphas_cumprod"])
 
 
-def assert_matches(file: str, key: str, solver: fs.Solver, schedule: fs.Schedule, nodes: Sequence[fs.Node]) -> None:
+def assert_matches(
+    file: str, key: str, solver: fs.Solver, schedule: fs.Schedule, nodes: Sequence[fs.Node], nfe: int | None = None
+) -> None:
     """The run equals the golden within ten times its tolerance, at the same number of calls."""
     facts = entries(file)[key]
     denoiser = Counted(problem().denoiser(schedule))
     start = noise() * nodes[0].sigma if isinstance(schedule, fs.EDM) else noise()
-    got = fs.integrate(denoiser, start, nodes, solver=solver, schedule=schedule)
+    got = fs.integrate(denoiser, start, nodes, solver=solver, schedule=schedule, nfe=nfe)
     assert denoiser.calls == facts["nfe"]
     np.testing.assert_allclose(got.numpy(), arrays(file)[key], rtol=0, atol=TIMES_TOL * facts["tol"])

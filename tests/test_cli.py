@@ -160,9 +160,79 @@ def test_guidance_one_is_none_and_two_is_not(sample, tmp_path):
     assert not np.array_equal(stored(tmp_path / "2"), stored(tmp_path / "none"))
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+INFORMED = {name: solver for name, solver in SOLVERS.items() if hasattr(solver, "statistics")}
+
+
+@pytest.mark.parametrize("solver", sorted(SOLVERS.keys() - INFORMED))
 def test_every_solver_draws(sample, solver):
     assert sample("--solver", solver, n=1, nfe=3).exit_code == DONE
+
+
+# estimate
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Images of twice the model's side: they are shrunk."""
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (12, 2 * SIDE, 2 * SIDE, 3), dtype=np.uint8)
+    np.savez(path, images=images, labels=generator.integers(0, len(CLASSES), 12))
+    return path
+
+
+def estimated(model, data, kind, folder, *args):
+    path = folder / f"{kind}.safetensors"
+    result = run(
+        "estimate", kind, "--model", model, "--data", data, "--points", 8, "--samples", 8, "--out", path, *args
+    )
+    assert result.exit_code == DONE, result.stderr
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(model, data, tmp_path_factory):
+    return {kind: estimated(model, data, kind, tmp_path_factory.mktemp("statistics")) for kind in ("ems", "gamma")}
+
+
+@pytest.mark.parametrize("solver", INFORMED)
+def test_every_solver_that_needs_statistics_draws_with_them_and_refuses_without(sample, files, solver, tmp_path):
+    kind = type(INFORMED[solver].statistics).__name__
+    command = f"fewstep estimate {kind.lower()} --out FILE"
+    assert_refused(sample("--solver", solver), USAGE, f"{solver} needs one file of {kind}", command)
+    result = sample("--solver", solver, "--statistics", files[kind.lower()], n=1, nfe=3)
+    assert result.exit_code == DONE, result.stderr
+
+
+def test_statistics_of_another_model_are_refused(sample, model, data, tmp_path):
+    plain = estimated(model, data, "gamma", tmp_path, "--label", "none")
+    result = sample("--solver", "analytic-dpm", "--statistics", plain)
+    assert_refused(result, FAILED, "was estimated from another model", "no classes", "estimate again")
+
+
+def test_statistics_that_nobody_asked_for_are_refused(sample, files):
+    assert_refused(sample("--statistics", files["ems"]), USAGE, "holds statistics that no solver asked for")
+
+
+def test_compare_takes_several_files(compare, files):
+    result = compare(
+        "--statistics", files["ems"], "--statistics", files["gamma"], solvers="ddim,dpm-solver-v3-2,analytic-dpm"
+    )
+    assert result.exit_code == DONE, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (("--label", "cat"), ("'cat' must be 'all' or 'none'",)),
+        (("--label", "none", "--guidance", "2"), ("2 needs classes",)),
+        (("--data", "none.npz"), ("no file none.npz",)),
+    ],
+)
+def test_an_estimate_that_cannot_be_made_is_refused(model, data, tmp_path, args, parts):
+    result = run("estimate", "gamma", "--model", model, "--data", data, "--out", tmp_path / "g.safetensors", *args)
+    assert_refused(result, FAILED if "--data" in args else USAGE, *parts)
+    assert not (tmp_path / "g.safetensors").exists()
 
 
 def test_json_is_the_record_alone_on_stdout(sample, tmp_path):

@@ -10,7 +10,8 @@ import fewstep
 SOURCE = Path(fewstep.__file__).parent
 # Each room may import from those before it.
 ROOMS = [
-    "schedule", "grid", "prediction", "solvers", "sampling", "guidance", "pictures", "runs", "adapters", "bench", "cli",
+    "files", "schedule", "grid",
+    "prediction", "statistics", "solvers", "sampling", "estimate", "guidance", "pictures", "runs", "adapters", "bench", "integrations", "cli",
 ]  # fmt: skip
 TENSOR_FREE = ["schedule", "grid", "prediction"]
 

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 import fewstep as fs
 from fewstep.adapters import EDMModel, load_model
-from fewstep.bench.cifar10 import CLASSES, load_cifar10, to_unit_range
 from fewstep.bench.classifier import load_classifier
+from fewstep.bench.images import CLASSES, load_images, to_unit_range
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 MODEL = """
@@ -128,7 +128,7 @@ def test_an_exported_average_is_a_model(train_model, data, config, tmp_path):
 def test_the_loss_is_the_denoisers_error_under_the_weight_of_edm(train_model, data, config):
     """(sigma^2 + s^2) / (sigma s)^2 |D(x; sigma) - x_0|^2, Karras et al. (2022), Table 1, with the adapter's D."""
     settings = train_model.Config.read(config)
-    images, labels = load_cifar10(data)
+    images, labels = load_images(data)
     clean, wanted, sigma, noise = train_model.make_batch(images, labels, settings, step=5)
     network = settings.network.build()
     loss = train_model.edm_loss(network, settings, clean, wanted, sigma, noise)
@@ -148,7 +148,7 @@ def test_the_loss_is_the_denoisers_error_under_the_weight_of_edm(train_model, da
 
 def test_batches_follow_the_seed_and_the_step(train_model, data, config):
     settings = train_model.Config.read(config)
-    images, labels = load_cifar10(data)
+    images, labels = load_images(data)
     a, b, c = (train_model.make_batch(images, labels, settings, step) for step in (0, 0, 1))
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert not torch.equal(a[0], c[0])
@@ -188,7 +188,7 @@ def test_a_classifier_is_trained_saved_and_loaded(data, tmp_path):
     app.command()(module.main)
     run(app, config, "--to", tmp_path / "classifier", "--data", data)
     classifier = load_classifier(tmp_path / "classifier")
-    images, _ = load_cifar10(data)
+    images, _ = load_images(data)
     x = to_unit_range(images[:7])
     assert classifier.features(x).shape == (7, 8)
     assert torch.equal(classifier(x), classifier.head(classifier.features(x)))

@@ -1,27 +1,66 @@
 """EVODiff and its field: good samples from a diffusion model in 5-20 calls, without retraining."""
 
+from .estimate import estimate_ems, estimate_gamma
 from .grid import from_times, karras, log_snr, time_quadratic, time_uniform, uniform
 from .guidance import clip, guided, threshold
 from .prediction import Denoiser, Prediction, as_denoiser, from_denoised, to_denoised
 from .sampling import DenoiserError, Step, integrate, sample, trajectory, unit_noise
 from .schedule import EDM, Discrete, Flow, Node, Schedule, VPCosine, VPLinear
-from .solvers import DDIM, DPMSolverPP, EVODiff, Heun, Solver, UniPC
+from .solvers import (
+    DDIM,
+    DEIS,
+    DPM2,
+    ERA,
+    IPNDM,
+    PNDM,
+    AnalyticDPM,
+    DPMSolver,
+    DPMSolverPP,
+    DPMSolverV3,
+    EVODiff,
+    Heun,
+    REMulti,
+    REMultiV3,
+    RESingle,
+    SASolver,
+    SciRE,
+    SDEDPMSolverPP,
+    Solver,
+    UniPC,
+)
+from .statistics import EMS, Gamma, fingerprint
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DDIM",
+    "DEIS",
+    "DPM2",
     "EDM",
+    "EMS",
+    "ERA",
+    "IPNDM",
+    "PNDM",
+    "AnalyticDPM",
+    "DPMSolver",
     "DPMSolverPP",
+    "DPMSolverV3",
     "Denoiser",
     "DenoiserError",
     "Discrete",
     "EVODiff",
     "Flow",
+    "Gamma",
     "Heun",
     "Node",
     "Prediction",
+    "REMulti",
+    "REMultiV3",
+    "RESingle",
+    "SASolver",
+    "SDEDPMSolverPP",
     "Schedule",
+    "SciRE",
     "Solver",
     "Step",
     "UniPC",
@@ -29,6 +68,9 @@ __all__ = [
     "VPLinear",
     "as_denoiser",
     "clip",
+    "estimate_ems",
+    "estimate_gamma",
+    "fingerprint",
     "from_denoised",
     "from_times",
     "guided",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -25,8 +26,10 @@ import torch
 from torch import Tensor
 
 from . import __version__
+from . import grid as grids
+from .bench.images import CIFAR10
 from .bench.table import SOLVERS as TABLE
-from .grid import Grid, karras, log_snr, time_quadratic, time_uniform
+from .grid import Grid
 from .prediction import Denoiser
 from .solvers import Solver
 
@@ -38,12 +41,27 @@ if TYPE_CHECKING:
 
 SOLVERS: dict[str, Solver] = {name: entry.solver for name, entry in TABLE.items()}
 GRIDS: dict[str, Grid] = {
-    "log-snr": log_snr,
-    "karras": karras,
-    "time-uniform": time_uniform,
-    "time-quadratic": time_quadratic,
+    "log-snr": grids.log_snr,
+    "log-snr-2": grids.log_snr(order=2),
+    "karras": grids.karras,
+    "kl-optimal": grids.kl_optimal,
+    "scire-nsr": grids.scire_nsr,
+    "time-uniform": grids.time_uniform,
+    "time-quadratic": grids.time_quadratic,
+    "beta": grids.beta,
+    "linspace": grids.linspace,
+    "leading": grids.leading(offset=1),
+    "trailing": grids.trailing,
+    "linear-quadratic": grids.linear_quadratic,
+    "dm-nonuniform": grids.dm_nonuniform,
+    "ays-sd15": grids.ays(model="sd15"),
+    "ays-sdxl": grids.ays(model="sdxl"),
+    "ays-svd": grids.ays(model="svd"),
+    "gits-sd15": grids.gits(model="sd15"),
+    "gits-cifar10": grids.gits(model="cifar10"),
 }
 NETWORK_BATCH = 8  # images per evaluation of the network, always, so that --batch-size changes no pixel
+DEFAULT_MODEL = "cifar16"
 EXIT_FAILED = 1
 MAX_SEED = 2**63 - 1
 SHOWN = 4  # images in a cell of the comparison
@@ -58,15 +76,21 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Measurements behind the documentation.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+estimate = typer.Typer(help="What DPM-Solver-v3 and Analytic-DPM need to know of a model.", no_args_is_help=True)
+app.add_typer(estimate, name="estimate")
 log = Console(stderr=True)
 
 Model = Annotated[str, typer.Option(help="A packaged model (see `fewstep models`) or a folder.")]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the first image; the next has the next seed.")]
 GridName = Annotated[str | None, typer.Option("--grid", help=f"{', '.join(GRIDS)}; default: the solver's own.")]
+EstimateLabel = Annotated[str, typer.Option("--label", help="'all': each image with its class; 'none': without.")]
 Label = Annotated[str, typer.Option(help="A class by name or number, 'none', or 'all': seed s draws class s, in turn.")]
 Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is none.")]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, mps ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
+Statistics = Annotated[
+    list[Path] | None, typer.Option(help="A file of `fewstep estimate`, for solvers that need one; may be repeated.")
+]
 Page = Annotated[Path | None, typer.Option("--out", help="Write the page here instead of to stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -80,7 +104,7 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command()
 def sample(
-    model: Model = "cifar16",
+    model: Model = DEFAULT_MODEL,
     solver: Annotated[str, typer.Option(help=", ".join(SOLVERS))] = "evodiff",
     nfe: Annotated[int, typer.Option(min=1, help="Calls of the model for each image.")] = 10,
     n: Annotated[int, typer.Option(min=1, help="How many images.")] = 64,
@@ -88,6 +112,7 @@ def sample(
     grid: GridName = None,
     label: Label = "all",
     guidance: Guidance = 1.0,
+    statistics: Statistics = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; changes no pixel on a CPU.")] = 16,
     device: Device = "cpu",
     npz: Annotated[bool, typer.Option("--npz", help="One samples.npz, written at the end, instead of PNGs.")] = False,
@@ -109,6 +134,7 @@ def sample(
 
         loaded = _load(model, device)
         denoiser = _conditioned(loaded, label, guidance)
+        chosen = _informed({solver: chosen}, statistics, loaded, label, guidance)[solver]
         settings = {
             "model": model, "solver": solver, "solver_options": repr(chosen), "nfe": nfe, "n": n, "seed": seed,
             "grid": grid, "label": label, "guidance": guidance, "device": device, "format": "npz" if npz else "png",
@@ -135,7 +161,7 @@ def sample(
 
 @app.command()
 def compare(
-    model: Model = "cifar16",
+    model: Model = DEFAULT_MODEL,
     solvers: Annotated[str, typer.Option(help=f"Comma-separated: {', '.join(SOLVERS)}")] = (
         "evodiff,ddim,dpmpp-2m,unipc-3,heun"
     ),
@@ -145,6 +171,7 @@ def compare(
     grid: GridName = None,
     label: Label = "all",
     guidance: Guidance = 1.0,
+    statistics: Statistics = None,
     device: Device = "cpu",
     out: Annotated[Path, typer.Option(help="The picture, a PNG.")] = Path("compare.png"),
     as_json: AsJson = False,
@@ -161,13 +188,14 @@ def compare(
     with _errors(debug):
         from .bench.compare import CONVERGED_NFE, converged
         from .bench.compare import compare as measure
+        from .files import write_atomically
         from .pictures import Cell, comparison, pixels, sheet
-        from .runs import write_atomically
         from .sampling import unit_noise
 
         loaded = _load(model, device)
         seeds = range(seed, seed + n)
         conditioned = _conditioned(loaded, label, guidance)(seeds)
+        chosen = _informed(chosen, statistics, loaded, label, guidance)
         _check_out(out)
         noise = unit_noise(seeds, loaded.shape, device=device)
         with _progress("comparing", CONVERGED_NFE + len(chosen) * sum(budgets), "calls") as advance:
@@ -222,13 +250,143 @@ def models(as_json: AsJson = False) -> None:
     typer.echo("\nLoad one by --model NAME or, in Python, fewstep.adapters.load_model(NAME).")
 
 
+Data = Annotated[str, typer.Option(help="Training images: an npz file, or a name on the Hugging Face hub.")]
+StatisticsFile = Annotated[Path, typer.Option("--out", help="The file, safetensors.")]
+Points = Annotated[int, typer.Option(min=2, help="Noise levels, evenly in log-SNR.")]
+Samples = Annotated[int, typer.Option(min=2, help="Noisy images at each; more matter more than points.")]
+StatisticsSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the choice of images, and of the noise.")]
+
+
+@estimate.command()
+def ems(
+    out: StatisticsFile,
+    data: Data = CIFAR10,
+    model: Model = DEFAULT_MODEL,
+    label: EstimateLabel = "all",
+    guidance: Guidance = 1.0,
+    points: Points = 120,
+    samples: Samples = 1024,
+    probes: Annotated[int, typer.Option(min=1, help="Random signs for each image.")] = 1,
+    seed: StatisticsSeed = 0,
+    device: Device = "cpu",
+    debug: Debug = False,
+) -> None:
+    """Estimate the statistics of DPM-Solver-v3: about six calls for each point and sample."""
+    with _errors(debug):
+        from .estimate import estimate_ems
+
+        _estimate(estimate_ems, out, data, model, label, guidance, device, points, samples, seed, probes=probes)
+
+
+@estimate.command()
+def gamma(
+    out: StatisticsFile,
+    data: Data = CIFAR10,
+    model: Model = DEFAULT_MODEL,
+    label: EstimateLabel = "all",
+    guidance: Guidance = 1.0,
+    points: Points = 120,
+    samples: Samples = 1024,
+    seed: StatisticsSeed = 0,
+    device: Device = "cpu",
+    debug: Debug = False,
+) -> None:
+    """Estimate Gamma of Analytic-DPM: one call for each point and sample."""
+    with _errors(debug):
+        from .estimate import estimate_gamma
+
+        _estimate(estimate_gamma, out, data, model, label, guidance, device, points, samples, seed)
+
+
+def _estimate(
+    estimator: Callable[..., Any],
+    out: Path,
+    data: str,
+    model: str,
+    label: str,
+    guidance: float,
+    device: str,
+    points: int,
+    samples: int,
+    seed: int,
+    **options: int,
+) -> None:
+    from .bench.images import load_images, resized, to_unit_range
+
+    if label not in ("all", "none"):
+        raise typer.BadParameter(f"{label!r} must be 'all' or 'none'", param_hint="--label")
+    _check_out(out)
+    loaded = _load(model, device)
+    pixels, labels = load_images(data)
+    if label == "none" or not loaded.classes:
+        labels = None
+    elif labels is None:
+        raise typer.BadParameter(f"the images of {data} have no classes: use --label none", param_hint="--label")
+    if labels is None and guidance != 1:
+        raise typer.BadParameter(f"{guidance:g} needs classes", param_hint="--guidance")
+    images = resized(to_unit_range(pixels), loaded.shape[-1]).to(device)
+    denoiser = loaded if labels is None else lambda chosen: loaded.conditioned(chosen, guidance)
+    with _progress("estimating", points, "points") as advance:
+        found = estimator(
+            denoiser,
+            loaded.schedule,
+            images,
+            labels=labels,
+            points=points,
+            samples=samples,
+            seed=seed,
+            fingerprint=_subject(loaded, label, guidance),
+            progress=lambda done, total: advance(1),
+            **options,
+        )
+    found.save(out)
+    _say(f"{found!r} in {out}: give it to a solver by --statistics")
+
+
+def _subject(model: EDMModel, label: str, guidance: float) -> str:
+    """What statistics are of: the model, with the classes of its images or without, and the guidance."""
+    classes = "no classes" if label == "none" or not model.classes else "classes"
+    return f"{model.fingerprint}, {classes}, guidance {guidance:g}"
+
+
+def _informed(
+    solvers: dict[str, Solver], files: list[Path] | None, model: EDMModel, label: str, guidance: float
+) -> dict[str, Solver]:
+    """The solvers, those that need statistics with the ones that the files hold; the table's are stand-ins."""
+    from .statistics import load_statistics
+
+    subject = _subject(model, label, guidance)
+    found = [load_statistics(path, schedule=model.schedule, fingerprint=subject) for path in files or []]
+    informed, used = {}, set()
+    for name, solver in solvers.items():
+        kind = type(getattr(solver, "statistics", None))
+        fitting = [each for each in found if type(each) is kind]
+        if kind is not type(None) and len(fitting) != 1:
+            command = f"fewstep estimate {kind.__name__.lower()} --out FILE"
+            raise typer.BadParameter(f"{name} needs one file of {kind.__name__}: {command}", param_hint="--statistics")
+        informed[name] = dataclasses.replace(solver, statistics=fitting[0]) if fitting else solver  # type: ignore[type-var]
+        used |= set(map(id, fitting))
+    if len(used) < len(found):
+        raise typer.BadParameter("holds statistics that no solver asked for", param_hint="--statistics")
+    return informed
+
+
 @bench.command()
 def numerics(out: Page = None, debug: Debug = False) -> None:
     """Measure the order of convergence of every solver, and what the choices in the code rest on."""
     with _errors(debug):
         from .bench.numerics import page
 
-        _write_page(out, lambda: page(_load("cifar16", "cpu"), _say))
+        _write_page(out, lambda: page(_load(DEFAULT_MODEL, "cpu"), _say))
+
+
+@bench.command()
+def ablation(model: Model = DEFAULT_MODEL, out: Page = None, debug: Debug = False) -> None:
+    """Measure every iteration of the EVODiff papers, on exact problems and on a model."""
+    with _errors(debug):
+        from .bench.ablation import page
+
+        _write_page(out, lambda: page(_load(model, "cpu"), _say))
 
 
 @bench.command()
@@ -241,7 +399,7 @@ def overhead(out: Page = None, debug: Debug = False) -> None:
 
 
 def _write_page(out: Path | None, page: Callable[[], str]) -> None:
-    from .runs import write_atomically
+    from .files import write_atomically
 
     if out is None:
         typer.echo(page())
@@ -317,7 +475,7 @@ def _budgets(text: str) -> list[int]:
 
 
 def _check_out(out: Path) -> None:
-    from .runs import check_writable
+    from .files import check_writable
 
     if out.is_dir():
         raise IsADirectoryError(f"cannot write {out}, it is a folder: choose another --out")

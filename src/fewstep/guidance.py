@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .prediction import Denoiser
 
-__all__ = ["clip", "guided", "threshold"]
+__all__ = ["clip", "guided", "magnitude", "threshold"]
 
 
 def guided(denoiser: Denoiser, uncond: Denoiser, scale: float) -> Denoiser:
@@ -41,15 +41,20 @@ def threshold(denoiser: Denoiser, quantile: float = 0.995, floor: float = 1.0) -
 
     def denoise(x: Tensor, t: float) -> Tensor:
         denoised = denoiser(x, t)
-        size = denoised.flatten(1).abs().to(torch.promote_types(denoised.dtype, torch.float32))
-        # Two order statistics and the line between them: torch.quantile refuses more than 2^24 elements.
-        place = quantile * (size.shape[1] - 1)
-        low = size.kthvalue(math.floor(place) + 1, dim=1).values
-        high = size.kthvalue(math.ceil(place) + 1, dim=1).values
-        limit = low.lerp(high, place - math.floor(place)).clamp_min(floor).reshape(-1, *[1] * (x.ndim - 1))
+        limit = magnitude(denoised, quantile).clamp_min(floor)
         return (denoised.clamp(-limit, limit) / (limit / floor)).to(denoised.dtype)
 
     return denoise
+
+
+def magnitude(x: Tensor, quantile: float) -> Tensor:
+    """The `quantile` of |x| over each sample, (B, 1, ...), in float32 or better."""
+    size = x.flatten(1).abs().to(torch.promote_types(x.dtype, torch.float32))
+    # Two order statistics and the line between them: torch.quantile refuses more than 2^24 elements.
+    place = quantile * (size.shape[1] - 1)
+    low = size.kthvalue(math.floor(place) + 1, dim=1).values
+    high = size.kthvalue(math.ceil(place) + 1, dim=1).values
+    return low.lerp(high, place - math.floor(place)).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def clip(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:

@@ -57,8 +57,8 @@ def to_denoised(kind: Prediction, output: Tensor, x: Tensor, node: Node) -> Tens
     if kind == "sample":
         return output
     if x.element_size() < 4:
-        x, output = x.float(), output.float()
-    return a * x + b * output
+        x = x.float()
+    return (a * x).add(output, alpha=b)
 
 
 def from_denoised(kind: Prediction, denoised: Tensor, x: Tensor, node: Node) -> Tensor:

@@ -4,40 +4,18 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .files import check_writable, write_atomically
 from .pictures import png, read, sheet
 
-__all__ = ["Run", "check_writable", "write_atomically"]
+__all__ = ["Run"]
 
 SHEET = 256  # images on grid.png
-
-
-def check_writable(folder: Path) -> None:
-    """Make `folder` if need be, and fail now rather than after the work if it takes no files."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(f"cannot write to {folder} ({error.strerror}): choose another --out") from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under another name and move it into place, so that it is never seen half written."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 class Run:

@@ -288,3 +288,10 @@ def test_on_cuda_it_answers_as_on_the_cpu():
     # As for batches, with room for other kernels.
     atol = 10 * 9 * 192 * 2**-24
     torch.testing.assert_close(got.cpu(), load_model().conditioned([0, 1, 2])(x, 1.0), rtol=0, atol=atol)
+
+
+def test_the_fingerprint_is_of_the_weights_and_the_preconditioning():
+    assert model().fingerprint == model(batch=3).fingerprint
+    other = Network()
+    other.weight.data += 1
+    assert len({each.fingerprint for each in (model(), model(other), model(sigma_data=0.5), model(patch=2))}) == 4

@@ -86,11 +86,16 @@ SAMPLES = (4, 5000)  # images, and independent draws in each
 @every_stochastic
 @pytest.mark.parametrize("name", ["edm", "vp", "flow"])
 def test_stochastic_samples_have_the_mean_and_the_covariance_of_the_data(entry, name):
-    """Within three standard errors for 20,000 draws of a Gaussian, at so many steps that the method's bias is less."""
+    """Within three standard errors for 20,000 draws of a Gaussian, at so many steps that the method's bias is less.
+
+    Of the mean and of the covariance as a whole: with k errors, each divided by its standard error, the sum of squares
+    has mean k and standard deviation sqrt(2 k).
+    """
     schedule, solver = SCHEDULES[name], solver_for(entry, name)
     problem = gaussian((4,), seed=2)
     mean, variances, vectors = problem.means[0], problem.variances[0], problem.vectors[0]
-    nodes = fs.log_snr(schedule, 400, to_zero=False)
+    steps = 400 if min(entry.orders) > 1.5 else 3200  # the bias of a first-order method falls slowly
+    nodes = fs.log_snr(schedule, steps, to_zero=False)
     s, t = nodes[0], nodes[-1]
 
     def marginal(node):
@@ -99,7 +104,7 @@ def test_stochastic_samples_have_the_mean_and_the_covariance_of_the_data(entry, 
     def denoiser(x, time):
         node = schedule.node(time)
         gain = node.alpha * variances / (node.alpha**2 * variances + node.sigma**2)
-        return mean + (x - node.alpha * mean) @ vectors * gain @ vectors.T
+        return mean + (x - node.alpha * mean) @ (vectors * gain @ vectors.T)
 
     z = fs.unit_noise(range(SAMPLES[0]), (SAMPLES[1], 4), dtype=torch.float64)
     centre, root = marginal(s)
@@ -107,10 +112,12 @@ def test_stochastic_samples_have_the_mean_and_the_covariance_of_the_data(entry, 
     centre, root = marginal(t)
     unit = torch.linalg.solve(root, (got.reshape(-1, 4) - centre).T).T  # unit Gaussian if the sample is right
     count = len(unit)
-    assert (unit.mean(0) * count**0.5).abs().max() < 3
     # The variance of a product of two independent unit Gaussians is 1, of a square 2.
-    errors = (unit.T @ unit / count - torch.eye(4)) * (count / (1 + torch.eye(4))).sqrt()
-    assert errors.abs().max() < 3
+    covariance = (unit.T @ unit / count - torch.eye(4)) * (count / (1 + torch.eye(4))).sqrt()
+    upper = torch.triu_indices(4, 4)
+    for errors in (unit.mean(0) * count**0.5, covariance[*upper]):
+        k = len(errors)
+        assert abs(errors.square().sum() - k) < 3 * (2 * k) ** 0.5
 
 
 @every_stochastic

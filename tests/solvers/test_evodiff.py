@@ -86,8 +86,11 @@ def test_an_edit_between_calls_survives_the_correction(mode):
         assert moved < 0.2 * edit.abs().max()
 
 
-def test_paper_is_algorithm_1_line_by_line():
-    """A transcription of the printed lines, in f(x) = x / sigma and the print's own symbols."""
+@pytest.mark.parametrize(
+    ("fixed_eta", "fixed_zeta"), [(None, None), (None, 1.0), (0.5, None), (0.0, None), (1.0, None), (0.25, 0.75)]
+)
+def test_paper_is_algorithm_1_line_by_line(fixed_eta, fixed_zeta):
+    """A transcription of the printed lines, in f(x) = x / sigma and the print's own symbols, and its ablations."""
     nodes = fs.log_snr(fs.EDM(), 6, to_zero=True)
     model = problem().denoiser(fs.EDM())
     x = noise() * 80
@@ -116,17 +119,52 @@ def test_paper_is_algorithm_1_line_by_line():
             b_s = (d_t - d) / h
             f_tilde = b_l - b_s
             eta = torch.sigmoid((-inner(f_tilde, b_l) / inner(f_tilde, f_tilde)).abs())
+            if fixed_eta is not None:
+                eta = 2 * fixed_eta
             b = eta / 2 * b_s + (1 - eta / 2) * b_l
             p = s.sigma * (predicted - h * d_t + h**2 / 2 * b_s) + s.sigma * predicted - s.sigma * h**2 / 2 * b_s
             p_tilde = p - s.sigma * h * d
             difference = d_t - d
             zeta = -inner(difference, p_tilde) / (s.sigma * h * inner(difference, difference))
-            x = t.sigma * (f + h**2 / 2 * torch.sigmoid(zeta.abs() - 0.5) * b)
+            zeta = torch.sigmoid(zeta.abs() - 0.5) if fixed_zeta is None else fixed_zeta
+            x = t.sigma * (f + h**2 / 2 * zeta * b)
         else:
             x = t.sigma * predicted
         previous, d = d, d_t
-    got = fs.integrate(model, noise() * 80, nodes, solver=fs.EVODiff(mode="paper"))
+    solver = fs.EVODiff(mode="paper", eta=fixed_eta, zeta=fixed_zeta)
+    got = fs.integrate(model, noise() * 80, nodes, solver=solver)
     torch.testing.assert_close(got, d, rtol=0, atol=1e-11)
+
+
+def test_a_large_negative_shift_is_zeta_1_and_a_large_positive_one_is_ddim():
+    nodes = fs.log_snr(fs.EDM(), 6, to_zero=True)
+    model = problem().denoiser(fs.EDM())
+
+    def run(solver):
+        return fs.integrate(model, noise() * 80, nodes, solver=solver)
+
+    one = run(fs.EVODiff("paper", zeta=1.0))
+    torch.testing.assert_close(run(fs.EVODiff("paper", shift=-50.0)), one, rtol=0, atol=1e-12)
+    none = run(fs.EVODiff("paper", zeta=0.0))
+    torch.testing.assert_close(run(fs.EVODiff("paper", shift=1e9)), none, rtol=0, atol=1e-12)
+    assert (one - none).abs().max() > 1e-3
+
+
+def test_the_shift_belongs_to_the_refined_zeta():
+    for options in ({}, {"mode": "paper", "zeta": 0.5}):
+        with pytest.raises(ValueError, match='shift is part of the refined zeta of mode="paper"'):
+            fs.EVODiff(**options, shift=0.25)
+    with pytest.raises(ValueError, match="shift must be finite; got inf"):
+        fs.EVODiff("paper", shift=math.inf)
+
+
+def test_only_the_paper_has_numbers_to_fix():
+    for name in ("eta", "zeta"):
+        with pytest.raises(ValueError, match=f'{name} can be fixed in mode="paper" only; got {name}=0.5'):
+            fs.EVODiff(**{name: 0.5})
+        for value in (-0.1, 1.1, math.nan):
+            with pytest.raises(ValueError, match=rf"{name} must be None or a number in \[0, 1\]; got {value}"):
+                fs.EVODiff("paper", **{name: value})
 
 
 def test_channels_are_measured_apart_wherever_they_are():

@@ -7,6 +7,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from ..guidance import guided
 from ..prediction import Denoiser
 from ..schedule import EDM
+from ..statistics import fingerprint
 
 __all__ = ["EDMModel", "load_model", "packaged_models"]
 
@@ -72,6 +74,12 @@ class EDMModel:
         if self.null_label is None:
             raise ValueError("this model has no label for 'no class', which guidance needs: use guidance=1")
         return guided(denoise, self, guidance)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the weights and of what else D depends on: what statistics of this model are recorded under."""
+        facts = {name: getattr(self, name) for name in ("sigma_data", "noise_scale", "null_label", "patch")}
+        return fingerprint(self.network, **facts)
 
     def _denoised(self, x: Tensor, t: float, labels: Tensor | None) -> Tensor:
         norm = math.hypot(t, self.sigma_data)

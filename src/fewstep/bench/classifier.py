@@ -7,6 +7,7 @@ features orders samplers of this data set, and is comparable with nothing but it
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ class Classifier(nn.Module):
     def __init__(self, widths: tuple[int, ...], classes: int):
         super().__init__()
         self.stem = _layer(3, widths[0])
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(pairwise(widths))
         self.wider = nn.ModuleList(_layer(a, b) for a, b in pairs)
         self.deeper = nn.ModuleList(_layer(b, b) for _, b in pairs)
         self.head = nn.Linear(widths[-1], classes)

@@ -61,7 +61,8 @@ def compare(
 ) -> Iterator[Result]:
     """One `Result` for each solver and budget, solver by solver, against the solution `exact`.
 
-    Each solver runs on its recommended grid if `grid` is None; stochastic ones need `seeds`, and do not tend to `exact`.
+    Each solver runs on its recommended grid if `grid` is None; stochastic ones need `seeds`, and do not
+    tend to `exact`.
     """
     for name, solver in solvers.items():
         for nfe in budgets:

@@ -42,10 +42,10 @@ class Moments:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2), the squared 2-Wasserstein distance of Gaussians.
+    """The squared 2-Wasserstein distance of Gaussians, |mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2).
 
-    Heusel et al., GANs Trained by a Two Time-Scale Update Rule (2017), eq. (6). From samples it is biased upwards, the
-    more the fewer they are: compare only distances of equal numbers of samples.
+    A and B are the covariances. Heusel et al., GANs Trained by a Two Time-Scale Update Rule (2017), eq. (6). From
+    samples it is biased upwards, the more the fewer they are: compare only distances of equal numbers of samples.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"both must be of the same features; got dimensions {len(a.mean)} and {len(b.mean)}")

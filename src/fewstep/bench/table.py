@@ -8,7 +8,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..schedule import EDM, Flow, Schedule, VPLinear
-from ..solvers import DDIM, DPMSolverPP, EVODiff, Heun, Solver, UniPC
+from ..solvers import (
+    DDIM,
+    DEIS,
+    DPM2,
+    ERA,
+    IPNDM,
+    PNDM,
+    AnalyticDPM,
+    DPMSolver,
+    DPMSolverPP,
+    DPMSolverV3,
+    EVODiff,
+    Heun,
+    REMulti,
+    REMultiV3,
+    RESingle,
+    SASolver,
+    SciRE,
+    SDEDPMSolverPP,
+    Solver,
+    UniPC,
+)
+from ..statistics import EMS, Gamma
 
 __all__ = ["CASES", "SOLVERS", "Entry"]
 
@@ -49,6 +71,10 @@ class Entry:
         return len(self.orders) == 3
 
 
+# Of no model: with these, which suit any shape and schedule, DPM-Solver-v3 is DPM-Solver++ with v3's corrector, and
+# Analytic-DPM is exact for N(0, I / 4).
+EMS_OF_NO_MODEL, GAMMA_OF_NO_MODEL = EMS.constant(), Gamma.gaussian()
+
 SOLVERS: dict[str, Entry] = {
     "evodiff": Entry(EVODiff(), (1.20, 0.98, 0.97, 1.24, 0.97, 0.97), 1, 2, "goldens: EVODiff's code"),
     "evodiff-whole": Entry(EVODiff(channel_dim=None), (1.2, 0.98, 0.97, 1.2, 0.97, 0.97), 1, 2, "evodiff"),
@@ -56,6 +82,23 @@ SOLVERS: dict[str, Entry] = {
         EVODiff(lower_order_final=False), (0.98, 0.98, 0.97, 0.96, 0.97, 0.97), 1, 2, "goldens: EVODiff's code"
     ),
     "evodiff-paper": Entry(EVODiff(mode="paper"), (3.01, 2.99, 3.00, 2.39, 2.35, 2.47), 1, 2, "Algorithm 1 by hand"),
+    "evodiff-eta": Entry(
+        EVODiff(mode="paper", zeta=1.0), (3.01, 2.99, 3.00, 2.39, 2.35, 2.47), 1, 2, "re_multi; Algorithm 1 by hand"
+    ),
+    "evodiff-zeta": Entry(
+        EVODiff(mode="paper", eta=0.5), (3.00, 2.99, 2.98, 2.37, 2.33, 2.45), 1, 2, "re_multi; Algorithm 1 by hand"
+    ),
+    "fd-single": Entry(
+        RESingle(gamma=0.0), (2.95, 2.96, 2.94, 2.41, 2.38, 2.49), 2, 2, "eq. (3.7)", RESingle("data", gamma=0.0)
+    ),
+    "re-single": Entry(
+        RESingle(), (0.95, 0.95, 0.93, 0.95, 0.95, 0.93), 2, 2, "goldens: DPM-Solver's code", RESingle("data")
+    ),
+    "re-single-data": Entry(RESingle("data"), (0.95, 0.96, 0.94, 0.95, 0.96, 0.94), 2, 2, "eq. (4.1)"),
+    "fd-multi": Entry(REMulti(zeta=1.0), (2.05, 2.04, 2.06, 2.05, 2.04, 2.06), 1, 1, "eq. (4.4)"),
+    "re-explicit": Entry(REMulti(), (0.99, 0.97, 0.96, 0.99, 0.97, 0.95), 1, 1, "eq. (4.7)"),
+    "re-implicit": Entry(REMulti(eta=1.0), (1.06, 1.04, 1.04, 1.06, 1.04, 1.04), 1, 2, "eq. (4.7)"),
+    "re-balanced": Entry(REMulti(eta=0.5), (1.03, 1.01, 1.00, 1.03, 1.00, 1.00), 1, 3, "eq. (4.8)"),
     "ddim": Entry(DDIM(), (0.99, 0.99, 0.99, 0.99, 0.99, 0.99), 1, 0, "goldens: diff-sampler's Euler"),
     "dpmpp-1": Entry(DPMSolverPP(order=1), (0.99, 0.99, 0.99, 0.99, 0.99, 0.99), 1, 0, "goldens: DPM-Solver's code"),
     "dpmpp-2m": Entry(DPMSolverPP(order=2), (2.00, 2.00, 2.00, 2.00, 2.00, 2.00), 1, 1, "goldens: DPM-Solver's code"),
@@ -63,6 +106,64 @@ SOLVERS: dict[str, Entry] = {
         DPMSolverPP(order=2, variant="taylor"), (2.01, 2.01, 2.01, 2.01, 2.01, 2.01), 1, 1, "goldens: DPM-Solver's code"
     ),
     "dpmpp-3m": Entry(DPMSolverPP(order=3), (2.03, 2.03, 2.04, 2.03, 2.03, 2.03), 1, 2, "goldens: DPM-Solver's code"),
+    "dpmpp-2s": Entry(
+        DPMSolverPP(order=2, method="singlestep"),
+        (1.99, 1.99, 1.99, 1.99, 1.99, 1.99),
+        2,
+        2,
+        "goldens: DPM-Solver's code",
+    ),
+    "dpmpp-3s": Entry(
+        DPMSolverPP(order=3, method="singlestep"),
+        (2.95, 2.96, 2.93, 2.97, 2.98, 2.96),
+        3,
+        3,
+        "goldens: DPM-Solver's code",
+    ),
+    "dpm-solver-2": Entry(
+        DPMSolver(order=2),
+        (2.00, 2.00, 2.00, 2.00, 2.00, 2.00),
+        1,
+        1,
+        "goldens: DPM-Solver's code",
+        DPMSolverPP(order=2),
+    ),
+    "dpm-solver-3": Entry(
+        DPMSolver(order=3),
+        (2.00, 2.00, 2.00, 2.01, 2.00, 2.02),
+        1,
+        2,
+        "goldens: DPM-Solver's code",
+        DPMSolverPP(order=3),
+    ),
+    "dpm-solver-2s": Entry(
+        DPMSolver(order=2, method="singlestep"),
+        (2.01, 2.01, 2.01, 2.01, 2.01, 2.01),
+        2,
+        2,
+        "goldens: DPM-Solver's code",
+        DPMSolverPP(order=2, method="singlestep"),
+    ),
+    "dpm-solver-3s": Entry(
+        DPMSolver(order=3, method="singlestep"),
+        (3.05, 3.05, 3.06, 3.04, 3.04, 3.06),
+        3,
+        3,
+        "goldens: DPM-Solver's code",
+        DPMSolverPP(order=3, method="singlestep"),
+    ),
+    "dpm2": Entry(
+        DPM2(),
+        (2.01, 2.01, 2.01, 2.01, 2.01, 2.01),
+        2,
+        2,
+        "goldens: diff-sampler's dpm2",
+        DPMSolverPP(order=2, method="singlestep"),
+    ),
+    "ddpm": Entry(DDIM(eta=1.0), (0.98, 0.98, 0.97), 1, 0, "diffusers' DDIM and DDPM"),
+    "sde-dpmpp-1": Entry(SDEDPMSolverPP(order=1), (0.98, 0.98, 0.97), 1, 0, "diffusers' DPM-Solver"),
+    "sde-dpmpp-2m": Entry(SDEDPMSolverPP(order=2), (2.00, 2.00, 1.99), 1, 1, "diffusers' DPM-Solver"),
+    "sde-dpmpp-3m": Entry(SDEDPMSolverPP(order=3), (2.03, 2.02, 2.04), 1, 2, "diffusers, but for a sign"),
     "unipc-2": Entry(UniPC(order=2), (3.00, 3.00, 2.99, 3.00, 3.00, 3.00), 1, 3, "goldens: UniPC's code"),
     "unipc-2-bh1": Entry(
         UniPC(order=2, variant="bh1"), (3.02, 3.02, 3.03, 3.02, 3.02, 3.02), 1, 3, "goldens: UniPC's code"
@@ -72,10 +173,204 @@ SOLVERS: dict[str, Entry] = {
         UniPC(order=3, variant="bh1"), (3.88, 3.22, 3.80, 3.60, 3.27, 3.44), 1, 4, "goldens: UniPC's code"
     ),
     "unipc-3-noise": Entry(
-        UniPC(order=3, field="noise"), (4.04, 3.66, 4.09, 3.81, 3.63, 3.8), 1, 4, "goldens: UniPC's code", UniPC(order=3)
+        UniPC(order=3, field="noise"),
+        (4.04, 3.66, 4.09, 3.81, 3.63, 3.8),
+        1,
+        4,
+        "goldens: UniPC's code",
+        UniPC(order=3),
     ),
-    "heun": Entry(
-        Heun(), (2.01, 2.01, 2.02, 2.01, 2.01, 2.01), 2, 2, "goldens: EDM's Heun", Heun(field="velocity")
+    "unipc-1": Entry(UniPC(order=1), (2.00, 2.00, 2.00, 2.00, 2.00, 2.00), 1, 2, "diffusers' UniPC"),
+    "unipc-4": Entry(UniPC(order=4), (4.12, 3.02, 4.99, 4.84, 3.33, 5.02), 1, 5, "diffusers' UniPC"),
+    "unipc-2-vary": Entry(
+        UniPC(order=2, variant="vary"), (3.01, 3.01, 3.01, 3.01, 3.01, 3.01), 1, 3, "goldens, but for slips in them"
+    ),
+    "unipc-3-vary": Entry(
+        UniPC(order=3, variant="vary"), (3.87, 3.28, 3.80, 3.60, 3.32, 3.44), 1, 4, "goldens, but for slips in them"
+    ),
+    "unip-2": Entry(UniPC(order=2, no_corrector="all"), (2.00, 2.00, 2.00, 2.00, 2.00, 2.00), 1, 1, "diffusers' UniPC"),
+    "unip-3": Entry(UniPC(order=3, no_corrector="all"), (3.60, 3.33, 4.02, 3.11, 3.16, 3.24), 1, 2, "diffusers' UniPC"),
+    "deis-2": Entry(
+        DEIS(order=2), (1.97, 1.97, 1.97, 1.97, 1.97, 1.97), 1, 1, "goldens: diff-sampler's", DEIS(2, field="velocity")
+    ),
+    "deis-3": Entry(
+        DEIS(order=3), (2.94, 2.94, 2.94, 2.94, 2.94, 2.93), 1, 2, "goldens: diff-sampler's", DEIS(3, field="velocity")
+    ),
+    "deis-4": Entry(
+        DEIS(order=4), (3.82, 3.87, 3.89, 3.71, 3.85, 3.90), 1, 3, "goldens: diff-sampler's", DEIS(4, field="velocity")
+    ),
+    "deis-rho-3": Entry(
+        DEIS(order=3, variant="rhoab"),
+        (2.90, 2.91, 2.88, 2.90, 2.91, 2.88),
+        1,
+        2,
+        "goldens: diff-sampler's",
+        DEIS(3, "rhoab", "velocity"),
+    ),
+    "deis-rho-4": Entry(
+        DEIS(order=4, variant="rhoab"),
+        (3.79, 3.83, 3.78, 3.79, 3.84, 3.78),
+        1,
+        3,
+        "goldens: diff-sampler's",
+        DEIS(4, "rhoab", "velocity"),
+    ),
+    "deis-log-rho-2": Entry(
+        DEIS(order=2, variant="logrhoab"),
+        (1.99, 1.99, 1.98, 1.99, 1.99, 1.98),
+        1,
+        1,
+        "goldens: diffusers' DEIS",
+        DEIS(2, field="velocity"),
+    ),
+    "deis-log-rho-3": Entry(
+        DEIS(order=3, variant="logrhoab"),
+        (3.29, 3.63, 3.97, 3.02, 3.04, 3.05),
+        1,
+        2,
+        "goldens: diffusers' DEIS",
+        DEIS(3, field="velocity"),
+    ),
+    "pndm": Entry(
+        PNDM(), (2.01, 2.01, 2.01, 2.01, 2.01, 2.01), 4, 5, "goldens: diffusers' PNDM", PNDM(field="velocity")
+    ),
+    "s-pndm": Entry(
+        PNDM(order=2, warmup="heun"),
+        (2.00, 2.00, 2.00, 2.00, 2.00, 2.00),
+        2,
+        2,
+        "definition",
+        PNDM(2, "heun", "velocity"),
+    ),
+    "plms": Entry(
+        PNDM(warmup="heun"),
+        (2.01, 2.01, 2.01, 2.01, 2.01, 2.01),
+        2,
+        3,
+        "goldens: diffusers' PNDM",
+        PNDM(4, "heun", "velocity"),
+    ),
+    "ipndm-2": Entry(
+        IPNDM(order=2),
+        (2.00, 2.00, 2.00, 2.00, 2.00, 2.00),
+        1,
+        1,
+        "goldens: diff-sampler's",
+        IPNDM(2, field="velocity"),
+    ),
+    "ipndm-3": Entry(
+        IPNDM(order=3),
+        (1.99, 1.99, 1.98, 1.99, 1.99, 1.98),
+        1,
+        2,
+        "goldens: diff-sampler's",
+        IPNDM(3, field="velocity"),
+    ),
+    "ipndm-4": Entry(
+        IPNDM(), (2.01, 2.01, 2.01, 2.01, 2.01, 2.01), 1, 3, "goldens: diff-sampler's", IPNDM(field="velocity")
+    ),
+    "ipndm-4-velocity": Entry(IPNDM(field="velocity"), (2.02, 2.02, 2.04, 2.02, 2.01, 2.04), 1, 3, "definition"),
+    "ipndm-v-3": Entry(
+        IPNDM(order=3, variable=True),
+        (2.90, 2.91, 2.88, 2.90, 2.91, 2.88),
+        1,
+        2,
+        "goldens, but for slips in them",
+        IPNDM(3, True, "velocity"),
+    ),
+    "ipndm-v-4": Entry(
+        IPNDM(variable=True),
+        (3.79, 3.83, 3.78, 3.79, 3.84, 3.78),
+        1,
+        3,
+        "goldens, but for slips in them",
+        IPNDM(4, True, "velocity"),
+    ),
+    "heun": Entry(Heun(), (2.01, 2.01, 2.02, 2.01, 2.01, 2.01), 2, 2, "goldens: EDM's Heun", Heun(field="velocity")),
+    "heun-churn": Entry(
+        Heun(s_churn=40, s_tmin=0.05, s_tmax=50),
+        (1.87, 1.87, 1.88),
+        2,
+        2,
+        "EDM's Algorithm 2 by hand",
+        Heun(field="velocity", s_churn=40, s_tmin=0.05, s_tmax=50),
     ),
     "heun-velocity": Entry(Heun(field="velocity"), (2.00, 2.00, 2.00, 1.99, 1.99, 1.99), 2, 2, "definition"),
+    "dpm-solver-v3-1": Entry(
+        DPMSolverV3(EMS_OF_NO_MODEL, order=1),
+        (0.99, 0.99, 0.99, 0.99, 0.99, 0.99),
+        1,
+        0,
+        "goldens: DPM-Solver-v3's code",
+    ),
+    "dpm-solver-v3-2": Entry(
+        DPMSolverV3(EMS_OF_NO_MODEL, order=2, corrector_pseudo=True),
+        (1.83, 1.85, 1.75, 1.84, 1.85, 1.78),
+        1,
+        3,
+        "goldens: DPM-Solver-v3's code",
+    ),
+    "dpm-solver-v3-3": Entry(
+        DPMSolverV3(EMS_OF_NO_MODEL), (3.21, 3.33, 3.82, 3.21, 3.39, 3.29), 1, 3, "goldens: DPM-Solver-v3's code"
+    ),
+    "dpm-solver-v3-3-pseudo": Entry(
+        DPMSolverV3(EMS_OF_NO_MODEL, corrector_pseudo=True),
+        (1.96, 1.96, 1.94, 1.96, 1.96, 1.94),
+        1,
+        4,
+        "goldens: DPM-Solver-v3's code",
+    ),
+    "re-v3": Entry(REMultiV3(EMS_OF_NO_MODEL), (1.04, 1.01, 1.02, 1.04, 1.01, 1.02), 1, 1, "eq. (4.7) in v3's terms"),
+    "re-v3-implicit": Entry(
+        REMultiV3(EMS_OF_NO_MODEL, eta=1.0), (1.05, 1.03, 1.04, 1.05, 1.03, 1.04), 1, 2, "eq. (4.7) in v3's terms"
+    ),
+    "re-v3-balanced": Entry(
+        REMultiV3(EMS_OF_NO_MODEL, eta=0.5), (1.04, 1.02, 1.03, 1.04, 1.02, 1.03), 1, 3, "eq. (4.8) in v3's terms"
+    ),
+    "analytic-dpm": Entry(AnalyticDPM(GAMMA_OF_NO_MODEL), (1.00, 1.00, 1.00), 1, 0, "exact on Gaussians"),
+    "analytic-ddim": Entry(AnalyticDPM(GAMMA_OF_NO_MODEL, eta=0.0), (1.00, 1.00, 1.00), 1, 0, "exact on Gaussians"),
+    "scire-v1-2": Entry(
+        SciRE("v1"), (0.94, 0.95, 0.92, 0.94, 0.95, 0.92), 1, 1, "goldens: SciRE-Solver's code", SciRE("v2")
+    ),
+    "scire-v1-3": Entry(
+        SciRE("v1", order=3),
+        (0.92, 0.92, 0.89, 0.91, 0.92, 0.89),
+        1,
+        2,
+        "goldens: SciRE-Solver's code",
+        SciRE("v2", order=3),
+    ),
+    "scire-v1-2s": Entry(
+        SciRE("v1", "singlestep"),
+        (1.00, 1.00, 1.00, 1.00, 1.00, 1.00),
+        2,
+        2,
+        "goldens: SciRE-Solver's code",
+        SciRE("v2", "singlestep"),
+    ),
+    "scire-v1-3s": Entry(
+        SciRE("v1", "singlestep", 3),
+        (0.97, 0.97, 0.96, 0.97, 0.97, 0.96),
+        3,
+        2,
+        "goldens: SciRE-Solver's code",
+        SciRE("v2", "singlestep", 3),
+    ),
+    "scire-v2-2": Entry(SciRE("v2"), (1.06, 1.06, 1.08, 1.06, 1.06, 1.08), 1, 1, "goldens: SciRE-Solver's code"),
+    "scire-v2-3": Entry(
+        SciRE("v2", order=3), (0.91, 0.92, 0.88, 0.91, 0.92, 0.87), 1, 2, "goldens: SciRE-Solver's code"
+    ),
+    "scire-v2-2s": Entry(
+        SciRE("v2", "singlestep"), (1.00, 1.00, 1.00, 1.00, 1.00, 1.00), 2, 2, "goldens: SciRE-Solver's code"
+    ),
+    "scire-v2-3s": Entry(
+        SciRE("v2", "singlestep", 3), (1.04, 1.03, 1.05, 1.04, 1.03, 1.05), 3, 2, "goldens: SciRE-Solver's code"
+    ),
+    "era": Entry(ERA(), (1.60, 1.97, 2.02, 1.60, 1.97, 2.01), 1, 10, "definition", ERA(field="velocity")),
+    "sa-solver": Entry(SASolver(), (1.99, 1.99, 1.98), 1, 3, "goldens: SA-Solver's code"),
+    "sa-solver-tau0": Entry(SASolver(tau=0.0), (3.88, 3.22, 3.80, 3.60, 3.27, 3.44), 1, 3, "goldens: SA-Solver's code"),
+    "sa-solver-pece": Entry(SASolver(mode="PECE"), (2.00, 2.00, 2.00), 2, 3, "goldens: SA-Solver's code"),
+    "sa-solver-pece-tau0": Entry(
+        SASolver(tau=0.0, mode="PECE"), (3.82, 3.10, 3.76, 3.51, 3.10, 3.44), 2, 3, "goldens: SA-Solver's code"
+    ),
 }

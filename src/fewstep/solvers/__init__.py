@@ -1,10 +1,45 @@
 """The solvers: one algorithm, one file, one page. `base` says what they share."""
 
+from .analytic import AnalyticDPM
 from .base import Solver, Stage
 from .ddim import DDIM
-from .dpmpp import DPMSolverPP
+from .deis import DEIS
+from .dpm2 import DPM2
+from .dpm_solver import DPMSolver, DPMSolverPP
+from .dpm_solver_v3 import DPMSolverV3
+from .era import ERA
 from .evodiff import EVODiff
 from .heun import Heun
+from .ipndm import IPNDM
+from .pndm import PNDM
+from .re_multi import REMulti
+from .re_single import RESingle
+from .re_v3 import REMultiV3
+from .sa import SASolver
+from .scire import SciRE
+from .sde_dpmpp import SDEDPMSolverPP
 from .unipc import UniPC
 
-__all__ = ["DDIM", "DPMSolverPP", "EVODiff", "Heun", "Solver", "Stage", "UniPC"]
+__all__ = [
+    "DDIM",
+    "DEIS",
+    "DPM2",
+    "ERA",
+    "IPNDM",
+    "PNDM",
+    "AnalyticDPM",
+    "DPMSolver",
+    "DPMSolverPP",
+    "DPMSolverV3",
+    "EVODiff",
+    "Heun",
+    "REMulti",
+    "REMultiV3",
+    "RESingle",
+    "SASolver",
+    "SDEDPMSolverPP",
+    "SciRE",
+    "Solver",
+    "Stage",
+    "UniPC",
+]

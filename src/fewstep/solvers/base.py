@@ -44,6 +44,7 @@ __all__ = [
     "State",
     "choice",
     "euler_row",
+    "in_field",
     "orders",
     "psi",
     "renoise",
@@ -127,7 +128,7 @@ class LinearStage(NamedTuple):
 
     def __call__(self, state: State | None, x: Tensor, denoised: Tensor) -> tuple[Tensor, State]:
         anchor, past = state or State(None, ())
-        past = (_in_field(self.field, x, denoised, self.node), *past)
+        past = (in_field(self.field, x, denoised, self.node), *past)
         if anchor is None:
             anchor = x
         if self.correct is not None:
@@ -136,7 +137,8 @@ class LinearStage(NamedTuple):
         return self.move.apply(anchor, past), State(anchor if self.hold else None, kept)
 
 
-def _in_field(field: Field, x: Tensor, denoised: Tensor, node: Node) -> Tensor:
+def in_field(field: Field, x: Tensor, denoised: Tensor, node: Node) -> Tensor:
+    """The prediction of the table above."""
     if field == "data":
         return denoised
     noise = (x - node.alpha * denoised) / node.sigma

@@ -18,6 +18,7 @@ from ..schedule import Node, Schedule
 from . import evodiff_paper, evodiff_published
 from .base import Row, Stage, choice, euler_row, spend
 
+SHIFT = 0.5  # mu, as in the authors' code
 RULES = {"published": evodiff_published, "paper": evodiff_paper}
 
 
@@ -30,13 +31,19 @@ class EVODiff:
     measure each sample as a whole. `lower_order_final=False` corrects the last step too, at the price of
     one more call where the grid ends above sigma = 0.
 
-    Cost: 1 call per step; state: 2 tensors. Order: 2 ("paper"); "published" 1 but for its last
-    step, which on EDM leaves an error of about sigma_min however many steps are taken; docs/numerics.md.
+    Of "paper" alone, and of its ablations (docs/evodiff.md): `eta` and `zeta` fix what it reads off the predictions,
+    the share of the coming difference in B and the weight of the second-order term; `shift` is the mu of the latter.
+
+    Cost: 1 call per step; state: 2 tensors. Order: 2 ("paper"; 1 with zeta fixed below 1); "published" 1 but for its
+    last step, which on EDM leaves an error of about sigma_min however many steps are taken; docs/numerics.md.
     """
 
     mode: Literal["published", "paper"] = "published"
     channel_dim: int | None = 1
     lower_order_final: bool = True
+    eta: float | None = None
+    zeta: float | None = None
+    shift: float = SHIFT
     grid: ClassVar[Grid] = uniform
     calls_per_step: ClassVar[int] = 1
 
@@ -44,9 +51,19 @@ class EVODiff:
         choice("mode", self.mode, ("published", "paper"))
         if self.channel_dim == 0:
             raise ValueError("channel_dim must not be 0, the batch; got channel_dim=0")
+        for name, value in (("eta", self.eta), ("zeta", self.zeta)):
+            if value is not None and self.mode != "paper":
+                raise ValueError(f'{name} can be fixed in mode="paper" only; got {name}={value!r}, mode={self.mode!r}')
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be None or a number in [0, 1]; got {value!r}")
+        if self.shift != SHIFT and (self.mode != "paper" or self.zeta is not None):
+            raise ValueError(f'shift is part of the refined zeta of mode="paper"; got {self!r}')
+        if not math.isfinite(self.shift):
+            raise ValueError(f"shift must be finite; got {self.shift!r}")
 
     def plan(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None = None) -> list[Stage]:
         rule = RULES[self.mode]
+        fixed = {"eta": self.eta, "zeta": self.zeta, "shift": self.shift} if self.mode == "paper" else {}
         if nodes[1].nsr > nodes[0].nsr:
             raise ValueError(
                 "EVODiff needs nodes of falling noise, the direction its weights are made for; "
@@ -61,7 +78,7 @@ class EVODiff:
         for i in range(last):
             s, t = nodes[i], nodes[i + 1]
             move: Row | None = euler_row("data", s, t)
-            numbers = rule.second(nodes, i, last) if i and math.isfinite(nodes[i - 1].lam) else None
+            numbers = rule.second(nodes, i, last, **fixed) if i and math.isfinite(nodes[i - 1].lam) else None
             own = rule.final(s, t) if numbers and i == last - 1 and self.lower_order_final else None
             if own:
                 move, numbers = own, None

@@ -21,8 +21,11 @@ Inner products run over whole samples, as the print's vec() says. What the print
   the length over which B_l is a difference, r h. Then line 5 is DPM-Solver++(2M), and consistent.
 - The intermediate point s_i has no call of its own. We take d(s_i) = m_t; all F_theta(s_i, .) become B_s, and P
   of (4.15) becomes the line above.
-- mu = 1/2, as in the authors' code.
+- mu, the `shift`, is 1/2, as in the authors' code.
 - The last step into a noisy node has no call after it and keeps the prediction of line 5.
+
+The ablations fix what lines 6 and 8 refine: `eta` replaces eta / 2, the share of B_s in line 7, and `zeta` that of
+line 9. (Line 4's zeta is another number, the length of a difference.) With both fixed the step is linear: `re_multi`.
 
 The print and the authors' code differ in the sign of the difference in B and in zeta, which the code divides by.
 """
@@ -30,15 +33,13 @@ The print and the authors' code differ in the sign of the difference in B and in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ..schedule import Node
 from .base import Row
 from .inner import Inner, sigmoid
-
-SHIFT = 0.5  # mu
 
 
 class Second(NamedTuple):
@@ -48,6 +49,9 @@ class Second(NamedTuple):
     r: float
     sigma: float  # at t
     h: float
+    eta: float | None  # instead of eta / 2; None: refined, line 6
+    zeta: float | None  # None: refined, line 8
+    shift: float
 
 
 class State(NamedTuple):
@@ -85,16 +89,27 @@ def _correct(step: Second, state: State, x: Tensor, m_t: Tensor) -> Tensor:
         raise ValueError("this stage corrects a step that was not predicted: plan again from its node")
     inner = Inner(x, None)
     change = m_t - m0
-    half_eta = sigmoid(inner.project(slope, slope - change).abs_()).div_(2)
-    reach = (m0 + m_t).sub_(x, alpha=2 / (step.sigma * step.h))  # -P~ / (sigma_s h)
-    zeta = sigmoid(inner.project(reach, change).abs_().sub_(SHIFT))
+    if step.eta is None:
+        half_eta = sigmoid(inner.project(slope, slope - change).abs_()).div_(2)
+    else:
+        half_eta = _constant(x, step.eta)
+    if step.zeta is None:
+        reach = (m0 + m_t).sub_(x, alpha=2 / (step.sigma * step.h))  # -P~ / (sigma_s h)
+        zeta = sigmoid(inner.project(reach, change).abs_().sub_(step.shift))
+    else:
+        zeta = _constant(x, step.zeta)
     # x_t = x^ + gain (zeta B - B_l), in which x^ = x_E + gain B_l
     turned = zeta * half_eta
     x = x.addcmul(turned, change, value=step.gain)
     return x.addcmul_(zeta.sub_(turned).sub_(1), slope, value=step.gain)
 
 
-def second(nodes: Sequence[Node], i: int, last: int) -> Second:
+def _constant(x: Tensor, value: float) -> Tensor:
+    """`value` in the shape of an inner product over whole samples."""
+    return x.new_full((len(x), *(1 for _ in x.shape[1:])), value)
+
+
+def second(nodes: Sequence[Node], i: int, last: int, **fixed: Any) -> Second:
     """The numbers of the step from node i; `last`, the last noisy node, is not needed."""
     p, s, t = nodes[i - 1 : i + 2]
     return Second(
@@ -102,6 +117,7 @@ def second(nodes: Sequence[Node], i: int, last: int) -> Second:
         r=(s.lam - p.lam) / (t.lam - s.lam),
         sigma=t.sigma,
         h=1 / t.nsr - 1 / s.nsr,
+        **fixed,
     )
 
 

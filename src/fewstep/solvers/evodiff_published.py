@@ -99,6 +99,8 @@ class Stage(NamedTuple):
         if self.correct or self.predict:
             inner = Inner(x, self.channel_dim)
             share = inner.project(m0, m1).clamp_(-CLIP, CLIP)
+            # Before anything large is alive.
+            temper = _temper(self.predict, inner, m0, m1) if self.predict and self.predict.long_run else None
         if self.correct:
             if pending is None:
                 raise ValueError("this stage corrects a step that was not predicted: plan again from its node")
@@ -107,16 +109,16 @@ class Stage(NamedTuple):
             x = self.move.apply(x, (m0, m1))
         if self.predict is None:
             return x, State(m0)
-        pending = _predict(self.predict, inner, share, m0, m1)
+        pending = _predict(self.predict, share, m0, m1, temper)
         gain = self.predict.alpha * self.predict.a / (2 * self.predict.r)
         return x.addcmul_(pending.spread, pending.d1, value=gain), State(m0, pending)
 
 
-def _predict(step: Second, inner: Inner, share: Tensor, m0: Tensor, m1: Tensor) -> Pending:
+def _predict(step: Second, share: Tensor, m0: Tensor, m1: Tensor, temper: Tensor | None) -> Pending:
     rho = _rho(step, share)
     d1 = m0.addcmul(rho, m1, value=-1)
     spread = sigmoid(rho.abs_().mul_(TEMPERATURE)).reciprocal_()
-    return Pending(d1, spread, _temper(step, inner, m0, m1) if step.long_run else None)
+    return Pending(d1, spread, temper)
 
 
 def _correct(step: Second, inner: Inner, share: Tensor, x: Tensor, m0: Tensor, m_t: Tensor, pending: Pending) -> Tensor:

@@ -9,10 +9,17 @@ prediction at s, m_k that at s_k (k steps earlier), m_t that at the predicted po
     predictor: k, j < p        corrector: k, j <= p
     B(z) = z  ("bh1")   or   e^z - 1  ("bh2")
 
-The fixed weight 1/2 replaces the solution of the 1 x 1 systems (predictor of order 2, corrector of order 1),
-as in the authors' code. The history keeps m_t, evaluated at the predicted point.
+The fixed weight 1/2 replaces the solution of the 1 x 1 systems (predictor of order 2, corrector of order 1) in "bh1"
+and "bh2", as in the authors' code. Only there does B matter: elsewhere it cancels. "vary" is the paper's UniPC_v,
 
-Zhao et al., UniPC: A Unified Predictor-Corrector Framework (2023), eq. (3)-(5) and Algorithms 5-8.
+    x_t = DDIM(x, m_0) - L_t sum_n psi(n, z) sum_k A_nk D_k,   A = C^-1,   C_kn = r_k^(n-1) / n!
+
+which is the solution of all the systems, the 1 x 1 ones too. (The corrector in the authors' code gives D_p one element
+of the wrong row of A and leaves the last row out for the other D_k: first order. Here it is the whole of A.)
+
+The history keeps m_t, evaluated at the predicted point. Without correctors UniPC is UniP.
+
+Zhao et al., UniPC: A Unified Predictor-Corrector Framework (2023), eq. (3)-(5), Algorithms 5-8 and Appendix C.
 """
 
 from __future__ import annotations
@@ -24,31 +31,37 @@ from typing import ClassVar, Literal
 
 from ..grid import Grid, uniform
 from ..schedule import Node, Schedule
+from .adams import matching
 from .base import LinearStage, Row, choice, euler_row, orders, psi, scale_and_level, spend
 
 
 @dataclass(frozen=True)
 class UniPC:
-    """UniPC-p with B(z) = z ("bh1") or e^z - 1 ("bh2").
+    """UniPC-p with B(z) = z ("bh1") or e^z - 1 ("bh2"), or UniPC_v ("vary").
 
-    The corrector follows each step but the last one into a noisy node, where it would cost an extra call.
-    `final_order` as in `DPMSolverPP`.
+    The corrector follows each step but the last one into a noisy node, where it would cost an extra call, and those
+    listed in `no_corrector` (steps count from 0; `disable_corrector` in diffusers): at high guidance scales it can harm
+    in the first steps. `no_corrector="all"` is UniP-p. `final_order` as in `DPMSolverPP`.
 
     Cost: 1 call per step. Order: docs/numerics.md.
     """
 
-    order: Literal[1, 2, 3] = 3
-    variant: Literal["bh1", "bh2"] = "bh2"
+    order: Literal[1, 2, 3, 4] = 3
+    variant: Literal["bh1", "bh2", "vary"] = "bh2"
     field: Literal["data", "noise"] = "data"
     final_order: int = 2
+    no_corrector: tuple[int, ...] | Literal["all"] = ()
     grid: ClassVar[Grid] = uniform
     calls_per_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        choice("order", self.order, (1, 2, 3))
-        choice("variant", self.variant, ("bh1", "bh2"))
+        choice("order", self.order, (1, 2, 3, 4))
+        choice("variant", self.variant, ("bh1", "bh2", "vary"))
         choice("field", self.field, ("data", "noise"))
-        choice("final_order", self.final_order, (1, 2, 3))
+        choice("final_order", self.final_order, (1, 2, 3, 4))
+        listed = self.no_corrector
+        if listed != "all" and not (isinstance(listed, tuple) and all(type(i) is int and i >= 0 for i in listed)):
+            raise ValueError(f'no_corrector must be "all" or a tuple of steps, the first is 0; got {listed!r}')
 
     def plan(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None = None) -> list[LinearStage]:
         order = orders(nodes, self.order, self.final_order)
@@ -57,9 +70,10 @@ class UniPC:
             correct = self._row(nodes, i - 1, order[i - 1], corrector=True) if i and stages[-1].hold else None
             # Held, and so corrected, if the next call moves on to a noisy node; from pure noise (infinite
             # length in log-SNR) there is no corrector.
-            hold = i + 2 < len(nodes) and nodes[i + 2].sigma > 0 and math.isfinite(s.lam)
+            wanted = self.no_corrector != "all" and i not in self.no_corrector
+            hold = wanted and i + 2 < len(nodes) and nodes[i + 2].sigma > 0 and math.isfinite(s.lam)
             move = self._row(nodes, i, order[i], corrector=False)
-            stages.append(LinearStage(s, move, self.field, correct, hold, keep=range(self.order)))
+            stages.append(LinearStage(s, move, self.field, correct, hold, keep=range(self.order - 1 + hold)))
         return spend(stages, nfe, len(nodes) - 1)
 
     def _row(self, nodes: Sequence[Node], i: int, order: int, corrector: bool) -> Row:
@@ -69,9 +83,10 @@ class UniPC:
             return euler_row(self.field, s, t)
         h = t.lam - s.lam
         z = -h if self.field == "data" else h
-        b = z if self.variant == "bh1" else math.expm1(z)
+        b = z if self.variant == "bh1" else math.expm1(z)  # for "vary" any would do
         r = [(nodes[i - k].lam - s.lam) / h for k in range(1, order)] + [1.0] * corrector
-        slopes = [rho / r_k for rho, r_k in zip(_solve(r, z, b), r, strict=True)]
+        rho = [0.5] if len(r) == 1 and self.variant != "vary" else _solve(r, z, b)
+        slopes = [rho_k / r_k for rho_k, r_k in zip(rho, r, strict=True)]
         _, level = scale_and_level(self.field, t)
         first = euler_row(self.field, s, t)
         newest, *older = (first.weights[0] + level * b * sum(slopes), *(-level * b * slope for slope in slopes))
@@ -81,18 +96,5 @@ class UniPC:
 
 
 def _solve(r: Sequence[float], z: float, b: float) -> list[float]:
-    """rho of sum_k r_k^(j-1) rho_k = j! psi(j, z) / b, through the Lagrange polynomials of the points r.
-
-    The k-th, sum_j c_j x^(j-1), is 1 at r_k and 0 at the others, so that rho_k = sum_j c_j j! psi(j, z) / b.
-    """
-    if len(r) == 1:
-        return [0.5]
-    moments = [math.factorial(j) * psi(j, z) / b for j in range(1, len(r) + 1)]
-    rho = []
-    for k, point in enumerate(r):
-        c = [1.0]
-        for other in (*r[:k], *r[k + 1 :]):
-            shifted = [0.0, *c]
-            c = [(up - other * same) / (point - other) for up, same in zip(shifted, [*c, 0.0], strict=True)]
-        rho.append(sum(x * y for x, y in zip(c, moments, strict=True)))
-    return rho
+    """rho of sum_k r_k^(j-1) rho_k = j! psi(j, z) / b."""
+    return matching(r, [math.factorial(j) * psi(j, z) / b for j in range(1, len(r) + 1)])

@@ -18,7 +18,7 @@ from importlib import import_module
 from itertools import pairwise
 from typing import Any, Protocol, overload
 
-from .schedule import Node, Schedule
+from ..schedule import Node, Schedule
 
 __all__ = [
     "Grid",
@@ -26,7 +26,9 @@ __all__ = [
     "checked",
     "from_times",
     "karras",
+    "kl_optimal",
     "log_snr",
+    "scire_nsr",
     "time_quadratic",
     "time_uniform",
     "uniform",
@@ -81,23 +83,42 @@ def _restore(module: str, name: str, options: Mapping[str, Any]) -> Grid:
     return Grid(grid.make, options)
 
 
-def _descend(
-    schedule: Schedule, steps: int, to_zero: bool | None, start: Node, end: Node, at: Callable[[float], float]
+def closes(end: Node, to_zero: bool | None) -> bool:
+    """Whether a grid down to `end` takes one more step, to sigma = 0."""
+    return end.sigma > 0 and (end.nsr > VISIBLE if to_zero is None else to_zero)
+
+
+def between(
+    schedule: Schedule,
+    steps: int,
+    to_zero: bool | None,
+    ends: tuple[Node, Node],
+    inner: Callable[[int], Iterable[float]],
 ) -> tuple[Node, ...]:
-    """`start`, then the times `at(u)` for u evenly down from 1, then `end`; closed at sigma = 0."""
-    closing = end.sigma > 0 and (end.nsr > VISIBLE if to_zero is None else to_zero)
+    """The first of `ends`, the n - 1 times `inner(n)`, and the last of `ends`; closed at sigma = 0."""
+    start, end = ends
+    closing = closes(end, to_zero)
     n = steps - closing
-    inner = [schedule.node(at(1 - i / n)) for i in range(1, n)]
-    nodes = (start, *inner, *([end] if n else []))
+    nodes = (start, *map(schedule.node, inner(n)), *([end] if n else []))
     return (*nodes, schedule.node(schedule.t_clean)) if closing else nodes
 
 
+def evenly(at: Callable[[float], float]) -> Callable[[int], Iterable[float]]:
+    """The times `at(u)` for the n - 1 values of u evenly between 1 and 0."""
+    return lambda n: (at(1 - i / n) for i in range(1, n))
+
+
 @Grid
-def log_snr(schedule: Schedule, steps: int, *, to_zero: bool | None = None) -> tuple[Node, ...]:
-    """Uniform in half log-SNR. The grid of DPM-Solver, UniPC, DPM-Solver-v3 and EVODiff on pixel models."""
+def log_snr(schedule: Schedule, steps: int, *, order: float = 1.0, to_zero: bool | None = None) -> tuple[Node, ...]:
+    """Uniform in half log-SNR. The grid of DPM-Solver, UniPC, DPM-Solver-v3 and EVODiff on pixel models.
+
+    `order` makes it uniform in (lam - lam_T)^(1 / order): SA-Solver's grids, with finer steps among noisy levels.
+    """
+    if not 0 < order < math.inf:
+        raise ValueError(f"order must be positive; got order={order!r}")
     noisy, clean = schedule.lam_range
-    ends = _ends(schedule)
-    return _descend(schedule, steps, to_zero, *ends, lambda u: schedule.time_at(clean + u * (noisy - clean)))
+    at = evenly(lambda u: schedule.time_at(noisy + (1 - u) ** order * (clean - noisy)))
+    return between(schedule, steps, to_zero, lam_ends(schedule), at)
 
 
 @Grid
@@ -106,25 +127,46 @@ def karras(schedule: Schedule, steps: int, *, rho: float = 7.0, to_zero: bool | 
     if not 0 < rho < math.inf:
         raise ValueError(f"rho must be positive; got rho={rho!r}")
     high, low = (math.exp(-lam / rho) for lam in schedule.lam_range)
-    ends = _ends(schedule)
-    return _descend(
-        schedule, steps, to_zero, *ends, lambda u: schedule.time_at(-rho * math.log(low + u * (high - low)))
-    )
+    at = evenly(lambda u: schedule.time_at(-rho * math.log(low + u * (high - low))))
+    return between(schedule, steps, to_zero, lam_ends(schedule), at)
+
+
+@Grid
+def kl_optimal(schedule: Schedule, steps: int, *, to_zero: bool | None = None) -> tuple[Node, ...]:
+    """Uniform in arctan(sigma / alpha): finest where signal and noise are equal.
+
+    The optimum for Gaussian data in closed form: Sabour et al., Align Your Steps (2024).
+    """
+    high, low = (math.atan(math.exp(-lam)) for lam in schedule.lam_range)
+    at = evenly(lambda u: schedule.time_at(-math.log(math.tan(low + u * (high - low)))))
+    return between(schedule, steps, to_zero, lam_ends(schedule), at)
+
+
+@Grid
+def scire_nsr(schedule: Schedule, steps: int, *, k: float = 3.1, to_zero: bool | None = None) -> tuple[Node, ...]:
+    """Uniform in log(nsr + k nsr_end), nsr = sigma / alpha: finer steps than log-SNR among the noisy levels.
+
+    The grid of SciRE-Solver (Li et al., 2023), k = 3.1 in its code; k = 0 is `log_snr`.
+    """
+    if not 0 <= k < math.inf:
+        raise ValueError(f"k must be finite and at least 0; got k={k!r}")
+    high, low = (math.exp(-lam) for lam in schedule.lam_range)
+    ratio = (high / low + k) / (1 + k)
+    at = evenly(lambda u: schedule.time_at(-math.log(low * ((1 + k) * ratio**u - k))))
+    return between(schedule, steps, to_zero, lam_ends(schedule), at)
 
 
 @Grid
 def time_uniform(schedule: Schedule, steps: int, *, to_zero: bool | None = None) -> tuple[Node, ...]:
     """Uniform in the schedule's clock (for `Flow`, before its shift). The usual grid of latent models."""
-    start, end = schedule.node(schedule.t_max), schedule.node(schedule.t_min)
-    return _descend(schedule, steps, to_zero, start, end, schedule.ramp)
+    return between(schedule, steps, to_zero, time_ends(schedule), evenly(schedule.ramp))
 
 
 @Grid
 def time_quadratic(schedule: Schedule, steps: int, *, to_zero: bool | None = None) -> tuple[Node, ...]:
     """Uniform in the square root of the clock: finer steps near clean data. The grid of DEIS."""
-    start, end = schedule.node(schedule.t_max), schedule.node(schedule.t_min)
     high, low = math.sqrt(schedule.t_max), math.sqrt(schedule.t_min)
-    return _descend(schedule, steps, to_zero, start, end, lambda u: (low + u * (high - low)) ** 2)
+    return between(schedule, steps, to_zero, time_ends(schedule), evenly(lambda u: (low + u * (high - low)) ** 2))
 
 
 @Grid
@@ -134,13 +176,26 @@ def uniform(schedule: Schedule, steps: int, *, to_zero: bool | None = None) -> t
     return grid(schedule, steps, to_zero=to_zero)
 
 
-def _ends(schedule: Schedule) -> tuple[Node, Node]:
+def time_ends(schedule: Schedule) -> tuple[Node, Node]:
+    """The nodes at t_max and t_min."""
+    return schedule.node(schedule.t_max), schedule.node(schedule.t_min)
+
+
+def lam_ends(schedule: Schedule) -> tuple[Node, Node]:
     """The nodes at the ends of lam_range, which are t_max and t_min wherever log-SNR is finite there."""
-    nodes = []
-    for time, lam in zip((schedule.t_max, schedule.t_min), schedule.lam_range, strict=True):
-        node = schedule.node(time)
-        nodes.append(node if math.isfinite(node.lam) else schedule.node(schedule.time_at(lam)))
-    return nodes[0], nodes[1]
+    noisy, clean = (
+        node if math.isfinite(node.lam) else schedule.node(schedule.time_at(lam))
+        for node, lam in zip(time_ends(schedule), schedule.lam_range, strict=True)
+    )
+    return noisy, clean
+
+
+def need_scipy(part: str, user: str) -> Any:
+    """The module scipy.`part`, imported when a grid needs it."""
+    try:
+        return import_module(f"scipy.{part}")
+    except ImportError as error:
+        raise ImportError(f"{user} needs scipy: pip install 'fewstep[bench]'") from error
 
 
 def from_times(schedule: Schedule, times: Iterable[float]) -> tuple[Node, ...]:

@@ -25,11 +25,13 @@ from fewstep import (
     time_uniform,
     uniform,
 )
-from fewstep.grid import VISIBLE, Grid, checked
+from fewstep.grid import Grid, checked, kl_optimal, scire_nsr
+from fewstep.grid.base import VISIBLE
 from golden import GRIDS, arrays, sd_table
 
 EPS = sys.float_info.epsilon
-ALL = [log_snr, karras, time_uniform, time_quadratic, uniform]
+BY_LAM = [log_snr, log_snr(order=2), karras, kl_optimal, scire_nsr]
+ALL = [*BY_LAM, time_uniform, time_quadratic, uniform]
 SCHEDULES = [EDM(), EDM(0.5, 2.0), VPLinear(), VPCosine(), sd_table(), Flow(), Flow(shift=3.0)]
 over_grids = pytest.mark.parametrize("grid", ALL, ids=repr)
 over_schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
@@ -72,8 +74,50 @@ def test_vp_grids_equal_the_authors(file, key):
     np.testing.assert_allclose([n.lam for n in nodes], arrays(file)[f"{key[:-3]}__lambda"], rtol=0, atol=rounding)
 
 
+def authors_nodes(file: str, key: str) -> tuple[Schedule, int, np.ndarray]:
+    """Schedule and steps that a grid's key names, and its nodes in the schedule's clock."""
+    _, name, _, steps, _ = key.split("__")
+    times = arrays(file)[key]
+    if name == "sd_discrete":
+        return sd_table(), int(steps.removeprefix("steps")), times * 1000 - 1
+    return VPLinear(), int(steps.removeprefix("steps")), times
+
+
+@pytest.mark.parametrize("key", [key for _, key in golden_grids("scire_solver")])
+def test_scire_grids_equal_the_authors(key):
+    schedule, steps, times = authors_nodes("scire_solver", key)
+    grid = scire_nsr if "__NSR__" in key else time_uniform
+    nodes = grid(schedule, steps, to_zero=False)
+    # The reference forms sigma^2 as 1 - alpha^2, as above; then a difference with k nsr_end, which is 4 times larger.
+    rounding = 8 * EPS / nodes[-1].sigma ** 2
+    np.testing.assert_allclose([n.time for n in nodes], times, rtol=rounding, atol=rounding)
+    nsr = arrays("scire_solver")[key.removesuffix("t") + "nsr"]
+    np.testing.assert_allclose([n.nsr for n in nodes], nsr, rtol=rounding)
+
+
+SA_GRIDS = {"logSNR1": log_snr, "logSNR2": log_snr(order=2), "time1": time_uniform, "time2": time_quadratic}
+
+
+@pytest.mark.parametrize("key", [key for _, key in golden_grids("sa_solver") if "karras" not in key])
+def test_sa_grids_equal_the_authors(key):
+    schedule, steps, times = authors_nodes("sa_solver", key)
+    nodes = SA_GRIDS[key.split("__")[2]](schedule, steps, to_zero=False)
+    rounding = 2 * EPS / nodes[-1].sigma ** 2
+    np.testing.assert_allclose([n.time for n in nodes], times, rtol=rounding)
+    lams = arrays("sa_solver")[key.removesuffix("t") + "lambda"]
+    np.testing.assert_allclose([n.lam for n in nodes], lams, rtol=0, atol=rounding)
+
+
+@pytest.mark.parametrize("key", [key for _, key in golden_grids("sa_solver") if "karras" in key])
+def test_sa_karras_is_ours_between_ratios_of_80_and_the_end(key):
+    schedule, steps, times = authors_nodes("sa_solver", key)
+    start = schedule.time_at(-math.log(80))
+    nodes = karras(VPLinear(t_max=start), steps, to_zero=False)
+    np.testing.assert_allclose([n.time for n in nodes], times, rtol=2 * EPS / nodes[-1].sigma ** 2)
+
+
 def first_and_last(grid: Grid, schedule: Schedule) -> tuple[Node, Node]:
-    if grid in (log_snr, karras) and isinstance(schedule, Flow):
+    if grid in BY_LAM and isinstance(schedule, Flow):
         return tuple(schedule.node(schedule.time_at(lam)) for lam in (-math.log(999.0), math.log(999.0)))
     return schedule.node(schedule.t_max), schedule.node(schedule.t_min)
 
@@ -146,6 +190,37 @@ def test_karras_tends_to_log_snr():
 
 
 @over_schedules
+@pytest.mark.parametrize("order", [0.5, 2.0, 3.0])
+def test_log_snr_of_an_order_is_even_in_a_root_of_the_way_in_lam(schedule, order):
+    lams = [n.lam for n in log_snr(schedule, 9, order=order, to_zero=False)]
+    roots = [((lam - lams[0]) / (lams[-1] - lams[0])) ** (1 / order) for lam in lams]
+    # At t near 1, Flow and VPCosine round alpha = 1 - t: EPS / alpha. The root of a ninth's power magnifies it.
+    rounding = EPS * (max(map(abs, lams)) + math.exp(-lams[0]) * isinstance(schedule, Flow | VPCosine))
+    evenly(roots, 16 * 9**order * rounding / (lams[-1] - lams[0]))
+
+
+@over_schedules
+def test_kl_optimal_is_even_in_the_angle_of_noise_and_signal(schedule):
+    # By way of a logarithm of the ratio, lam EPS of it, which the angle never magnifies.
+    evenly([math.atan2(n.sigma, n.alpha) for n in kl_optimal(schedule, 9, to_zero=False)], 32 * EPS)
+
+
+@over_schedules
+@pytest.mark.parametrize("k", [0.5, 3.1, 20.0])
+def test_scire_is_even_in_the_logarithm_of_a_shifted_ratio(schedule, k):
+    nodes = scire_nsr(schedule, 9, k=k, to_zero=False)
+    rounding = 32 * EPS * (1 + nodes[0].nsr * isinstance(schedule, Flow | VPCosine))
+    evenly([math.log(n.nsr + k * nodes[-1].nsr) for n in nodes], rounding)
+
+
+@over_schedules
+def test_scire_without_a_shift_is_log_snr(schedule):
+    for a, b in zip(scire_nsr(schedule, 8, k=0), log_snr(schedule, 8), strict=True):
+        # A power of up to nsr_start / nsr_end, by way of its logarithm.
+        assert a.time == pytest.approx(b.time, rel=64 * EPS, abs=1024 * EPS)
+
+
+@over_schedules
 def test_time_uniform_is_even_in_the_clock_before_the_shift(schedule):
     nodes = time_uniform(schedule, 9, to_zero=False)
     shift = schedule.shift if isinstance(schedule, Flow) else 1.0
@@ -213,6 +288,34 @@ def test_steps_must_be_a_count(grid, steps):
 def test_rho_must_be_positive(rho):
     with pytest.raises(ValueError, match=f"^rho must be positive.*; got rho={rho!r}$"):
         karras(EDM(), 5, rho=rho)
+
+
+@pytest.mark.parametrize("order", [0, -1.0, math.inf, math.nan])
+def test_order_must_be_positive(order):
+    with pytest.raises(ValueError, match=f"^order must be positive; got order={order!r}$"):
+        log_snr(EDM(), 5, order=order)
+
+
+@pytest.mark.parametrize("k", [-0.1, math.inf, math.nan])
+def test_k_must_not_be_negative(k):
+    with pytest.raises(ValueError, match=f"^k must be finite and at least 0; got k={k!r}$"):
+        scire_nsr(EDM(), 5, k=k)
+
+
+def peer_sigmas(steps: int, **options: bool) -> tuple[list[float], EDM]:
+    """sigma / alpha of diffusers' Euler scheduler, and a schedule of the range of its table."""
+    scheduler = pytest.importorskip("diffusers").EulerDiscreteScheduler(beta_schedule="scaled_linear", **options)
+    scheduler.set_timesteps(steps)
+    sigmas = scheduler.sigmas.tolist()
+    return sigmas, EDM(sigma_min=sigmas[-2], sigma_max=sigmas[0])
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5, 10, 30, 50])
+def test_karras_and_log_snr_equal_diffusers(steps):
+    for grid, option in [(karras, "use_karras_sigmas"), (log_snr, "use_exponential_sigmas")]:
+        sigmas, schedule = peer_sigmas(steps, **{option: True})
+        nodes = grid(schedule, steps, to_zero=True)
+        np.testing.assert_allclose([n.sigma for n in nodes], sigmas, rtol=4e-7)  # its numbers are float32
 
 
 def test_from_times_takes_lists_arrays_tensors_and_generators():

@@ -1,0 +1,69 @@
+"""Data sets of images, from a file or by name."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["CIFAR10", "CLASSES", "load_images", "resized", "to_unit_range"]
+
+CIFAR10 = "uoft-cs/cifar10"  # on the Hugging Face hub
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def load_images(source: str | Path = CIFAR10) -> tuple[Tensor, Tensor | None]:
+    """uint8 images (N, 3, H, W) and their classes, int64 (N,), if there are any.
+
+    `source` is a data set's name on the Hugging Face hub (its split "train"; needs the package datasets), or an npz
+    file with `images` (N, H, W, 3), or with JPEG files one after another in `jpeg` and their `offsets` (N + 1,), and
+    with `labels` (N,) if there are classes.
+    """
+    path = Path(source)
+    if path.suffix == ".npz":
+        if not path.exists():
+            raise FileNotFoundError(f"no file {path}: give an npz file of images, or a name such as {CIFAR10}")
+        with np.load(path, allow_pickle=False) as file:
+            if not {"images", "jpeg"} & set(file):
+                raise ValueError(f"{path} holds neither `images` nor `jpeg`, but {', '.join(file)}")
+            images = file["images"] if "images" in file else _decoded(file["jpeg"].tobytes(), file["offsets"])
+            labels = file.get("labels", None)
+    else:
+        try:
+            from datasets import load_dataset
+        except ImportError as error:
+            raise ImportError("loading data by name needs datasets: pip install 'fewstep[train]'") from error
+        table = load_dataset(str(source), split="train")
+        columns = {kind: name for name, feature in table.features.items() for kind in [type(feature).__name__]}
+        images = np.stack([np.asarray(image.convert("RGB")) for image in table[columns["Image"]]])
+        labels = np.asarray(table[columns["ClassLabel"]]) if "ClassLabel" in columns else None
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not len(images):
+        raise ValueError(f"{source} must hold uint8 images (N, H, W, 3); got {images.dtype} {images.shape}")
+    if labels is not None and labels.shape != images.shape[:1]:
+        raise ValueError(f"{source} must hold one label an image; got {labels.shape} for {len(images)} images")
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return pixels, None if labels is None else torch.from_numpy(labels.astype(np.int64))
+
+
+def _decoded(content: bytes, offsets: np.ndarray) -> np.ndarray:
+    from PIL import Image
+
+    files = (content[start:end] for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True))
+    return np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """uint8 pixels as float32 in [-1, 1], the range of the packaged models."""
+    return images.float() / 127.5 - 1
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """Square images (N, 3, H, H) at another side: means over squares of pixels; `side` must divide H."""
+    if images.shape[-1] != images.shape[-2] or images.shape[-1] % side:
+        raise ValueError(
+            f"images of {images.shape[-2]} x {images.shape[-1]} pixels cannot be shrunk to {side} x {side}"
+        )
+    return torch.nn.functional.avg_pool2d(images, images.shape[-1] // side)

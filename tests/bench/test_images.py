@@ -1,0 +1,67 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewstep.bench.images import load_images, resized, to_unit_range
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+
+
+def saved(tmp_path, **arrays):
+    np.savez(tmp_path / "data.npz", **arrays)
+    return tmp_path / "data.npz"
+
+
+def test_arrays_come_back_channels_first(tmp_path):
+    images, labels = load_images(saved(tmp_path, images=PIXELS, labels=[2, 0, 1]))
+    assert torch.equal(images, torch.from_numpy(PIXELS).permute(0, 3, 1, 2))
+    assert labels.tolist() == [2, 0, 1]
+
+
+def test_labels_may_be_missing(tmp_path):
+    assert load_images(saved(tmp_path, images=PIXELS))[1] is None
+
+
+def test_jpeg_files_are_decoded_one_by_one(tmp_path):
+    files = []
+    for image in PIXELS:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "JPEG")
+        files.append(buffer.getvalue())
+    offsets = np.cumsum([0, *map(len, files)])
+    images, _ = load_images(saved(tmp_path, jpeg=np.frombuffer(b"".join(files), np.uint8), offsets=offsets))
+    for got, file in zip(images, files, strict=True):
+        assert np.array_equal(got.permute(1, 2, 0).numpy(), np.asarray(Image.open(io.BytesIO(file))))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"pictures": PIXELS}, "holds neither `images` nor `jpeg`, but pictures"),
+        ({"images": PIXELS.astype(np.float32)}, r"must hold uint8 images \(N, H, W, 3\); got float32"),
+        ({"images": PIXELS[..., 0]}, r"must hold uint8 images \(N, H, W, 3\); got uint8 \(3, 4, 4\)"),
+        ({"images": PIXELS, "labels": [1, 2]}, r"one label an image; got \(2,\) for 3 images"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, arrays, message):
+    with pytest.raises(ValueError, match=message):
+        load_images(saved(tmp_path, **arrays))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file .*none.npz: give an npz file of images, or a name"):
+        load_images(tmp_path / "none.npz")
+
+
+def test_pixels_in_unit_range():
+    assert to_unit_range(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
+
+
+def test_resizing_takes_means():
+    images = torch.arange(16.0).reshape(1, 1, 4, 4)
+    assert resized(images, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    with pytest.raises(ValueError, match="4 x 4 pixels cannot be shrunk to 3 x 3"):
+        resized(images, 3)
