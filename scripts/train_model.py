@@ -18,6 +18,7 @@ import dataclasses
 import io
 import json
 import math
+import signal
 import time
 import tomllib
 from pathlib import Path
@@ -213,6 +214,7 @@ def train(
         torch.save(content, buffer)
         write_atomically(checkpoint, buffer.getvalue())
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a plain kill leaves a checkpoint as well
     settings, started = config.training, time.monotonic()
     total = settings.images // settings.batch
     every = max(1, settings.checkpoint_every // settings.batch)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fewstep.bench.table import SOLVERS
+from fewstep.table import SOLVERS
 
 ORDER_BAND = 0.15
 

@@ -28,10 +28,10 @@ from torch import Tensor
 from . import __version__
 from . import grid as grids
 from .bench.images import CIFAR10
-from .bench.table import SOLVERS as TABLE
 from .grid import Grid
 from .prediction import Denoiser
 from .solvers import Solver
+from .table import SOLVERS as TABLE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -394,8 +394,9 @@ def overhead(out: Page = None, debug: Debug = False) -> None:
     """Time the solvers themselves, with a free denoiser, beside diffusers' schedulers in the same run."""
     with _errors(debug):
         from .bench.overhead import page
+        from .integrations.diffusers import EVODiffScheduler
 
-        _write_page(out, page)
+        _write_page(out, lambda: page({"EVODiffScheduler": EVODiffScheduler}))
 
 
 def _write_page(out: Path | None, page: Callable[[], str]) -> None:

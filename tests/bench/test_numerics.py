@@ -4,7 +4,7 @@ import pytest
 
 import fewstep as fs
 from fewstep.bench.numerics import state_tensors
-from fewstep.bench.table import SOLVERS
+from fewstep.table import SOLVERS
 from table import ORDER_BAND
 
 PAGE = Path(__file__).parents[2] / "docs" / "numerics.md"
@@ -18,9 +18,10 @@ def test_the_page_has_a_row_for_every_solver_and_agrees_with_the_table():
             rows[cells[0]] = cells
     assert set(rows) == set(SOLVERS)
     for name, entry in SOLVERS.items():
-        _, solver, calls, state, *orders = rows[name]
+        _, solver, calls, state, *orders, grid, reference = rows[name]
         assert solver == f"`{entry.solver!r}`"
         assert (int(calls), int(state)) == (entry.calls, entry.state)
+        assert (grid, reference) == (repr(entry.solver.grid), entry.reference)
         assert [float(order) for order in orders if order != "–"] == pytest.approx(entry.orders, abs=ORDER_BAND)
 
 

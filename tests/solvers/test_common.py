@@ -15,9 +15,9 @@ from fewstep.bench import orders
 from fewstep.bench.compare import Counted
 from fewstep.bench.numerics import state_tensors
 from fewstep.bench.problems import gaussian
-from fewstep.bench.table import CASES, SOLVERS
 from fewstep.sampling import _step_noise, plan
-from fewstep.solvers.base import renoise
+from fewstep.solvers.base import LinearStage, renoise
+from fewstep.table import CASES, SOLVERS
 from table import ORDER_BAND, deterministic, every_deterministic, every_solver, every_stochastic
 
 SCHEDULES = {
@@ -28,6 +28,10 @@ SCHEDULES = {
     "flow": fs.Flow(shift=3.0),
 }
 HALVES = (torch.float16, torch.bfloat16)
+
+
+def stage_of(solver):
+    return solver.plan(fs.EDM(), fs.log_snr(fs.EDM(), 4))[0]
 
 
 def solver_for(entry, name):
@@ -282,15 +286,28 @@ def test_degenerate_predictions_are_limits(entry, kind):
 # Independence
 
 
-@every_solver
-@pytest.mark.parametrize("shape", [(3, 5, 7), (1, 1, 1), (5,), (3, 11), (2, 3, 4, 5), (1, 256, 128), (1, 40000)])
-def test_a_batch_equals_its_images_bit_for_bit(entry, shape, two_threads):
-    """(1, 256, 128) and (1, 40000) are long enough for a sum over a single image to be split over threads."""
+def assert_batch_equals_its_images(entry, shape):
     noise = torch.randn(7, *shape, dtype=torch.float64)
     for nfe in (5, 23):
         whole = draw(rational, noise, entry, nfe)
         parts = [draw(rational, noise[i : i + 1], entry, nfe, first=i) for i in range(7)]
         assert torch.equal(whole, torch.cat(parts))
+
+
+@every_solver
+def test_a_batch_equals_its_images_bit_for_bit(entry):
+    for shape in [(3, 5, 7), (1, 1, 1), (5,), (3, 11), (2, 3, 4, 5)]:
+        assert_batch_equals_its_images(entry, shape)
+
+
+measuring = {name: e for name, e in SOLVERS.items() if not isinstance(stage_of(e.solver), LinearStage)}
+
+
+@pytest.mark.parametrize("entry", measuring.values(), ids=measuring.keys())
+@pytest.mark.parametrize("shape", [(1, 256, 128), (1, 40000)])
+def test_sums_that_are_split_over_threads_are_the_same_in_a_batch(entry, shape, two_threads):
+    """Long enough for a sum over a single image to be split: for the solvers that take sums over images."""
+    assert_batch_equals_its_images(entry, shape)
 
 
 @given(

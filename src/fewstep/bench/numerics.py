@@ -14,10 +14,10 @@ from ..sampling import plan, sample, unit_noise
 from ..schedule import EDM, Discrete, Flow, Schedule, VPLinear
 from ..solvers import DDIM, DPMSolverPP, EVODiff, Solver, UniPC, evodiff_published
 from ..solvers.base import euler_row
+from ..table import CASES, SOLVERS, Entry
 from .compare import CONVERGED_NFE, Counted, converged
 from .orders import STEPS, convergence, covariance_convergence, fitted_order, reference, start
 from .problems import gaussian
-from .table import CASES, SOLVERS, Entry
 
 if TYPE_CHECKING:
     from ..adapters import EDMModel
@@ -51,12 +51,16 @@ def page(model: EDMModel, say: Callable[[str], object]) -> str:
 def _orders() -> str:
     rows = []
     for name, entry in SOLVERS.items():
+        orders = [f"{order:.2f}" for order in measured_orders(entry)]
         rows.append(
             [name, f"`{entry.solver!r}`", str(entry.solver.calls_per_step), str(state_tensors(entry.solver))]
-            + [f"{order:.2f}" for order in measured_orders(entry)]
-            + ["–"] * (len(CASES) - len(entry.orders))
+            + orders
+            + ["–"] * (len(CASES) - len(orders))
+            + [repr(entry.solver.grid), entry.reference]
         )
-    return _table(["name", "solver", "calls a step", "state, tensors", *(name for name, _, _ in CASES)], rows)
+    cases = (name for name, _, _ in CASES)
+    head = ["name", "solver", "calls a step", "state, tensors", *cases, "recommended grid", "compared with"]
+    return _table(head, rows)
 
 
 def measured_orders(entry: Entry) -> list[float]:
@@ -174,7 +178,8 @@ equal mixture of two, where the solution is that of UniPC-3 in 10,000 steps. A d
 but the solver's own error. For a stochastic solver the figure is the order of its standard deviations on the
 Gaussian, computed without sampling (on a Gaussian a run is linear in the noise that it draws).
 
-The name is the one that the command line knows.
+The name is the one that the command line knows, the state what is kept between calls, x apart. "Compared with" says
+what the tests hold the solver against: goldens are numbers that other people's code produced.
 """
 ENDS = """
 How to read it. The Gaussian can flatter: over the whole range of noise, on a grid uniform in log-SNR, the h² errors

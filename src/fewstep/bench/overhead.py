@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +18,11 @@ from ..solvers import DDIM, DPMSolverPP, EVODiff, Heun, Solver, UniPC
 
 __all__ = ["measure", "page"]
 
-SHAPES = ((1, 4, 64, 64), (16, 4, 64, 64))
+SHAPES = ((1, 4, 64, 64), (16, 4, 64, 64), (1, 4, 128, 128), (1, 16, 128, 128), (1, 16, 21, 60, 104))
 CALLS = 20
 ROUNDS = 41  # each times every candidate once, in turn, so that a drift of the machine hits all alike
+FEW_ROUNDS = 5  # of tensors beyond LARGE elements, whose times scatter less
+LARGE = 2**18
 WARM_UP = 3
 BASE = "diffusers UniPC"
 
@@ -34,11 +38,19 @@ OURS: dict[str, Solver] = {
 }
 
 
-def measure(shape: tuple[int, ...], rounds: int = ROUNDS) -> dict[str, tuple[float, float]]:
-    """Median microseconds per call of each candidate, without and with what is done once per run."""
+Schedulers = Mapping[str, Callable[[], Any]]
+
+
+def measure(
+    shape: tuple[int, ...], rounds: int = ROUNDS, schedulers: Schedulers | None = None
+) -> dict[str, tuple[float, float]]:
+    """Median microseconds per call of each candidate, without and with what is done once per run.
+
+    `schedulers` makes more schedulers of diffusers' kind, by name.
+    """
     noise, answer = torch.randn(shape), torch.randn(shape)
     candidates: dict[str, Callable[[Tensor, Tensor], tuple[float, float]]] = {
-        **_diffusers(),
+        **{name: _scheduler(make) for name, make in {**_diffusers(), **(schedulers or {})}.items()},
         **{name: _ours(solver) for name, solver in OURS.items()},
     }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
@@ -68,37 +80,44 @@ def _ours(solver: Solver) -> Callable[[Tensor, Tensor], tuple[float, float]]:
     return run
 
 
-def _diffusers() -> dict[str, Callable[[Tensor, Tensor], tuple[float, float]]]:
+def _diffusers() -> Schedulers:
     try:
-        from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+        from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
     except ImportError as error:
         raise ImportError("the comparison needs diffusers: pip install 'fewstep[bench]'") from error
-
-    def timed(scheduler_class: type) -> Callable[[Tensor, Tensor], tuple[float, float]]:
-        scheduler = scheduler_class()
-
-        def run(noise: Tensor, answer: Tensor) -> tuple[float, float]:
-            started = time.perf_counter()
-            scheduler.set_timesteps(CALLS)
-            planned = time.perf_counter()
-            x = noise
-            with torch.no_grad():
-                for t in scheduler.timesteps:
-                    x = scheduler.step(answer, t, x, return_dict=False)[0]
-            return time.perf_counter() - planned, planned - started
-
-        return run
-
-    return {BASE: timed(UniPCMultistepScheduler), "diffusers DPM++ 2M": timed(DPMSolverMultistepScheduler)}
+    return {
+        BASE: UniPCMultistepScheduler,
+        "diffusers DPM++ 2M": DPMSolverMultistepScheduler,
+        "diffusers Euler": EulerDiscreteScheduler,
+    }
 
 
-def page() -> str:
+def _scheduler(make: Callable[[], Any]) -> Callable[[Tensor, Tensor], tuple[float, float]]:
+    scheduler = make()
+
+    def run(noise: Tensor, answer: Tensor) -> tuple[float, float]:
+        started = time.perf_counter()
+        scheduler.set_timesteps(CALLS)
+        planned = time.perf_counter()
+        x = noise
+        with torch.no_grad():
+            for t in scheduler.timesteps:
+                scheduler.scale_model_input(x, t)
+                x = scheduler.step(answer, t, x, return_dict=False)[0]
+        return time.perf_counter() - planned, planned - started
+
+    return run
+
+
+def page(schedulers: Schedulers | None = None) -> str:
     """The figures as Markdown."""
     lines = [
-        INTRODUCTION.format(calls=CALLS, rounds=ROUNDS, threads=torch.get_num_threads(), machine=platform.machine())
+        INTRODUCTION.format(
+            calls=CALLS, rounds=ROUNDS, few=FEW_ROUNDS, threads=torch.get_num_threads(), machine=platform.machine()
+        )
     ]
     for shape in SHAPES:
-        figures = measure(shape)
+        figures = measure(shape, FEW_ROUNDS if math.prod(shape) > LARGE else ROUNDS, schedulers)
         base, base_run = figures[BASE]
         lines += [f"## {shape}, float32", "", "| solver | µs per call | of UniPC's | with set-up | of UniPC's |"]
         lines.append("|---|---|---|---|---|")
@@ -113,7 +132,7 @@ def page() -> str:
 INTRODUCTION = """# Overhead
 
 What the solvers themselves cost, written by `make bench-overhead`: runs of {calls} calls of a denoiser that returns a
-ready tensor, medians of {rounds} runs of each in turn, {threads} threads ({machine}). Ours is the whole push loop, with
-its checks; diffusers' is `step` alone. "With set-up" adds what is done once a run: planning, and `set_timesteps`.
-Compare ratios, not microseconds.
+ready tensor, medians of {rounds} runs of each in turn, {few} of large tensors, {threads} threads ({machine}). Ours is
+the whole push loop, with its checks; of schedulers it is `step` and `scale_model_input` alone. "With set-up" adds what
+is done once a run: planning, and `set_timesteps`. Compare ratios, not microseconds.
 """

@@ -18,7 +18,7 @@ nearest to the real line are those of log(1 + e^(-2 lam)), pi / 2 away. Gauss-Le
 exp(-2 n asinh(pi / |h|)) on a step of length h, which the n below make 1e-16. The clock of `Discrete` is a polyline and
 is integrated piece by piece. (The published codes sum over 10^4 points, which leaves 3e-5.)
 
-Zhang & Chen, Fast Sampling of Diffusion Models with Exponential Integrator (2023), Section 3 and Appendix B.
+Zhang & Chen, Fast Sampling of Diffusion Models with Exponential Integrator (2023).
 """
 
 from __future__ import annotations

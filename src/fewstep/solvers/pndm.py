@@ -19,12 +19,12 @@ where the history is e_1 of each step. The three methods are
 
 Twelve calls for three steps are too many for a small budget: steps that long diverge. So the start takes at most one
 extra call for each step after the first, N steps cost 2 N - 1 calls, up to N + 9, and a budget is spent on the fewest
-steps that use it up: F-PNDM is whole from 19 calls on. The extra calls go to the first steps, 3 to each, what is left to
-the one that follows: hence the steps of 3 and of 2 calls, of which the paper has the second. With explicit nodes any
-`nfe` from N to N + 9 can be asked for.
+steps that use it up: F-PNDM is whole from 19 calls on. The extra calls go to the first steps, 3 to each, what is left
+to the one that follows: hence the steps of 3 and of 2 calls, of which the paper has the second. With explicit nodes
+any `nfe` from N to N + 9 can be asked for.
 
-Liu, Ren, Lin & Zhao, Pseudo Numerical Methods for Diffusion Models on Manifolds (2022), eq. (11)-(13), Algorithm 2. The
-step of 3 calls is Kutta's, in their manner.
+Liu, Ren, Lin & Zhao, Pseudo Numerical Methods for Diffusion Models on Manifolds (2022). The step of 3 calls is Kutta's,
+in their manner.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..schedule import EDM, Flow, Schedule, VPLinear
-from ..solvers import (
+from .schedule import EDM, Flow, Schedule, VPLinear
+from .solvers import (
     DDIM,
     DEIS,
     DPM2,
@@ -30,7 +30,7 @@ from ..solvers import (
     Solver,
     UniPC,
 )
-from ..statistics import EMS, Gamma
+from .statistics import EMS, Gamma
 
 __all__ = ["CASES", "SOLVERS", "Entry"]
 

@@ -1,0 +1,347 @@
+"""fewstep's solvers as a scheduler of diffusers:
+
+    pipe.scheduler = EVODiffScheduler.from_config(pipe.scheduler.config)
+
+docs/diffusers.md says for which pipelines, and when not to. The scheduler is a driver like `fewstep.sample`: it plans
+once, in `set_timesteps`, and every `step` is one stage of the plan. It differs in that others own x between the calls:
+
+- an edit of the latents (inpainting, callbacks) survives: every correction is a difference to the x that is given
+  (`differences`);
+- half-precision latents lose nothing: what rounding took from them is added again at the next step;
+- a run may begin anywhere: it is then planned anew from there, so that it is the run that starts there;
+- the state before the last step is kept: a step may be repeated, after `_step_index -= 1`.
+
+`step` waits for no device: it knows numbers from the plan alone, and the place of a timestep from its place in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from ..guidance import magnitude
+from ..prediction import KINDS, to_denoised
+from ..schedule import Discrete, Flow, Node
+from ..solvers import Solver, Stage
+from ..solvers.base import choice
+from ..table import SOLVERS
+from .differences import as_differences
+from .diffusers_levels import Levels, betas, levels, table_of, training_levels
+
+__all__ = ["EVODiffScheduler"]
+
+AUTO = "auto"
+FLOW = "FlowMatchEulerDiscreteScheduler"
+
+
+class Memory(NamedTuple):
+    """What a step leaves for the next: the solver's state, what rounding took from x, and the shape of x."""
+
+    state: Any = None
+    residue: Tensor | None = None
+    shape: torch.Size | None = None
+
+
+class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+    """EVODiff, and every other solver of fewstep that calls once a step, in diffusers' pipelines.
+
+    Options that diffusers does not have:
+
+    solver: a name of `fewstep.table.SOLVERS`, such as "evodiff", "evodiff-paper", "unipc-3", "dpmpp-2m", "ddim",
+        "sde-dpmpp-2m".
+    channel_dim: the dimension of the latents that holds channels, which EVODiff measures apart; None measures a sample
+        as a whole. "auto" is 1, and -1 for three-dimensional latents (B, L, C) of flows.
+
+    All others are those of diffusers' multistep and flow schedulers: which noise levels, what the model predicts,
+    thresholding. `use_lu_lambdas` is even steps of log-SNR, `timestep_type="continuous"` tells the model log(sigma) / 4
+    as EulerDiscrete does. `lower_order_final=False` lets the last step have the solver's full order.
+    """
+
+    _compatibles = [*(scheduler.name for scheduler in KarrasDiffusionSchedulers), FLOW]  # noqa: RUF012
+    order = 1  # calls a step, to pipelines
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: np.ndarray[Any, Any] | list[float] | None = None,
+        solver: str = "evodiff",
+        channel_dim: int | str | None = AUTO,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        variance_type: str | None = None,
+        lower_order_final: bool = True,
+        timestep_spacing: str = "linspace",
+        timestep_type: str = "discrete",
+        steps_offset: int = 0,
+        final_sigmas_type: str = "zero",
+        rescale_betas_zero_snr: bool = False,
+        lambda_min_clipped: float = -float("inf"),
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        use_lu_lambdas: bool = False,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        use_flow_sigmas: bool = False,
+        flow_shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        time_shift_type: str = "exponential",
+        shift_terminal: float | None = None,
+        invert_sigmas: bool = False,
+    ) -> None:
+        choice("solver", solver, _solvers())
+        choice("prediction_type", prediction_type, KINDS)
+        choice("timestep_type", timestep_type, ("discrete", "continuous"))
+        if isinstance(channel_dim, str):
+            choice("channel_dim", channel_dim, (AUTO,))
+        if use_karras_sigmas + use_exponential_sigmas + use_beta_sigmas + use_lu_lambdas > 1:
+            raise ValueError("use one of use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas and use_lu_lambdas")
+        if (shift_terminal or invert_sigmas) and not use_flow_sigmas:
+            raise ValueError("shift_terminal and invert_sigmas are of flows: use_flow_sigmas=True")
+
+        found = betas(self.config)
+        self.betas = torch.tensor(found, dtype=torch.float32)
+        self.alphas = 1.0 - self.betas
+        schedule = table_of(found, lambda_min_clipped)
+        self.alphas_cumprod = torch.tensor(schedule.alphas_cumprod, dtype=torch.float32)
+        self._schedule: Discrete | Flow = Flow() if use_flow_sigmas else schedule
+        self.init_noise_sigma = 1.0
+        self.num_inference_steps: int | None = None
+        # Of diffusers' solvers; pipelines look whether they are empty. Ours keep theirs in _memory.
+        self.model_outputs: list[Tensor | None] = [None, None]
+        self.last_sample: Tensor | None = None
+        self._step_index: int | None = None
+        self._begin_index: int | None = None
+        self._stages: Sequence[Stage] = ()
+        self._set(training_levels(self.config, self._schedule), None)
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """From the config of any scheduler of a diffusion or flow-matching model; see docs/diffusers.md."""
+        if isinstance(config, dict):
+            config = _translated(config)
+        return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    @property
+    def step_index(self) -> int | None:
+        """The place of the next step; None before the first."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Where the run begins, if the pipeline has said so."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin the run at `timesteps[begin_index]`; for pipelines, after `set_timesteps`."""
+        self._begin_index = begin_index
+        if self.num_inference_steps is not None and self._step_index is None and 0 <= begin_index < len(self.timesteps):
+            self._enter(begin_index, self._channels)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+        timesteps: Any = None,
+    ) -> None:
+        """Plan a run, of `num_inference_steps` or over custom noise levels: a list, an array or a tensor of them.
+
+        Args:
+            sigmas: from noisy to clean, with or without the 0 at the end; sigma / alpha for models with betas,
+                in (0, 1] and before the shift for flows.
+            mu: the shift, for configs with use_dynamic_shifting; others ignore it.
+            timesteps: what the model is told. Without sigmas, they follow from the timesteps, without shift.
+        """
+        self._set(levels(self.config, self._schedule, num_inference_steps, sigmas, mu, timesteps), device)
+        self.num_inference_steps = len(self._nodes) - 1
+        self._enter(0, self._channel_dim(4))
+
+    def _set(self, found: Levels, device: str | torch.device | None) -> None:
+        config: Any = self.config
+        self._nodes = found.nodes
+        self.timesteps = self._clock = torch.from_numpy(found.timesteps).to(device)
+        shown = [abs(node.sigma if isinstance(self._schedule, Flow) else node.nsr) for node in found.nodes]
+        if config.invert_sigmas:
+            shown = [1 - sigma for sigma in shown]
+        self.sigmas = torch.tensor(shown, dtype=torch.float32)
+        self._step_index = None
+        self._begin_index = None
+
+    def _enter(self, index: int, channels: int | None) -> None:
+        """Plan the run that begins at this index, with no history."""
+        nodes = self._nodes[index:]
+        solver = _solver(self.config, isinstance(self._schedule, Flow), channels)
+        self._stages = as_differences(solver.plan(self._schedule, nodes, len(nodes) - 1))
+        self._start = self._next = index
+        self._channels = channels
+        self._memory, self._before = Memory(), Memory()
+
+    def _channel_dim(self, rank: int) -> int | None:
+        config: Any = self.config
+        chosen: int | str | None = config.channel_dim
+        if not isinstance(chosen, str):
+            return chosen
+        return -1 if rank == 3 and isinstance(self._schedule, Flow) else 1
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        variance_noise: Tensor | None = None,
+        eta: float = 0.0,
+        use_clipped_model_output: bool | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """The latents at the next timestep, from the model's output at `sample`.
+
+        `timestep` says where the run begins, if nothing else has; later steps follow one another. `generator` draws
+        the noise of stochastic solvers, unless `variance_noise`, unit Gaussian, is given. `eta` and
+        `use_clipped_model_output` are DDIM's, which its pipeline passes on: they must be off.
+        """
+        if eta or use_clipped_model_output:
+            raise ValueError(
+                "eta and use_clipped_model_output are options of DDIMScheduler; for noise on the way take "
+                f"solver='ddpm' or 'sde-dpmpp-2m'; got {eta=!r}, {use_clipped_model_output=!r}"
+            )
+        if self._step_index is None:
+            self._step_index = self._find(timestep) if self._begin_index is None else self._begin_index
+        index = self._step_index
+        self._before = memory = self._recall(index, sample)
+        stage = self._stages[index - self._start]
+        x = sample.float() if sample.element_size() < 4 else sample
+        if memory.residue is not None:
+            x = x + memory.residue
+        denoised = self._denoised(model_output, x, stage.node)
+        x, state = stage(memory.state, x, denoised)
+        if stage.noise:
+            if variance_noise is None:
+                variance_noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            x = x + variance_noise * stage.noise
+        out = x.to(sample.dtype)
+        residue = None if out.dtype == x.dtype else (x - out).to(out.dtype)
+        self._memory = Memory(state, residue, sample.shape)
+        self._step_index = self._next = index + 1
+        return SchedulerOutput(prev_sample=out) if return_dict else (out,)
+
+    def _recall(self, index: int, sample: Tensor) -> Memory:
+        """What the step at this index continues: the last step, the one before (a repeated step), or nothing."""
+        if self.num_inference_steps is None:
+            raise ValueError("there is no run to step in: call set_timesteps first")
+        if not 0 <= index < len(self._nodes) - 1:
+            raise ValueError(f"the run of {len(self._nodes) - 1} steps has no step {index}: call set_timesteps again")
+        channels = self._channel_dim(sample.ndim)
+        if channels == self._channels:
+            if index == self._next and self._memory.shape in (None, sample.shape):
+                return self._memory
+            if index == self._next - 1 >= self._start and self._before.shape in (None, sample.shape):
+                return self._before
+        self._enter(index, channels)
+        return self._memory
+
+    def _denoised(self, output: Tensor, x: Tensor, node: Node) -> Tensor:
+        config: Any = self.config
+        if config.variance_type in ("learned", "learned_range") and output.shape[1] == 2 * x.shape[1]:
+            output = output.chunk(2, dim=1)[0]
+        if output.shape != x.shape:
+            raise ValueError(
+                f"model_output must have the shape of sample, {tuple(x.shape)}; got {tuple(output.shape)}. "
+                "If its second half is a variance, use variance_type='learned_range'"
+            )
+        if config.invert_sigmas:
+            output = -output
+        if config.prediction_type == "sample":
+            denoised = output.to(x.dtype, copy=True)  # the model may reuse its buffer
+        else:
+            denoised = to_denoised(config.prediction_type, output, x, node)
+        if config.thresholding:
+            limit = magnitude(denoised, config.dynamic_thresholding_ratio).clamp(min=1, max=config.sample_max_value)
+            denoised = denoised.clamp(-limit, limit) / limit
+        return denoised
+
+    def _find(self, timestep: float | Tensor) -> int:
+        """The index of a timestep: its place in `timesteps` if it is a view of that, else the nearest in value.
+
+        Of equal ones the second, as everywhere in diffusers: the first has been skipped by whoever starts there.
+        """
+        if isinstance(timestep, Tensor):
+            if timestep.untyped_storage().data_ptr() == self._clock.untyped_storage().data_ptr():
+                return int(timestep.storage_offset())
+            timestep = timestep.flatten()[0].item()
+        away = [abs(time - timestep) for time in self._clock.tolist()]
+        nearest = [i for i, distance in enumerate(away) if distance == min(away)]
+        return nearest[:2][-1]
+
+    def scale_model_input(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The sample: the model is called on it as it is."""
+        return sample
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha * original_samples + sigma * noise at `timesteps`; in a run with a begin index, at its next step."""
+        x = original_samples.float() if original_samples.element_size() < 4 else original_samples
+        alpha: float | Tensor
+        sigma: float | Tensor
+        if self._begin_index is not None:
+            _, alpha, sigma = self._nodes[self._begin_index if self._step_index is None else self._step_index]
+        else:
+            clock = self._clock.to(x.device)
+            place = (clock - timesteps.to(clock).reshape(-1, 1)).abs().argmin(1)
+            table = torch.tensor([node[1:] for node in self._nodes], dtype=x.dtype, device=x.device)
+            alpha, sigma = table[place].reshape(-1, 2, *[1] * (x.ndim - 1)).unbind(1)
+        return (alpha * x + sigma * noise).to(original_samples.dtype)
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """`add_noise`, as pipelines of flow models call it."""
+        return self.add_noise(sample, noise, timestep)
+
+    def __len__(self) -> int:
+        return int(self.config["num_train_timesteps"])
+
+
+def _solvers() -> list[str]:
+    """The names of the solvers that fit: a pipeline makes one call a step."""
+    return [name for name, entry in SOLVERS.items() if entry.solver.calls_per_step == 1]
+
+
+def _solver(config: Any, flow: bool, channels: int | None) -> Solver:
+    entry = SOLVERS[config.solver]
+    solver: Any = entry.on_flow if flow else entry.solver
+    if getattr(solver, "channel_dim", None) is not None:
+        solver = replace(solver, channel_dim=channels)
+    if not config.lower_order_final:
+        if hasattr(solver, "lower_order_final"):
+            solver = replace(solver, lower_order_final=False)
+        elif hasattr(solver, "final_order"):
+            solver = replace(solver, final_order=getattr(solver, "order", solver.final_order))
+    return solver  # type: ignore[no-any-return]
+
+
+def _translated(config: dict[str, Any]) -> dict[str, Any]:
+    """A config in our terms: a flow's says so by its class or its `shift` alone."""
+    name = str(config.get("_class_name", ""))
+    if name.startswith("EDM"):
+        raise ValueError(
+            f"{name} is for models that take EDM's preconditioning from their scheduler, which this one does not do: "
+            "keep it, or wrap the model as a denoiser for fewstep.sample"
+        )
+    if not name.startswith("FlowMatch") and ("shift" not in config or "beta_schedule" in config):
+        return config
+    own = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": config.get("shift", 1.0)}
+    return {"_class_name": FLOW, **config, **own}  # without a class, diffusers warns of keys that only flows have

@@ -1,0 +1,268 @@
+"""The noise levels that a diffusers config asks for, as nodes of the core. Numbers only: no tensors, no diffusers.
+
+A config describes either a table of betas (`Discrete`; sigma below means sigma / alpha) or a flow (`Flow`). The
+levels of a run follow from it as in diffusers, except that
+
+- no level is visited twice. Where diffusers' rounding repeats an entry (more steps than entries; float timesteps cut to
+  integers), the times are fractions; where final_sigmas_type="sigma_min" would repeat the last level (a call for
+  nothing), the levels are spread over one more step, or the run ends at sigma = 0;
+- a flow's default levels are 1 - i / N before the shift: N equal steps to sigma = 0, as its pipelines pass them.
+  FlowMatchEuler's default ends at the shifted 1 / T instead, from where a call goes to the last step to 0;
+- custom `timesteps` alone are what the model is told and where it is called; for a flow, sigma = t / T without shift.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..grid import Grid, beta, checked, karras, leading, linspace, log_snr, time_uniform, trailing
+from ..schedule import EDM, ZERO_SNR_FLOOR, Discrete, Flow, Node
+from ..solvers.base import choice
+
+__all__ = ["Levels", "betas", "levels", "table_of", "training_levels"]
+
+Array = NDArray[np.float64]
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+SPACINGS = ("linspace", "leading", "trailing")
+MOST_BETA = 0.999  # of the cosine schedule
+COSINE_OFFSET = 0.008
+SIGMOID_END = 6.0
+
+
+class Levels(NamedTuple):
+    """`timesteps[i]` is what the model is told at `nodes[i]`: int64 for entries of a table, else float32.
+
+    The last node is where the run ends, and has no timestep.
+    """
+
+    nodes: tuple[Node, ...]
+    timesteps: NDArray[Any]
+
+
+def betas(config: Any) -> Array:
+    """The betas that the model was trained with, rescaled to zero terminal SNR if the config says so."""
+    size, start, end = config.num_train_timesteps, config.beta_start, config.beta_end
+    if config.trained_betas is not None:
+        found = np.asarray(config.trained_betas, dtype=np.float64)
+    elif config.beta_schedule == "linear":
+        found = np.linspace(start, end, size)
+    elif config.beta_schedule == "scaled_linear":
+        found = np.linspace(math.sqrt(start), math.sqrt(end), size) ** 2
+    elif config.beta_schedule == "squaredcos_cap_v2":
+        angles = (np.linspace(0, 1, size + 1) + COSINE_OFFSET) / (1 + COSINE_OFFSET) * (math.pi / 2)
+        found = np.minimum(1 - np.cos(angles[1:]) ** 2 / np.cos(angles[:-1]) ** 2, MOST_BETA)
+    else:
+        choice("beta_schedule", config.beta_schedule, BETA_SCHEDULES)
+        found = start + (end - start) / (1 + np.exp(-np.linspace(-SIGMOID_END, SIGMOID_END, size)))
+    return _zero_snr(found) if config.rescale_betas_zero_snr else found
+
+
+def _zero_snr(found: Array) -> Array:
+    """sqrt(alphas_cumprod) shifted to end at 0 and scaled to start where it did: Lin et al. (2023), Algorithm 1."""
+    roots = np.sqrt(np.cumprod(1 - found))
+    table = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
+    return np.asarray(1 - table / np.concatenate([[1.0], table[:-1]]))
+
+
+def table_of(found: Array, lowest_lam: float = -math.inf) -> Discrete:
+    """The schedule of these betas, without the entries whose half log-SNR is below `lowest_lam`."""
+    table = np.cumprod(1 - found)
+    if table[-1] == 0:
+        # As small as diffusers has it, where that is less than the entry before; log-SNR must fall.
+        table[-1] = min(ZERO_SNR_FLOOR, table[-2] / 4)
+    kept = table[0.5 * np.log(table / (1 - table)) >= lowest_lam]
+    if len(kept) < 2:
+        raise ValueError(f"lambda_min_clipped={lowest_lam!r} leaves {len(kept)} of {len(table)} timesteps: lower it")
+    return Discrete(kept.tolist())
+
+
+def training_levels(config: Any, schedule: Discrete | Flow) -> Levels:
+    """Every level that the model was trained on: the timesteps of a scheduler before `set_timesteps`."""
+    if isinstance(schedule, Discrete):
+        times = range(len(schedule.alphas_cumprod) - 1, -1, -1)
+        nodes = (*map(schedule.node, times), schedule.node(schedule.t_clean))
+        return Levels(nodes, np.array(times, dtype=np.float32))
+    size = config.num_train_timesteps
+    ratio = config.flow_shift
+    values = [ratio * i / (size + (ratio - 1) * i) for i in range(size, 0, -1)]
+    return _told(config, [*values, 0.0])
+
+
+def levels(
+    config: Any,
+    schedule: Discrete | Flow,
+    steps: int | None,
+    sigmas: Iterable[float] | None,
+    mu: float | None,
+    timesteps: Iterable[float] | None,
+) -> Levels:
+    """The levels of a run; the arguments are those of `set_timesteps`."""
+    choice("final_sigmas_type", config.final_sigmas_type, ("zero", "sigma_min"))
+    levels_given, times_given = _values(sigmas), _values(timesteps)
+    if levels_given is not None and len(levels_given) > 1 and levels_given[-1] == 0:
+        levels_given = levels_given[:-1]  # the end; others leave it out
+    given = {len(values) for values in (levels_given, times_given) if values is not None}
+    counts = given | ({steps} if steps is not None else set())
+    if len(counts) != 1:
+        raise ValueError(
+            "set_timesteps needs num_inference_steps, sigmas or timesteps, and the same number of each; "
+            f"got num_inference_steps={steps!r}, {_size(sigmas)} sigmas and {_size(timesteps)} timesteps"
+        )
+    (count,) = counts
+    if isinstance(count, bool) or not hasattr(count, "__index__") or count < 1:
+        raise ValueError(f"num_inference_steps must be an integer of at least 1; got {count!r}")
+    if isinstance(schedule, Flow):
+        found = _flow(config, int(count), levels_given, mu, times_given)
+    else:
+        found = _discrete(config, schedule, int(count), levels_given, times_given)
+    if levels_given is not None and times_given is not None:
+        found = Levels(found.nodes, times_given.astype(np.float32))
+    return Levels(checked(found.nodes, "the noise levels"), found.timesteps)
+
+
+def _values(given: Any) -> Array | None:
+    if given is None:
+        return None
+    values = np.asarray(given.tolist() if hasattr(given, "tolist") else list(given), dtype=np.float64)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"sigmas and timesteps must be lists of numbers; got shape {values.shape}")
+    return values
+
+
+def _size(given: Any) -> int:
+    return 0 if given is None else len(given)
+
+
+def _spaced_in_sigma(config: Any) -> Grid | None:
+    """The grid in sigma that the config asks for. diffusers' "lu lambdas" are even steps of log-SNR."""
+    if config.use_karras_sigmas:
+        return karras
+    if config.use_exponential_sigmas or config.use_lu_lambdas:
+        return log_snr  # of EDM, that is: even steps of log sigma
+    return beta if config.use_beta_sigmas else None
+
+
+def _between(grid: Grid, low: float, high: float, steps: int, config: Any) -> list[float]:
+    """steps + 1 values of sigma from `high` to `low`, or to 0 by one step more than to `low`."""
+    to_zero = config.final_sigmas_type == "zero"
+    return [node.sigma for node in grid(EDM(low, high), steps, to_zero=to_zero)]
+
+
+# Tables of betas
+
+
+def _discrete(config: Any, schedule: Discrete, steps: int, sigmas: Array | None, timesteps: Array | None) -> Levels:
+    grid = _spaced_in_sigma(config)
+    if sigmas is not None:
+        nodes = [_at_ratio(schedule, sigma) for sigma in sigmas.tolist()]
+        nodes.append(_end(config, schedule, nodes[-1]))
+    elif timesteps is not None:
+        nodes = [schedule.node(t) for t in timesteps.tolist()]
+        nodes.append(_end(config, schedule, nodes[-1]))
+    elif grid is not None:
+        low = schedule.node(schedule.t_min).nsr if config.sigma_min is None else config.sigma_min
+        high = schedule.node(schedule.t_max).nsr if config.sigma_max is None else config.sigma_max
+        nodes = [_at_ratio(schedule, ratio) for ratio in _between(grid, low, high, steps, config)]
+    else:
+        nodes = list(_spaced_in_time(config, schedule, steps))
+    if config.timestep_type == "continuous":
+        return Levels(tuple(nodes), np.array([math.log(node.nsr) / 4 for node in nodes[:-1]], dtype=np.float32))
+    times = np.array([node.time for node in nodes[:-1]])
+    return Levels(tuple(nodes), times.astype(np.int64 if (times == times.round()).all() else np.float32))
+
+
+def _at_ratio(schedule: Discrete, ratio: float) -> Node:
+    """The node of sigma / alpha = ratio; the model is told the nearest time that it knows."""
+    if ratio == 0:
+        return schedule.node(schedule.t_clean)
+    if not 0 < ratio < math.inf:
+        raise ValueError(f"sigmas must be positive and finite; got {ratio!r}")
+    time = min(max(schedule.time_at(-math.log(ratio)), schedule.t_min), schedule.t_max)
+    alpha = 1 / math.sqrt(1 + ratio**2)
+    return Node(time, alpha, ratio * alpha)
+
+
+def _end(config: Any, schedule: Discrete, last: Node) -> Node:
+    lowest = schedule.node(schedule.t_min)
+    ends_noisy = config.final_sigmas_type == "sigma_min" and lowest.lam > last.lam
+    return lowest if ends_noisy else schedule.node(schedule.t_clean)
+
+
+def _spaced_in_time(config: Any, schedule: Discrete, steps: int) -> tuple[Node, ...]:
+    """Spaced as diffusers' multistep schedulers have it, N + 1 entries of which the last is left out."""
+    choice("timestep_spacing", config.timestep_spacing, SPACINGS)
+    size = len(schedule.alphas_cumprod)
+    to_zero = config.final_sigmas_type == "zero"
+    if steps >= size:
+        return time_uniform(schedule, steps, to_zero=to_zero)
+    if config.timestep_spacing == "linspace":
+        return linspace(schedule, steps, drop_last=True, to_zero=to_zero)
+    if config.timestep_spacing == "trailing":
+        return trailing(schedule, steps, to_zero=to_zero)
+    room = size - 1 - steps * (size // (steps + 1))
+    return leading(schedule, steps, offset=min(config.steps_offset, room), drop_last=True, to_zero=to_zero)
+
+
+# Flows
+
+
+def _flow(config: Any, steps: int, sigmas: Array | None, mu: float | None, timesteps: Array | None) -> Levels:
+    size = config.num_train_timesteps
+    if sigmas is None and timesteps is not None:
+        values = timesteps / size
+        return _told(config, [*(1 - values if config.invert_sigmas else values).tolist(), 0.0])
+    grid, to_zero = _spaced_in_sigma(config), config.final_sigmas_type == "zero"
+    if sigmas is not None:
+        values = sigmas
+    elif grid is not None:
+        values = np.array([1.0, 1 / size])
+    else:
+        values = 1 - np.arange(steps) / steps if to_zero else np.linspace(1, 1 / size, steps + 1)
+    if not (values.min() > 0 and values.max() <= 1):
+        raise ValueError(f"the sigmas of a flow must lie in (0, 1]; got {values.tolist()!r}")
+    values = _stretched(config, _shifted(config, values, mu))
+    if grid is not None and len(values) > 1:
+        return _told(config, _flow_between(config, grid, values, steps))
+    # Custom levels that end above sigma = 0 have no level of their own to end at.
+    return _told(config, values.tolist() if len(values) > steps else [*values.tolist(), 0.0])
+
+
+def _shifted(config: Any, values: Array, mu: float | None) -> Array:
+    ratio = config.flow_shift
+    if config.use_dynamic_shifting:
+        choice("time_shift_type", config.time_shift_type, ("exponential", "linear"))
+        if mu is None:
+            raise ValueError("use_dynamic_shifting=True needs mu, which pipelines compute from the size of the image")
+        ratio = math.exp(mu) if config.time_shift_type == "exponential" else mu
+    return np.asarray(ratio * values / (1 + (ratio - 1) * values))
+
+
+def _stretched(config: Any, values: Array) -> Array:
+    """1 - sigma scaled so that the last level is `shift_terminal`; a single level has nothing to scale."""
+    if not config.shift_terminal or values[-1] == 1:
+        return values
+    return np.asarray(1 - (1 - values) * ((1 - config.shift_terminal) / (1 - values[-1])))
+
+
+def _flow_between(config: Any, grid: Grid, values: Array, steps: int) -> list[float]:
+    """In sigma / alpha if the config gives its ends or wants even log-SNR, else in sigma between the ends of values."""
+    if config.sigma_min is not None and config.sigma_max is not None:
+        low, high = config.sigma_min, config.sigma_max
+    elif config.use_lu_lambdas:
+        most = math.exp(Flow.LAM_END)
+        low, high = (min(v / (1 - v), most) if v < 1 else most for v in (values[-1], values[0]))
+    else:
+        return _between(grid, float(values[-1]), float(values[0]), steps, config)
+    return [ratio / (1 + ratio) for ratio in _between(grid, low, high, steps, config)]
+
+
+def _told(config: Any, values: list[float]) -> Levels:
+    nodes = tuple(Node(v, 1 - v, v) for v in values)
+    times = np.array(values[:-1])
+    told = (1 - times if config.invert_sigmas else times) * config.num_train_timesteps
+    return Levels(nodes, told.astype(np.float32))

@@ -1,0 +1,623 @@
+"""EVODiffScheduler by itself: the contract of a scheduler, and that a run of it is a run of fewstep."""
+
+import copy
+import inspect
+import json
+import threading
+import weakref
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fewstep.integrations.diffusers import EVODiffScheduler
+from fewstep.prediction import KINDS
+from fewstep.table import SOLVERS
+from integrations.runs import DETERMINISTIC, ONE_CALL, denoise, network, pull, push
+
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+# Whose weights depend on x, or whose field is of neither images nor noise.
+NOT_LINEAR = ("evodiff-paper", "evodiff-eta", "evodiff-zeta", "re-v3", "dpm-solver-v3", "ipndm-4-velocity")
+STOCHASTIC = [name for name in ONE_CALL if SOLVERS[name].stochastic]
+
+
+def scheduled(steps=10, *, begin=None, **config):
+    scheduler = EVODiffScheduler(**config)
+    scheduler.set_timesteps(steps)
+    if begin is not None:
+        scheduler.set_begin_index(begin)
+    return scheduler
+
+
+def latents(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(*(shape or (2, 4, 6, 6)), generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def close(got, expected, tolerance=1e-10):
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+
+# A run is the run of fewstep
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("config", [{"beta_schedule": "scaled_linear"}, FLOW], ids=["betas", "flow"])
+def test_every_solver_of_one_call_runs_as_it_does_in_fewstep(name, config):
+    scheduler = scheduled(8, solver=name, **config)
+    close(pull(scheduler, latents()), push(scheduler, latents()), 1e-8)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 25, 50])
+@pytest.mark.parametrize("final", ["zero", "sigma_min"])
+@pytest.mark.parametrize("config", [{}, FLOW], ids=["betas", "flow"])
+def test_every_number_of_steps(steps, final, config):
+    scheduler = scheduled(steps, final_sigmas_type=final, **config)
+    got = pull(scheduler, latents())
+    close(got, push(scheduler, latents()), 1e-8)
+    assert got.isfinite().all()
+    assert len(scheduler.timesteps) == steps
+
+
+def test_one_step_returns_the_denoised_image():
+    scheduler = scheduled(1)
+    close(pull(scheduler, latents()), denoise(latents(), scheduler._nodes[0]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_prediction_type_gives_the_same_run(kind):
+    close(pull(scheduled(prediction_type=kind), latents()), pull(scheduled(), latents()), 1e-8)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6, 6), (2, 12, 16), (1, 4, 3, 4, 4)], ids=["image", "packed", "video"])
+def test_every_rank_of_a_flow(shape):
+    scheduler = scheduled(**FLOW)
+    close(pull(scheduler, latents(*shape)), push(scheduler, latents(*shape)))
+
+
+def test_channels_are_measured_where_the_config_says():
+    x = latents(2, 5, 7)
+    last = pull(scheduled(channel_dim=-1), x)
+    assert not torch.allclose(last, pull(scheduled(), x))
+    close(last.mT, pull(scheduled(), x.mT), 1e-9)
+    close(pull(scheduled(channel_dim=None), x), pull(scheduled(solver="evodiff-whole"), x))
+
+
+def test_a_sample_does_not_depend_on_its_batch():
+    x = latents(3, 4, 6, 6)
+    together = pull(scheduled(), x)
+    assert torch.equal(together, torch.cat([pull(scheduled(), x[i : i + 1]) for i in range(3)]))
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_noise_comes_from_the_generator(name):
+    def run(seed):
+        return pull(scheduled(solver=name), latents(), generator=torch.Generator().manual_seed(seed))
+
+    assert torch.equal(run(1), run(1))
+    assert not torch.equal(run(1), run(2))
+
+
+def test_given_noise_is_used_in_place_of_the_generator():
+    scheduler = scheduled(solver="ddpm")
+    x, noise = latents(), latents(seed=1)
+    model = network(scheduler)
+    output, t = model(x, scheduler.timesteps[0]), scheduler.timesteps[0]
+    silent = copy.deepcopy(scheduler).step(output, t, x, variance_noise=torch.zeros_like(x)).prev_sample
+    noisy = scheduler.step(output, t, x, variance_noise=noise).prev_sample
+    close(noisy - silent, noise * scheduler._stages[0].noise)
+
+
+# Begin anywhere, stop, repeat, copy
+
+
+@pytest.mark.parametrize("begin", [0, 1, 5, 8, 9])
+@pytest.mark.parametrize("told", [True, False], ids=["begin index", "by timestep"])
+@pytest.mark.parametrize("name", ["evodiff", "unipc-3"])
+def test_a_run_may_begin_anywhere(begin, told, name):
+    scheduler = scheduled(solver=name, begin=begin if told else None)
+    got = pull(scheduler, latents(), start=begin)
+    close(got, push(scheduler, latents(), start=begin), 1e-9)
+    if begin == 9:
+        close(got, denoise(latents(), scheduler._nodes[9]), 1e-9)
+
+
+def test_a_timestep_is_found_by_value_too():
+    scheduler = scheduled()
+    model, x = network(scheduler), latents()
+    for t in scheduler.timesteps[4:].tolist():
+        x = scheduler.step(model(x, torch.tensor(t)), t, x).prev_sample
+    close(x, push(scheduler, latents(), start=4), 1e-9)
+
+
+def test_of_equal_timesteps_the_second_is_where_a_run_begins():
+    scheduler = EVODiffScheduler()
+    scheduler.set_timesteps(sigmas=[9.0, 5.0, 2.0, 1.0], timesteps=[900, 700, 700, 500])
+    scheduler.step(latents(), 700, latents())
+    assert scheduler.step_index == 3
+    scheduler.set_timesteps(sigmas=[9.0, 5.0, 2.0, 1.0], timesteps=[900, 700, 700, 500])
+    scheduler.step(latents(), scheduler.timesteps[1], latents())
+    assert scheduler.step_index == 2, "a view of the timesteps says which"
+
+
+@pytest.mark.parametrize("name", ["evodiff", "evodiff-paper", "unipc-3", "dpmpp-3m"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_may_be_repeated(name, dtype):
+    once, twice = (scheduled(solver=name, **FLOW) for _ in range(2))
+    x, other = latents(dtype=dtype), latents(dtype=dtype, seed=1)
+    y = x
+    for t in once.timesteps:
+        output = network(once)(x, t)
+        twice.step(other, t, y)
+        twice._step_index -= 1
+        x, y = once.step(output, t, x).prev_sample, twice.step(output, t, y).prev_sample
+        assert torch.equal(x, y)
+
+
+def test_a_copy_goes_on_as_the_original_does():
+    scheduler = scheduled(solver="unipc-3")
+    model, x = network(scheduler), latents()
+    for i, t in enumerate(scheduler.timesteps):
+        if i == 4:
+            copied, y = copy.deepcopy(scheduler), x.clone()
+        x = scheduler.step(model(x, t), t, x).prev_sample
+    for t in copied.timesteps[4:]:
+        y = copied.step(model(y, t), t, y).prev_sample
+    assert torch.equal(x, y)
+
+
+def test_copies_run_in_threads():
+    scheduler, results = scheduled(25), {}
+    expected = [pull(copy.deepcopy(scheduler), latents(seed=i)) for i in range(4)]
+
+    def run(i):
+        own = copy.deepcopy(scheduler)
+        results[i] = pull(own, latents(seed=i))
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(results[i], expected[i]) for i in range(4))
+
+
+def test_latents_of_another_shape_begin_anew():
+    # As where a pipeline drops frames in the middle of a run.
+    scheduler = scheduled(**FLOW)
+    model, x = network(scheduler), latents(1, 4, 5, 4, 4)
+    for i, t in enumerate(scheduler.timesteps):
+        if i == 4:
+            x = y = x[:, :, [0, -1]]
+        x = scheduler.step(model(x, t), t, x).prev_sample
+    close(x, push(scheduler, y, start=4))
+
+
+def test_a_begin_index_before_there_are_steps_is_forgotten():
+    scheduler = EVODiffScheduler()
+    scheduler.set_begin_index(5)
+    scheduler.set_timesteps(10)
+    assert scheduler.begin_index is None
+    scheduler.set_begin_index(10)
+    with pytest.raises(ValueError, match="has no step 10"):
+        scheduler.step(latents(), 0, latents())
+
+
+def test_a_scheduler_is_used_again():
+    scheduler = scheduled()
+    first = pull(scheduler, latents())
+    scheduler.set_timesteps(10)
+    assert torch.equal(pull(scheduler, latents()), first)
+    with pytest.raises(ValueError, match="set_timesteps again"):
+        scheduler.step(latents(), 0, latents())
+
+
+# Edits between calls
+
+
+def moved_by_an_edit(name, kind, edit_at):
+    """What raising x by 1 before a step changes at the end, if the network answers the same whatever x is."""
+    results = []
+    for edit in (0.0, 1.0):
+        scheduler, x = scheduled(solver=name, prediction_type=kind, final_sigmas_type="sigma_min"), latents()
+        for i, t in enumerate(scheduler.timesteps):
+            x = scheduler.step(latents(seed=i + 1), t, x + edit if i == edit_at else x).prev_sample
+        results.append(x)
+    return results[1] - results[0]
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("edit_at", [1, 4, 8])
+def test_an_edit_survives_its_step(name, edit_at):
+    nodes = scheduled(final_sigmas_type="sigma_min")._nodes
+    with_image, with_noise = (moved_by_an_edit(name, kind, edit_at) for kind in ("sample", "epsilon"))
+    if name.startswith(NOT_LINEAR):
+        assert with_image.mean() > nodes[-1].sigma / nodes[edit_at].sigma / 10
+        return
+    # Solvers scale x as sigma if they combine images, as alpha if they combine noise, and then it moves nothing else.
+    as_sigma = torch.full_like(with_image, nodes[-1].sigma / nodes[edit_at].sigma)
+    as_alpha = torch.full_like(with_noise, nodes[-1].alpha / nodes[edit_at].alpha)
+    combines_images = torch.allclose(with_image, as_sigma, rtol=1e-8)
+    assert combines_images or torch.allclose(with_noise, as_alpha, rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["evodiff", "unipc-2", "dpmpp-2m"])
+def test_a_blend_with_a_mask_ends_at_the_image(name):
+    """Inpainting: the known half is put back after every step, noised to the level of the next."""
+    scheduler = scheduled(solver=name, begin=0)
+    model, x, image, noise = network(scheduler), latents(), latents(seed=1) / 4, latents(seed=2)
+    mask = torch.zeros_like(x)
+    mask[..., 3:] = 1
+    for i, t in enumerate(scheduler.timesteps):
+        x = scheduler.step(model(x, t), t, x).prev_sample
+        known = image if i == 9 else scheduler.add_noise(image, noise, scheduler.timesteps[i + 1][None])
+        x = (1 - mask) * known + mask * x
+    assert torch.equal(x[..., :3], image[..., :3])
+    assert x.isfinite().all()
+
+
+def test_latents_edited_in_place_do_not_reach_the_history():
+    clean, edited = scheduled(solver="unipc-3"), scheduled(solver="unipc-3")
+    model, x, y = network(clean), latents(), latents()
+    for t in clean.timesteps:
+        output, shown = model(x, t), model(x, t)
+        before, given = x, y
+        x, y = clean.step(output, t, x).prev_sample, edited.step(shown, t, y).prev_sample
+        shown.fill_(torch.nan)
+        if given is not y:
+            given.fill_(torch.nan)
+        assert not before.isnan().any()
+    assert torch.equal(x, y)
+
+
+# Precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["evodiff", "unipc-3", "dpmpp-3m"])
+def test_half_precision_latents_lose_nothing_on_the_way(dtype, name):
+    half, full = (scheduled(25, solver=name, prediction_type="sample") for _ in range(2))
+    x = latents(dtype=torch.float32).to(dtype)
+    y, eps, largest = x.float(), torch.finfo(dtype).eps, 1.0
+    for i, t in enumerate(half.timesteps):
+        output = latents(dtype=torch.float32, seed=i).to(dtype)
+        x, y = half.step(output, t, x).prev_sample, full.step(output.float(), t, y).prev_sample
+        assert x.dtype == dtype
+        largest = max(largest, float(y.abs().max()))
+        # What is shown is rounded once. What that took is kept, itself rounded: eps^2 a step.
+        assert ((x.float() - y).abs() <= eps / 2 * y.abs() + len(half.timesteps) * eps**2 * largest).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_zero_terminal_snr_is_finite(dtype, kind):
+    for schedule in ("linear", "scaled_linear", "squaredcos_cap_v2"):
+        config = {"beta_schedule": schedule, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        scheduler = scheduled(prediction_type=kind, **config)
+        assert scheduler._nodes[0].nsr >= 4000
+        x = pull(scheduler, latents(dtype=torch.float32).to(dtype))
+        assert x.isfinite().all()
+        assert x.dtype == dtype
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 0.995])
+@pytest.mark.parametrize("most", [1.0, 1.5])
+def test_thresholding_is_the_definition(ratio, most):
+    x, options = 3 * latents(), {"dynamic_thresholding_ratio": ratio, "sample_max_value": most}
+    scheduler = scheduled(1, prediction_type="sample", thresholding=True, **options)
+    limit = x.flatten(1).abs().quantile(ratio, dim=1).clamp(1, most).reshape(-1, 1, 1, 1)
+    close(scheduler.step(x, 999, x).prev_sample, x.clamp(-limit, limit) / limit)
+
+
+def test_a_learned_variance_is_left_out():
+    x, variance = latents(), latents(seed=3)
+    scheduler = scheduled(variance_type="learned_range")
+    both = scheduler.step(torch.cat([x, variance], dim=1), 999, x).prev_sample
+    close(both, scheduled().step(x, 999, x).prev_sample)
+    with pytest.raises(ValueError, match="learned_range"):
+        scheduled().step(torch.cat([x, variance], dim=1), 999, x)
+
+
+# Nothing waits, nothing is kept in excess, nothing breaks a graph
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations, and the most bytes that their results took together."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.live, self.peak = set(), [], 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.names.add(function.overloadpacket.__name__)
+        self.live = [ref for ref in self.live if ref() is not None]
+        self.live += [weakref.ref(leaf) for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        storages = {ref().untyped_storage().data_ptr(): ref().untyped_storage().nbytes() for ref in self.live}
+        self.peak = max(self.peak, sum(storages.values()))
+        return out
+
+
+WAITS = {"_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "unique_dim"}
+UPLOADS = {"lift_fresh", "scalar_tensor", "tensor"}
+
+
+@pytest.mark.parametrize("name", [name for name in ONE_CALL if name != "era"])  # ERA uploads its table of weights
+@pytest.mark.parametrize("begin", [None, 0, 3])
+def test_a_step_reads_and_uploads_no_number_and_solves_no_system(name, begin):
+    scheduler = scheduled(30, solver=name, begin=begin, thresholding=True)
+    x, output = latents(), latents(seed=1)
+    with Operations() as operations:
+        for t in scheduler.timesteps[begin or 0 :]:
+            x = scheduler.step(output, t, x, return_dict=False)[0]
+    assert not operations.names & (WAITS | UPLOADS)
+    assert not [name for name in operations.names if "linalg" in name or "solve" in name]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", [name for name in ONE_CALL if name != "era"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_step_waits_for_the_gpu(name, dtype):
+    for config, shape in [({}, (2, 4, 32, 32)), (FLOW, (2, 64, 16)), (FLOW, (1, 16, 5, 16, 16))]:
+        scheduler = EVODiffScheduler(solver=name, **config)
+        scheduler.set_timesteps(25, device="cuda")
+        x = torch.randn(shape, device="cuda", dtype=dtype)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for t in scheduler.timesteps:
+                x = scheduler.step(0.5 * x, t, x, return_dict=False)[0]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert x.isfinite().all()
+
+
+@pytest.mark.parametrize("steps", [10, 25])
+def test_a_step_needs_room_for_four_latents(steps):
+    scheduler = scheduled(steps)
+    x, output = latents(1, 4, 64, 64, dtype=torch.float32), latents(1, 4, 64, 64, dtype=torch.float32)
+    size = x.nbytes
+    with Operations() as operations:
+        for t in scheduler.timesteps:
+            x = scheduler.step(output, t, x, return_dict=False)[0]
+    # The sample that comes in and the one that goes out are the pipeline's; 1% for what is small.
+    assert operations.peak <= (4 + 2) * size * 1.01
+
+
+@pytest.mark.parametrize("name", ["evodiff", "unipc-3"])
+@pytest.mark.parametrize(("config", "shape"), [({}, (1, 4, 8, 8)), (FLOW, (2, 16, 12))], ids=["betas", "packed flow"])
+def test_a_loop_of_steps_compiles_to_one_graph(name, config, shape):
+    def loop(scheduler, x):
+        for t in scheduler.timesteps:
+            x = scheduler.step(torch.tanh(x) / 2, t, x, return_dict=False)[0]
+        return x
+
+    torch._dynamo.reset()
+    options = {"solver": name, "begin": 0, **config}
+    compiled = torch.compile(loop, fullgraph=True, backend="eager")(scheduled(5, **options), latents(*shape))
+    close(compiled, loop(scheduled(5, **options), latents(*shape)), 1e-6)
+
+
+@pytest.mark.parametrize("name", ["unipc-3", "dpmpp-2m"])
+def test_gradients_pass_through_linear_solvers(name):
+    def loss(weight):
+        scheduler, x = scheduled(5, solver=name, **FLOW), latents()
+        for t in scheduler.timesteps:
+            x = scheduler.step(weight * torch.tanh(x), t, x).prev_sample
+        return x.square().mean()
+
+    weight = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(loss, (weight,))
+
+
+# The contract
+
+
+def test_call_forms_and_signatures():
+    scheduler, x = scheduled(), latents(dtype=torch.float32)
+    again = copy.deepcopy(scheduler)
+    as_tuple = scheduler.step(x, scheduler.timesteps[0], x, return_dict=False)
+    as_output = again.step(model_output=x, timestep=again.timesteps[0], sample=x)
+    assert torch.equal(as_tuple[0], as_output.prev_sample)
+    assert torch.equal(as_output[0], as_output.prev_sample)
+    assert list(inspect.signature(scheduler.set_timesteps).parameters) == [
+        "num_inference_steps", "device", "sigmas", "mu", "timesteps",
+    ]  # fmt: skip
+    assert {"generator", "return_dict"} <= set(inspect.signature(scheduler.step).parameters)
+    assert scheduler.order == scheduler.init_noise_sigma == 1
+    assert scheduler.scale_model_input(x, 0.0) is x
+    assert len(scheduler) == 1000
+    assert (scheduler.step_index, scheduler.begin_index) == (1, None)
+
+
+def test_names_that_pipelines_read():
+    scheduler = scheduled()
+    assert scheduler.sigmas.device.type == "cpu"
+    assert scheduler.sigmas.dtype == torch.float32
+    assert len(scheduler.sigmas) == len(scheduler.timesteps) + 1
+    assert scheduler.timesteps.dtype == torch.int64
+    assert len(scheduler.betas) == len(scheduler.alphas) == len(scheduler.alphas_cumprod) == 1000
+    assert scheduler.num_inference_steps == 10
+    assert scheduler.last_sample is None
+    assert scheduler.model_outputs == [None, None]
+
+
+def test_attributes_are_those_of_diffusers():
+    scheduler = EVODiffScheduler()
+    scheduler.register_to_config(extra=5)
+    with pytest.warns(FutureWarning, match="extra"):
+        assert scheduler.extra == 5
+    with pytest.raises(AttributeError, match=r"^'EVODiffScheduler' object has no attribute 'does_not_exist'$"):
+        scheduler.does_not_exist  # noqa: B018
+    assert "kwargs" not in inspect.signature(EVODiffScheduler.__init__).parameters
+
+
+@pytest.mark.parametrize("config", [{}, FLOW, {"trained_betas": np.array([0.1, 0.3])}, {"solver": "unipc-3"}])
+def test_saved_and_loaded_it_is_the_same(tmp_path, config):
+    scheduler = EVODiffScheduler(**config)
+    scheduler.save_pretrained(tmp_path)
+    again = EVODiffScheduler.from_pretrained(tmp_path)
+    expected = {key: value for key, value in scheduler.config.items() if key != "_use_default_values"}
+    expected = json.loads(json.dumps(expected, default=np.ndarray.tolist))
+    assert dict(again.config) == expected
+    assert again.betas.tolist() == scheduler.betas.tolist()
+    if "trained_betas" not in config:
+        scheduler.set_timesteps(7)
+        again.set_timesteps(7)
+        assert torch.equal(pull(scheduler, latents()), pull(again, latents()))
+
+
+def test_every_compatible_scheduler_takes_the_config_and_gives_it_back(caplog):
+    scheduler = EVODiffScheduler(beta_schedule="scaled_linear", beta_start=0.001, steps_offset=1)
+    others = {other.__name__: other for other in scheduler.compatibles}
+    others.pop("DPMSolverSDEScheduler", None)  # needs torchsde
+    assert len(others) >= 15
+    for name, other in others.items():
+        back = EVODiffScheduler.from_config(other.from_config(scheduler.config).config)
+        for key, value in scheduler.config.items():
+            assert back.config[key] == value, (name, key)
+    assert not [record for record in caplog.records if "EVODiffScheduler" in record.getMessage()]
+
+
+@pytest.mark.parametrize("name", [
+    "DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler", "DEISMultistepScheduler",
+])  # fmt: skip
+def test_configs_of_schedulers_with_betas(name, caplog):
+    config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon"}
+    other = getattr(diffusers, name)(**config)
+    scheduler = EVODiffScheduler.from_config(other.config)
+    assert not caplog.records
+    assert {key: scheduler.config[key] for key in config} == config
+    assert not scheduler.config.use_flow_sigmas
+    scheduler.set_timesteps(10)
+    close(pull(scheduler, latents()), push(scheduler, latents()), 1e-9)
+
+
+def test_configs_of_flows():
+    config = {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.4, "shift_terminal": 0.1,
+              "time_shift_type": "linear", "invert_sigmas": True}  # fmt: skip
+    source = diffusers.FlowMatchEulerDiscreteScheduler(**config).config
+    for given in (source, dict(source), {**source, "_class_name": "FlowMatchHeunDiscreteScheduler"}):
+        scheduler = EVODiffScheduler.from_config(given)
+        assert scheduler.config.use_flow_sigmas
+        assert scheduler.config.prediction_type == "flow_prediction"
+        assert scheduler.config.flow_shift == 3.0
+        assert scheduler.config.get("base_shift") == 0.4
+        kept = {key: scheduler.config[key] for key in config if key not in ("shift", "base_shift")}
+        assert kept == {key: config[key] for key in kept}
+        assert dict(EVODiffScheduler.from_config(scheduler.config).config) == {
+            **scheduler.config, "_class_name": "EVODiffScheduler",
+        } or EVODiffScheduler.from_config(scheduler.config).config == scheduler.config  # fmt: skip
+    again = EVODiffScheduler.from_config(scheduler.config, flow_shift=5.0)
+    assert again.config.flow_shift == 5.0
+    back = diffusers.FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+    assert back.config.shift == 3.0
+
+
+def test_flow_configs_of_unipc_keep_what_they_say():
+    source = diffusers.UniPCMultistepScheduler(**FLOW).config
+    scheduler = EVODiffScheduler.from_config(source)
+    assert scheduler.config.flow_shift == 3.0
+    assert scheduler.config.use_flow_sigmas
+
+
+def test_edm_preconditioning_is_refused():
+    with pytest.raises(ValueError, match="EDM's preconditioning"):
+        EVODiffScheduler.from_config({"_class_name": "EDMEulerScheduler", "sigma_data": 0.5})
+
+
+def test_a_config_changed_after_construction_counts():
+    scheduler = EVODiffScheduler()
+    scheduler.register_to_config(use_karras_sigmas=True, final_sigmas_type="sigma_min")
+    scheduler.set_timesteps(10)
+    assert scheduler.timesteps.dtype == torch.float32
+    assert scheduler.sigmas[-1] > 0
+
+
+# Noise
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_noise_is_added_at_the_timestep(dtype):
+    scheduler, x, noise = scheduled(), latents(dtype=torch.float32).to(dtype), latents(seed=1).to(dtype)
+    got = scheduler.add_noise(x, noise, scheduler.timesteps[[3, 7]])
+    assert got.dtype == dtype
+    for i, node in enumerate([scheduler._nodes[3], scheduler._nodes[7]]):
+        expected = node.alpha * x[i].double() + node.sigma * noise[i].double()
+        torch.testing.assert_close(got[i], expected.to(dtype))
+    assert torch.equal(scheduler.scale_noise(x, scheduler.timesteps[[3, 7]], noise), got)
+    assert torch.equal(scheduler.add_noise(x, noise, scheduler.timesteps[3][None])[0], got[0])
+
+
+def test_noise_for_training_is_that_of_the_table():
+    scheduler, x, noise = EVODiffScheduler(), latents(), latents(seed=1)
+    timesteps = torch.tensor([0, 640])
+    got = scheduler.add_noise(x, noise, timesteps)
+    reference = diffusers.DDPMScheduler().add_noise(x.float(), noise.float(), timesteps)
+    torch.testing.assert_close(got.float(), reference, rtol=1e-4, atol=1e-4)
+
+
+def test_noise_of_a_begun_run_is_that_of_its_next_step():
+    scheduler, x, noise = scheduled(begin=4), latents(), latents(seed=1)
+    node = scheduler._nodes[4]
+    close(scheduler.add_noise(x, noise, torch.tensor([0])), node.alpha * x + node.sigma * noise)
+    scheduler.step(x, scheduler.timesteps[4], x)
+    node = scheduler._nodes[5]
+    close(scheduler.add_noise(x, noise, torch.tensor([0])), node.alpha * x + node.sigma * noise)
+
+
+# Errors at the door
+
+
+@pytest.mark.parametrize(("config", "message"), [
+    ({"solver": "heun"}, "solver must be one of"),
+    ({"solver": "unknown"}, "solver must be one of"),
+    ({"prediction_type": "score"}, "prediction_type must be one of"),
+    ({"beta_schedule": "exp"}, "beta_schedule must be one of"),
+    ({"timestep_type": "log"}, "timestep_type must be one of"),
+    ({"channel_dim": "last"}, "channel_dim must be one of"),
+    ({"use_karras_sigmas": True, "use_beta_sigmas": True}, "use one of"),
+    ({"shift_terminal": 0.1}, "of flows"),
+    ({"lambda_min_clipped": 50.0}, "lower it"),
+])  # fmt: skip
+def test_wrong_configs_say_what_to_do(config, message):
+    with pytest.raises(ValueError, match=message):
+        EVODiffScheduler(**config)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({}, "needs num_inference_steps, sigmas or timesteps"),
+    ({"num_inference_steps": 3, "sigmas": [1.0, 0.5]}, "the same number"),
+    ({"sigmas": [1.0, 0.5, 0.0], "timesteps": [900]}, "the same number"),
+    ({"num_inference_steps": 0}, "at least 1"),
+    ({"num_inference_steps": 2.5}, "at least 1"),
+    ({"sigmas": [1.0, 2.0]}, "strictly sorted"),
+    ({"sigmas": [1.0, -2.0]}, "positive"),
+    ({"timesteps": [500, 500]}, "strictly sorted"),
+    ({"timesteps": [1500]}, "lie in"),
+    ({"sigmas": [[1.0]]}, "lists of numbers"),
+])  # fmt: skip
+def test_wrong_runs_say_what_to_do(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        EVODiffScheduler().set_timesteps(**arguments)
+
+
+def test_options_of_ddim_are_not_ignored():
+    for options in ({"eta": 0.5}, {"use_clipped_model_output": True}):
+        with pytest.raises(ValueError, match="options of DDIMScheduler"):
+            scheduled().step(latents(), 999, latents(), **options)
+
+
+def test_wrong_config_values_of_a_run_say_what_to_do():
+    for config in ({"timestep_spacing": "even"}, {"final_sigmas_type": "none"}):
+        with pytest.raises(ValueError, match="must be one of"):
+            EVODiffScheduler(**config).set_timesteps(5)
+    flow = EVODiffScheduler(use_dynamic_shifting=True, **FLOW)
+    with pytest.raises(ValueError, match="needs mu"):
+        flow.set_timesteps(5)
+    with pytest.raises(ValueError, match="lie in"):
+        flow.set_timesteps(sigmas=[2.0, 1.0], mu=1.0)
+    with pytest.raises(ValueError, match="set_timesteps first"):
+        EVODiffScheduler().step(latents(), 0, latents())

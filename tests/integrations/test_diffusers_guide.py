@@ -1,0 +1,39 @@
+"""The guide says nothing that the scheduler does not take."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+from fewstep.integrations.diffusers import EVODiffScheduler
+from fewstep.table import SOLVERS
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "diffusers.md").read_text(encoding="utf-8")
+OPTIONS = inspect.signature(EVODiffScheduler.__init__).parameters
+
+
+def test_the_calls_of_the_guide_are_possible():
+    calls = [
+        node
+        for block in re.findall(r"```python\n(.*?)```", GUIDE, re.S)
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "EVODiffScheduler.from_config"
+    ]
+    assert len(calls) >= 7
+    for call in calls:
+        EVODiffScheduler(**{keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords})
+
+
+def test_the_options_of_the_guide_exist():
+    rest = GUIDE.split("The rest are diffusers' options:")[1].split("\n\n")[0]
+    named = re.findall(r"`(\w+)`", rest)
+    assert len(named) >= 15
+    assert set(named) <= set(OPTIONS)
+    solvers = re.findall(r'"([a-z0-9-]+)"', GUIDE.split("## Options of its own")[1].split("##")[0])
+    assert set(solvers) - {"auto"} <= set(SOLVERS)
+
+
+def test_the_number_where_leading_timesteps_of_sdxl_begin():
+    scheduler = EVODiffScheduler(timestep_spacing="leading", steps_offset=1)
+    scheduler.set_timesteps(5)
+    assert f"begin at {scheduler.timesteps[0]} of 999 in 5 steps" in " ".join(GUIDE.replace("#", "").split())
