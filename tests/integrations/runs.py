@@ -10,8 +10,8 @@ import fewstep as fs
 from fewstep.prediction import from_denoised, to_denoised
 from fewstep.table import SOLVERS
 
-# Solvers of one call a step, in the form that starts at a flow's alpha = 0.
-ONE_CALL = [name for name, entry in SOLVERS.items() if entry.solver.calls_per_step == 1]
+# Solvers of one call a step and of no statistics, in the form that starts at a flow's alpha = 0.
+ONE_CALL = [name for name, e in SOLVERS.items() if e.solver.calls_per_step == 1 and not hasattr(e.solver, "statistics")]
 DETERMINISTIC = [name for name in ONE_CALL if not SOLVERS[name].stochastic]
 
 

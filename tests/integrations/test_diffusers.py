@@ -20,7 +20,7 @@ from integrations.runs import DETERMINISTIC, ONE_CALL, denoise, network, pull, p
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
 # Whose weights depend on x, or whose field is of neither images nor noise.
-NOT_LINEAR = ("evodiff-paper", "evodiff-eta", "evodiff-zeta", "re-v3", "dpm-solver-v3", "ipndm-4-velocity")
+NOT_LINEAR = ("evodiff-paper", "evodiff-eta", "evodiff-zeta", "ipndm-4-velocity")
 STOCHASTIC = [name for name in ONE_CALL if SOLVERS[name].stochastic]
 
 

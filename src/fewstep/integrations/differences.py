@@ -10,40 +10,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Any
-
-import torch
 
 from ..solvers import Stage
+from ..solvers.base import LinearStage, Row
 
 __all__ = ["as_differences"]
 
 
 def as_differences(stages: Sequence[Stage]) -> list[Stage]:
     """The same stages with every correction of a held step as a difference to x; others as they are."""
-    plan: list[Any] = list(stages)
+    plan = list(stages)
     for i in range(len(plan) - 1):
         here, there = plan[i : i + 2]
-        if not getattr(here, "hold", False) or there.correct is None or not _same(here.move.scale, there.correct.scale):
+        if not (isinstance(here, LinearStage) and isinstance(there, LinearStage) and here.hold and there.correct):
             continue
-        kept = range(here.keep) if isinstance(here.keep, int) else here.keep
-        if list(kept) != list(range(len(kept))):
+        if there.correct.scale != here.move.scale or list(here.keep) != list(range(len(here.keep))):
             continue
         # The corrector takes back what the predictor added, so all of its predictions are needed one call later.
-        needed = range(max(len(kept), len(here.move.weights)))
-        plan[i] = here._replace(hold=False, keep=len(needed) if isinstance(here.keep, int) else needed)
+        needed = range(max(len(here.keep), len(here.move.weights)))
+        plan[i] = here._replace(hold=False, keep=needed)
         plan[i + 1] = there._replace(correct=_minus(there.correct, here.move))
     return plan
 
 
-def _same(a: Any, b: Any) -> bool:
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else bool(a is b or a == b)
-
-
-def _minus(correct: Any, move: Any) -> Any:
+def _minus(correct: Row, move: Row) -> Row:
     """`correct - move` as a row on x; `correct` counts one prediction more, the newest."""
     pairs = zip_longest(correct.weights, (0.0, *move.weights), fillvalue=0.0)
-    changed = {"scale": 1.0, "weights": tuple(new - old for new, old in pairs)}
-    if hasattr(correct, "offset"):
-        changed["offset"] = correct.offset - move.offset
-    return correct._replace(**changed)
+    return Row(1.0, tuple(new - old for new, old in pairs))

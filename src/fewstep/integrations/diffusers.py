@@ -316,8 +316,9 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
 
 def _solvers() -> list[str]:
-    """The names of the solvers that fit: a pipeline makes one call a step."""
-    return [name for name, entry in SOLVERS.items() if entry.solver.calls_per_step == 1]
+    """The names of the solvers that fit: of one call a step, and of no statistics of the model."""
+    solvers = {name: entry.solver for name, entry in SOLVERS.items()}
+    return [name for name, s in solvers.items() if s.calls_per_step == 1 and not hasattr(s, "statistics")]
 
 
 def _solver(config: Any, flow: bool, channels: int | None) -> Solver:
