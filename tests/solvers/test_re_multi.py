@@ -175,8 +175,8 @@ def test_the_variance_is_least_at_minimal_and_the_prior_is_its_complement(schedu
     for older, newer in zip(nodes := fs.log_snr(schedule, 6, to_zero=False), nodes[1:], strict=False):
         zetas = np.linspace(0, 1, 10_001)
         least = zetas[np.argmin(zetas**2 * newer.sigma**2 + (1 - zetas) ** 2 * older.sigma**2)]
-        assert fs.REMulti(zeta="minimal")._zeta(newer, older) == pytest.approx(least, abs=1e-4)
-        assert fs.REMulti(zeta="prior")._zeta(newer, older) == pytest.approx(1 - least, abs=1e-4)
+        assert fs.REMulti(zeta="minimal").weight(newer, older) == pytest.approx(least, abs=1e-4)
+        assert fs.REMulti(zeta="prior").weight(newer, older) == pytest.approx(1 - least, abs=1e-4)
 
 
 def test_zeta_1_is_of_second_order_and_both_priors_are_of_first():

@@ -101,13 +101,14 @@ class REMulti:
             steps = (1 / t.nsr - 1 / s.nsr) / (1 / s.nsr - 1 / p.nsr)
         else:
             steps = (t.lam - s.lam) / (s.lam - p.lam)
-        past = self._zeta(s, p) * steps * gain / 2
-        coming = self.eta * self._zeta(t, s) * gain / 2
+        past = self.weight(s, p) * steps * gain / 2
+        coming = self.eta * self.weight(t, s) * gain / 2
         kept = (1 - self.eta) * past
         corrected = (coming, gain - coming + kept, -kept)
         return Row(scale, (gain + past, -past)), Row(scale, corrected if self.eta < 1 else corrected[:2])
 
-    def _zeta(self, newer: Node, older: Node) -> float:
+    def weight(self, newer: Node, older: Node) -> float:
+        """zeta of the difference of the predictions at two nodes."""
         if not isinstance(self.zeta, str):
             return self.zeta
         prior = newer.sigma**2 / (newer.sigma**2 + older.sigma**2)

@@ -32,6 +32,7 @@ from ..statistics import EMS
 from .base import Stage, choice, orders, spend
 from .ems_integrals import Array, Quadrature
 from .ems_steps import Affine, Steps
+from .re_multi import REMulti
 
 
 @dataclass(frozen=True)
@@ -50,22 +51,18 @@ class REMultiV3:
 
     def __post_init__(self) -> None:
         EMS.expect(self.statistics)
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must be a number in [0, 1]; got {self.eta!r}")
-        if isinstance(self.zeta, str):
-            choice("zeta", self.zeta, ("prior", "minimal"))
-        elif not 0 <= self.zeta <= 1:
-            raise ValueError(f"zeta must be 'prior', 'minimal' or a number in [0, 1]; got {self.zeta!r}")
+        REMulti(self.eta, self.zeta)  # the same checks
         choice("quadrature", self.quadrature, ("gauss", "trapezoid"))
 
     def plan(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None = None) -> list[Stage]:
         second = [order == 2 for order in orders(nodes, 2, final_order=2)]
+        rule = REMulti(self.eta, self.zeta)
         steps = Steps(self.statistics, schedule, nodes, 2, self.quadrature)
 
         def slope(points: Sequence[int]) -> Array:
             """The weights of g at two nodes, the newer one first, in zeta times its derivative."""
             newer, older = points
-            return np.asarray(self._zeta(nodes[newer], nodes[older]) * steps.derivatives(points, pseudo=False)[1])
+            return np.asarray(rule.weight(nodes[newer], nodes[older]) * steps.derivatives(points, pseudo=False)[1])
 
         def move(i: int) -> Affine:
             if not second[i]:
@@ -82,9 +79,3 @@ class REMultiV3:
             return steps.affine(i, points, np.array([[0.0, 1.0, 0.0], derivative])[:, : len(points)])
 
         return spend(steps.stages(move, correct, keep=2 if 0 < self.eta < 1 else 1), nfe, len(nodes) - 1)
-
-    def _zeta(self, newer: Node, older: Node) -> float:
-        if not isinstance(self.zeta, str):
-            return self.zeta
-        prior = newer.sigma**2 / (newer.sigma**2 + older.sigma**2)
-        return prior if self.zeta == "prior" else 1 - prior
