@@ -327,6 +327,14 @@ def _estimate(
     images = resized(to_unit_range(pixels), loaded.shape[-1]).to(device)
     denoiser = loaded if labels is None else lambda chosen: loaded.conditioned(chosen, guidance)
     with _progress("estimating", points, "points") as advance:
+        shown = 0
+
+        def report(done: int, total: int) -> None:
+            nonlocal shown
+            now = points * done // total
+            advance(now - shown)
+            shown = now
+
         found = estimator(
             denoiser,
             loaded.schedule,
@@ -336,7 +344,7 @@ def _estimate(
             samples=samples,
             seed=seed,
             fingerprint=_subject(loaded, label, guidance),
-            progress=lambda done, total: advance(1),
+            progress=report,
             **options,
         )
     found.save(out)

@@ -71,7 +71,7 @@ def estimate_ems(
         derivative: "forward" takes less memory, if all operations of the model have a forward-mode derivative (in torch
             2.13 the group norms of diffusers' UNets do not on every layout).
         fingerprint: of the model, to be recorded: `fewstep.statistics.fingerprint`, or `EDMModel.fingerprint`.
-        progress: called with what is done and of how much: each point counts twice.
+        progress: called with what is done and of how much, in units of its own.
 
     Costs about 6 calls for each point and sample, a backward pass counted as two.
     """
