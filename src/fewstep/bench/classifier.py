@@ -7,6 +7,7 @@ features orders samplers of this data set, and is comparable with nothing but it
 from __future__ import annotations
 
 import json
+import textwrap
 from itertools import pairwise
 from pathlib import Path
 
@@ -59,7 +60,13 @@ def load_classifier(folder: Path = FOLDER, device: str | torch.device = "cpu") -
         from safetensors.torch import load_file
     except ImportError as error:
         raise ImportError("loading a classifier needs safetensors: pip install 'fewstep[bench]'") from error
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    classifier = Classifier(tuple(config["widths"]), config["classes"])
-    classifier.load_state_dict(load_file(folder / WEIGHTS))
+    if not (folder / WEIGHTS).exists():
+        raise FileNotFoundError(f"no classifier in {folder}: make one with scripts/train_classifier.py")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        classifier = Classifier(tuple(config["widths"]), config["classes"])
+        classifier.load_state_dict(load_file(folder / WEIGHTS))
+    except Exception as error:  # a corrupt header, missing or misshapen tensors, a configuration that is none
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+        raise ValueError(f"{folder} does not hold a whole classifier ({reason}): train or copy it again") from error
     return classifier.eval().requires_grad_(False).to(device)
