@@ -51,6 +51,16 @@ def sd_table() -> fs.Discrete:
     return fs.Discrete(arrays("problem")["note_sd_alphas_cumprod"])
 
 
+def zju_nodes(key: str) -> tuple[fs.Node, ...]:
+    """The nodes of a run of diff-sampler, by our grid if it is one of ours."""
+    facts = entries("zju_diff_solvers")[key]
+    closing = bool(facts["denoise_to_zero"])
+    if facts["schedule"] == "time_uniform":  # of a VP process of its own; the nodes are stored
+        sigmas = arrays("zju_diff_solvers")[f"grid__time_uniform__rho1__nodes{facts['nodes']}"]
+        return fs.from_times(fs.EDM(), [*sigmas, *[0.0] * closing])
+    return GRIDS[facts["schedule"]](fs.EDM(), facts["nodes"] - 1 + closing, to_zero=closing)
+
+
 def assert_matches(
     file: str, key: str, solver: fs.Solver, schedule: fs.Schedule, nodes: Sequence[fs.Node], nfe: int | None = None
 ) -> None:

@@ -201,7 +201,7 @@ def _forward(denoise: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tenso
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         try:
             turned: Tensor = torch.func.jvp(denoise, (x,), (v,))[1]
-        except (NotImplementedError, RuntimeError) as error:
+        except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"the denoiser has no forward-mode derivative ({reason}): use 'reverse'") from error
     return turned

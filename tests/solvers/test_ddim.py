@@ -6,7 +6,7 @@ import torch
 
 import fewstep as fs
 from fewstep.solvers.base import euler_row
-from golden import GRIDS, arrays, assert_matches, entries, sd_table
+from golden import assert_matches, entries, sd_table, zju_nodes
 from peers import assert_equals_steps
 
 EULER = [k for k in entries("zju_diff_solvers") if k.startswith("euler") and "afs" not in k]
@@ -15,13 +15,7 @@ VP = fs.VPLinear()
 
 @pytest.mark.parametrize("key", EULER)
 def test_equals_euler_of_diff_sampler(key):
-    facts = entries("zju_diff_solvers")[key]
-    closing = bool(facts["denoise_to_zero"])
-    if facts["schedule"] == "time_uniform":  # of a VP process of its own; the nodes are stored
-        nodes = fs.from_times(fs.EDM(), arrays("zju_diff_solvers")[f"grid__time_uniform__rho1__nodes{facts['nodes']}"])
-    else:
-        nodes = GRIDS[facts["schedule"]](fs.EDM(), facts["nodes"] - 1 + closing, to_zero=closing)
-    assert_matches("zju_diff_solvers", key, fs.DDIM(), fs.EDM(), nodes)
+    assert_matches("zju_diff_solvers", key, fs.DDIM(), fs.EDM(), zju_nodes(key))
 
 
 def test_one_call_to_zero_is_the_denoised():

@@ -1,7 +1,7 @@
 import pytest
 
 import fewstep as fs
-from golden import GRIDS, arrays, assert_matches, entries
+from golden import assert_matches, entries, zju_nodes
 from peers import k_diffusion, rational_model
 
 KEYS = [k for k in entries("zju_diff_solvers") if k.startswith("dpm2")]
@@ -9,13 +9,8 @@ KEYS = [k for k in entries("zju_diff_solvers") if k.startswith("dpm2")]
 
 @pytest.mark.parametrize("key", KEYS)
 def test_equals_diff_sampler(key):
-    facts = entries("zju_diff_solvers")[key]
-    if facts["schedule"] == "time_uniform":  # of a VP process of its own; the nodes are stored
-        nodes = fs.from_times(fs.EDM(), arrays("zju_diff_solvers")[f"grid__time_uniform__rho1__nodes{facts['nodes']}"])
-    else:
-        nodes = GRIDS[facts["schedule"]](fs.EDM(), facts["nodes"] - 1, to_zero=False)
     solver = fs.DPM2(r=0.4) if key.startswith("dpm2_r0.4") else fs.DPM2()
-    assert_matches("zju_diff_solvers", key, solver, fs.EDM(), nodes)
+    assert_matches("zju_diff_solvers", key, solver, fs.EDM(), zju_nodes(key))
 
 
 def test_is_a_single_step_of_dpm_solver():

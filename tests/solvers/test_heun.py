@@ -6,7 +6,7 @@ import torch
 
 import fewstep as fs
 from fewstep.solvers.base import renoise
-from golden import GRIDS, arrays, assert_matches, entries
+from golden import GRIDS, assert_matches, entries, zju_nodes
 from peers import k_diffusion, rational_model
 
 EDM = [k for k in entries("dpm_solver_edm") if "__heun__" in k]
@@ -24,13 +24,7 @@ def test_equals_the_edm_code(key):
 
 @pytest.mark.parametrize("key", ZJU)
 def test_equals_diff_sampler(key):
-    facts = entries("zju_diff_solvers")[key]
-    closing = bool(facts["denoise_to_zero"])
-    if facts["schedule"] == "time_uniform":  # of a VP process of its own; the nodes are stored
-        nodes = fs.from_times(fs.EDM(), arrays("zju_diff_solvers")[f"grid__time_uniform__rho1__nodes{facts['nodes']}"])
-    else:
-        nodes = GRIDS[facts["schedule"]](fs.EDM(), facts["nodes"] - 1 + closing, to_zero=closing)
-    assert_matches("zju_diff_solvers", key, fs.Heun(), fs.EDM(), nodes)
+    assert_matches("zju_diff_solvers", key, fs.Heun(), fs.EDM(), zju_nodes(key))
 
 
 def test_an_odd_budget_takes_the_last_noisy_step_at_first_order():

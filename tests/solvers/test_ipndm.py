@@ -3,7 +3,7 @@ import pytest
 
 import fewstep as fs
 from fewstep.solvers.base import Row
-from golden import GRIDS, arrays, assert_matches, entries
+from golden import GRIDS, assert_matches, entries, zju_nodes
 
 ALL = {k: facts for k, facts in entries("zju_diff_solvers").items() if k.startswith("ipndm")}
 # An analytic first step saves a call at the start: x is moved before the model has been asked, which no plan does.
@@ -12,12 +12,8 @@ SLIPS = [k for k in ALL if k.startswith(("ipndm_v3", "ipndm_v4"))]
 
 
 def from_key(key):
-    facts = ALL[key]
-    grid, rho = facts["schedule"], 1 if facts["schedule"] == "time_uniform" else 7
-    sigmas = arrays("zju_diff_solvers")[f"grid__{grid}__rho{rho}__nodes{facts['nodes']}"]
-    nodes = fs.from_times(fs.EDM(), [*sigmas, *([0.0] if facts["denoise_to_zero"] else [])])
     variable = key.startswith("ipndm_v")
-    return fs.IPNDM(int(key.removeprefix("ipndm").removeprefix("_v")[0]), variable), nodes
+    return fs.IPNDM(int(key.removeprefix("ipndm").removeprefix("_v")[0]), variable), zju_nodes(key)
 
 
 @pytest.mark.parametrize("key", [k for k in ALL if k not in AFS + SLIPS])
