@@ -121,6 +121,28 @@ def training_images(data: str) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
+CARD = """# {name}
+
+A class-conditional denoiser of CIFAR-10 at 32×32, RGB in [−1, 1]: a diffusers `UNet2DModel` of {parameters:,}
+parameters, float16 weights, on images folded by {patch}×{patch} pixels.
+
+| | |
+|---|---|
+| Preconditioning | EDM, σ_data = {sigma_data:g}: `D(x; σ) = c_skip x + c_out F(c_in x, 250 ln σ, label)` |
+| Labels | 0–9 in alphabetical order of the classes; 10 is "no class" ({dropout:.0%} of the training samples) |
+| Training | EDM loss, ln σ ~ N({mean:g}, {std:g}²), AdamW {rate:g}, batch {batch}, flips |
+| Length | {steps:,} steps ({images:,} images) |
+| Average | relative length {ema} of the run |
+| Loss | {loss:.4f}, over the last {window:,} images |
+| Sampling range | σ from 80 to 0.002 |
+
+Data: CIFAR-10's training images (A. Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009),
+collected for research, without an explicit licence.
+
+Written by `python scripts/train_model.py export`; its configuration is in `scripts/configs`.
+"""
+
+
 def make_batch(images: Tensor, labels: Tensor, config: Config, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Clean images, folded; their labels, some dropped; noise levels; noise. A function of the seed and the step."""
     generator = torch.Generator().manual_seed(config.seed * 2**32 + step)
@@ -258,7 +280,7 @@ def export(
     ema: Annotated[str, typer.Option(help="which average, as written in the run's configuration")] = "0.05",
     summary: Annotated[str, typer.Option(help="a line for `fewstep models`")] = "",
 ) -> None:
-    """Write one of the averages as config.json, float16 safetensors and fewstep.json."""
+    """Write one of the averages as config.json, float16 safetensors, fewstep.json and a card."""
     saved = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
     if ema not in saved["averages"]:
         raise typer.BadParameter(f"{ema!r} is none of {', '.join(saved['averages'])}", param_hint="--ema")
@@ -281,6 +303,23 @@ def export(
         "summary": summary,
     }
     write_atomically(to / "fewstep.json", (json.dumps(facts, indent=2) + "\n").encode())
+    noise, training = saved["config"]["noise"], saved["config"]["training"]
+    last = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
+    card = CARD.format(
+        name=saved["config"]["name"],
+        parameters=sum(tensor.numel() for tensor in weights.values()),
+        patch=facts["patch"],
+        **noise,
+        dropout=training["label_dropout"],
+        rate=training["learning_rate"],
+        batch=training["batch"],
+        steps=saved["step"],
+        images=saved["step"] * training["batch"],
+        ema=ema,
+        loss=last["loss"],
+        window=training["checkpoint_every"],
+    )
+    write_atomically(to / "README.md", card.encode())
 
 
 if __name__ == "__main__":

@@ -121,6 +121,9 @@ def test_an_exported_average_is_a_model(train_model, data, config, tmp_path):
     average = weights(tmp_path / "run")["averages"]["0.2"]
     for got, wanted in zip(model.network.parameters(), average, strict=True):
         assert torch.equal(got, wanted.half().float())
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "6 steps (48 images)" in card
+    assert f"{sum(p.numel() for p in model.network.parameters()):,}\nparameters" in card
     got = fs.sample(model.conditioned(3, 2.0), fs.unit_noise([0], model.shape), nfe=3, schedule=model.schedule)
     assert got.isfinite().all()
 

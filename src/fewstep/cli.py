@@ -27,6 +27,7 @@ from torch import Tensor
 
 from . import __version__
 from . import grid as grids
+from .adapters.edm import DEFAULT_MODEL
 from .bench.images import CIFAR10
 from .grid import Grid
 from .prediction import Denoiser
@@ -61,7 +62,6 @@ GRIDS: dict[str, Grid] = {
     "gits-cifar10": grids.gits(model="cifar10"),
 }
 NETWORK_BATCH = 8  # images per evaluation of the network, always, so that --batch-size changes no pixel
-DEFAULT_MODEL = "cifar16"
 EXIT_FAILED = 1
 MAX_SEED = 2**63 - 1
 SHOWN = 4  # images in a cell of the comparison
