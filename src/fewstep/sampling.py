@@ -173,8 +173,8 @@ def _step_noise(
     if numbers is None:
         if stages[0].node != start or any(stage.noise for stage in stages):
             raise ValueError(f"{solver!r} draws noise: give seeds=, one integer a sample, such as range({len(x)})")
-        numbers = [0] * len(x)
-    if len(numbers) != len(x):
+        numbers = []  # never drawn from
+    elif len(numbers) != len(x):
         raise ValueError(f"seeds must be one a sample; got {len(numbers)} for {len(x)} samples")
     streams = [np.random.SeedSequence([seed % 2**64, STEP_NOISE]).generate_state(1, np.uint64) for seed in numbers]
     generators = [torch.Generator().manual_seed(int(stream[0])) for stream in streams]

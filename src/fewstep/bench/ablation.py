@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +15,7 @@ from ..sampling import unit_noise
 from ..schedule import EDM, Schedule
 from ..solvers import DDIM, EVODiff, REMulti, RESingle, Solver
 from .compare import CONVERGED_NFE, compare, converged
+from .markdown import table
 from .orders import REFERENCE_STEPS, reference
 from .problems import GaussianMixture, gaussian
 
@@ -106,11 +107,11 @@ def page(model: EDMModel, say: Callable[[str], object]) -> str:
     return "\n".join(
         [
             INTRODUCTION.format(command=COMMAND),
-            _table(["iteration", "ICLR", "NeurIPS", "call"], iterations),
+            table(["iteration", "ICLR", "NeurIPS", "call"], iterations),
             READINGS,
-            _table(["row of the print", "equation", "call"], printed),
+            table(["row of the print", "equation", "call"], printed),
             MEASURED.format(samples=SAMPLES, images=IMAGES, steps=f"{REFERENCE_STEPS:,}", converged=CONVERGED_NFE),
-            _table(head, measured),
+            table(head, measured),
             READING,
         ]
     )
@@ -135,11 +136,6 @@ def call(solver: Any) -> str:
     """The shortest constructor call that makes `solver`."""
     changed = [f"{f.name}={getattr(solver, f.name)!r}" for f in fields(solver) if getattr(solver, f.name) != f.default]
     return f"{type(solver).__name__}({', '.join(changed)})"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 COMMAND = "fewstep bench ablation"

@@ -16,6 +16,7 @@ from ..solvers import DDIM, DPMSolverPP, EVODiff, Solver, UniPC, evodiff_publish
 from ..solvers.base import euler_row
 from ..table import CASES, SOLVERS, Entry
 from .compare import CONVERGED_NFE, Counted, converged
+from .markdown import table
 from .orders import STEPS, convergence, covariance_convergence, fitted_order, reference, start
 from .problems import gaussian
 
@@ -60,7 +61,7 @@ def _orders() -> str:
         )
     cases = (name for name, _, _ in CASES)
     head = ["name", "solver", "calls a step", "state, tensors", *cases, "recommended grid", "compared with"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def measured_orders(entry: Entry) -> list[float]:
@@ -119,7 +120,7 @@ def _ends(model: EDMModel) -> str:
                     cells.append(f"{(images - exact).square().mean().sqrt().item():.3f}")
             rows.append([name, final_order, *cells])
     ends = ("log-SNR to σ_min", "log-SNR to 0", "ρ = 7 to σ_min")
-    return _table(["solver", "final order", *(f"{nfe}: {end}" for nfe in BUDGETS for end in ends)], rows)
+    return table(["solver", "final order", *(f"{nfe}: {end}" for nfe in BUDGETS for end in ends)], rows)
 
 
 def _last_steps() -> str:
@@ -149,7 +150,7 @@ def _last_steps() -> str:
                     got, state = each(state, got, denoiser(got, each.node.time))
                 errors.append(f"{(got - exact).square().mean().sqrt().item():.3f}")
             rows.append([name, str(nfe), *errors])
-    return _table(["schedule", "calls", "as printed", "DDIM", "predicted, uncorrected"], rows)
+    return table(["schedule", "calls", "as printed", "DDIM", "predicted, uncorrected"], rows)
 
 
 def _short(solver: Solver) -> str:
@@ -158,11 +159,6 @@ def _short(solver: Solver) -> str:
     if isinstance(solver, UniPC):
         return f"UniPC-{solver.order} {solver.variant}"
     return f"EVODiff, {solver.mode}" if isinstance(solver, EVODiff) else type(solver).__name__
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 COMMAND = "make numerics"
