@@ -9,6 +9,7 @@ import torch
 import fewstep as fs
 from fewstep.bench.problems import gaussian
 from golden import arrays, assert_matches, entries
+from wavy import run, wavy
 
 KEYS = list(entries("dpm_solver_v3"))
 SCHEDULES = {"edm": fs.EDM(), "vp": fs.VPLinear(), "flow": fs.Flow()}
@@ -24,21 +25,6 @@ def published(facts):
         columns = [np.full_like(column, value) for column, value in zip(columns, (1, 0, 0), strict=True)]
     index = z[f"index__{name}__{facts.get('grid') or facts.get('skip')}__nfe{facts['nfe']}"]
     return fs.EMS(lam, *columns), schedule, fs.from_times(schedule, [schedule.time_at(lam[i]) for i in index])
-
-
-def wavy(shape=(2, 4, 4), points=41):
-    """Statistics of size 1 that differ from element to element and bend with lam."""
-    lam = torch.linspace(-8, 8, points, dtype=torch.float64)
-    phase = torch.linspace(0, 3, max(1, int(np.prod(shape))), dtype=torch.float64).reshape(shape)
-    at = lam.reshape(-1, *[1] * len(shape)) + phase
-    return fs.EMS(lam, (at / 2).sigmoid() * 1.1, at.sin() / 3, at.cos() / 5)
-
-
-def run(solver, schedule, steps=7):
-    problem = gaussian()
-    nodes = fs.log_snr(schedule, steps, to_zero=False)
-    x = torch.randn(2, *problem.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    return fs.integrate(problem.denoiser(schedule), x * nodes[0].sigma, nodes, solver=solver, schedule=schedule)
 
 
 # Against the authors' code

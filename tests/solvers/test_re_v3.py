@@ -4,22 +4,9 @@ import torch
 
 import fewstep as fs
 from fewstep.bench.problems import gaussian
+from wavy import run, wavy
 
 SCHEDULES = {"edm": fs.EDM(), "vp": fs.VPLinear(), "flow": fs.Flow()}
-
-
-def wavy():
-    """Statistics of size 1 that differ from element to element and bend with lam."""
-    lam = torch.linspace(-8, 8, 41, dtype=torch.float64)
-    at = lam.reshape(-1, 1, 1, 1) + torch.linspace(0, 3, 32, dtype=torch.float64).reshape(2, 4, 4)
-    return fs.EMS(lam, (at / 2).sigmoid() * 1.1, at.sin() / 3, at.cos() / 5)
-
-
-def run(solver, schedule, steps=7):
-    problem = gaussian()
-    nodes = fs.log_snr(schedule, steps, to_zero=False)
-    x = torch.randn(2, *problem.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    return fs.integrate(problem.denoiser(schedule), x * nodes[0].sigma, nodes, solver=solver, schedule=schedule)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
