@@ -15,7 +15,7 @@ from fewstep.bench.problems import ClassGaussians, Empirical, Entry, Problem, ga
 from fewstep.bench.problems.base import pooled
 from fewstep.bench.quality import FULL, QUICK, cells, fill, trial
 from fewstep.bench.quality_page import page
-from fewstep.bench.quality_ratios import OURS, PUBLISHED, Cell, by_frechet, by_rmse, geometric_mean
+from fewstep.bench.quality_ratios import NEGLIGIBLE, OURS, PUBLISHED, Cell, by_frechet, by_rmse, geometric_mean
 from fewstep.bench.quality_results import Measurement, Results
 from fewstep.cli import app
 from smooth import smooth_pictures
@@ -71,12 +71,20 @@ def problems(monkeypatch):
         quality, "PROBLEMS", {name: Entry("exact", make) for name, make in (("smooth", smooth), ("sharp", sharp))}
     )
     monkeypatch.setattr(quality, "FRECHET_RESAMPLES", 3)
+    monkeypatch.setattr(quality, "CONTENDS", math.inf)
     CALLS.clear()
 
 
 def fill_all(folder, again=()):
     fill(None, folder, PLAN, PLAN.problems, lambda text: None, again)
     return cells(folder, PLAN)
+
+
+def everyone(schedule):
+    """The peers on their grids; the informed one has no statistics here."""
+    return [
+        (name, grid) for name in (PUBLISHED, "dpmpp-2m", "heun") for grid in list(quality.SETTINGS[schedule].grids)[:2]
+    ]
 
 
 def measurement(solver=OURS, grid="own", nfe=5, errors=(0.1, 0.2), frechet=None, frechets=()):
@@ -89,19 +97,36 @@ def test_each_cell_has_ours_and_every_peer_on_every_grid_and_is_measured_once(pr
         (name, schedule, nfe) for name in PLAN.problems for schedule in PLAN.schedules for nfe in PLAN.budgets
     ]
     for cell in found:
-        grids = list(quality.SETTINGS[cell.schedule].grids)[:2]
-        measured = [(peer.solver, peer.grid) for peer in cell.peers]
-        # The informed peer has no statistics here.
-        assert measured == [(name, grid) for name in (PUBLISHED, "dpmpp-2m", "heun") for grid in grids]
+        assert {(peer.solver, peer.grid) for peer in cell.peers} == set(everyone(cell.schedule))
         assert cell.ours.solver == OURS
         assert all(len(each.errors) == 4 for each in (cell.ours, *cell.peers))
         assert bool(cell.ours.agrees) == (cell.problem == "sharp")
         assert (cell.ours.frechet is not None) == (cell.problem == "smooth" and cell.nfe == 5)
         assert (cell.floor is not None) == (cell.problem == "smooth")
-    # 7 runs of a budget, in two batches of 64 where 80 samples are drawn: calls are the budget's, odd or even.
-    assert len(CALLS) == 2 * 7 * (2 * 5 + 7)
+    # 6 peers in the heat and 7 runs of a budget, those in two batches of 64 where 80 samples are drawn: calls are the
+    # budget's, odd or even.
+    once = 2 * (6 * (5 + 7) + 7 * (2 * 5 + 7))
+    assert len(CALLS) == once
     fill_all(tmp_path)
-    assert len(CALLS) == 2 * 7 * (2 * 5 + 7)
+    assert len(CALLS) == once
+
+
+def test_a_peer_runs_on_all_samples_where_it_is_near_the_best_of_a_heat_in_either_metric(
+    problems, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(quality, "CONTENDS", 1.2)
+    found = fill_all(tmp_path)
+    assert any(len(cell.peers) < len(everyone(cell.schedule)) for cell in found)
+    for cell in found:
+        heats = Results(tmp_path / cell.problem).heats
+        ran = {each.key[2:]: each for each in heats if (each.schedule, each.nfe) == (cell.schedule, cell.nfe)}
+        assert set(ran) == set(everyone(cell.schedule))
+        assert all(len(each.errors) == 1 for each in ran.values())
+        expected = {each for each in ran if each[0] == PUBLISHED}
+        for metric in ("rmse", "frechet") if cell.ours.frechet is not None else ("rmse",):
+            values = {each: getattr(measured, metric) for each, measured in ran.items()}
+            expected |= {each for each, value in values.items() if value <= 1.2 * max(min(values.values()), NEGLIGIBLE)}
+        assert {each.key[2:] for each in cell.peers} == expected
 
 
 def test_a_measurement_is_that_of_sample_against_the_closed_form(problems, tmp_path):
@@ -243,9 +268,9 @@ def test_the_command_writes_the_page_of_the_problems_that_it_is_given(pictures, 
     assert "### ideal, VE" in first
     assert "### mixture" not in first
     measured = tmp_path / "results" / "report-quick" / "ideal" / "results.jsonl"
-    # Ours, and published EVODiff and the peers on two grids each.
-    runs = len(QUICK.schedules) * len(QUICK.budgets) * (1 + 2 * (1 + len(QUICK.peers)))
-    assert len(measured.read_text().splitlines()) == runs
+    # Published EVODiff and the peers on two grids each; ours has no heat.
+    runs = len(QUICK.schedules) * len(QUICK.budgets) * 2 * (1 + len(QUICK.peers))
+    assert len((measured.parent / "heats" / "results.jsonl").read_text().splitlines()) == runs
     assert run(*told, "--problem", "ideal", "--again", "evodiff").exit_code == 0
     assert (tmp_path / "page.md").read_text() == first
 

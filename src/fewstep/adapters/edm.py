@@ -159,6 +159,7 @@ def load_model(
         raise ValueError(f"{folder / 'config.json'} has no sample_size: add the side of the images in pixels")
     network.eval().requires_grad_(False)
     torch.nn.Module.to(network, device=device, dtype=dtype)  # ModelMixin.to prints a warning about casts
+    network.to(memory_format=torch.channels_last)  # in which convolutions are faster
     height, width = (size, size) if isinstance(size, int) else size
     return EDMModel(
         network=network,

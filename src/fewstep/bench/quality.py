@@ -1,7 +1,8 @@
 """The bench of image quality: EVODiff's default beside the field, on problems whose solution is known.
 
 A cell is a problem, a schedule and a budget. In each, EVODiff() runs on its own grid, and every peer on three; the best
-peer and grid are chosen per cell and metric afterwards, an oracle for the peers.
+peer and grid are chosen per cell and metric afterwards, an oracle for the peers. Peers run in a heat first, on a part
+of the samples, and only those that come near the best of it on all.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ from ..statistics import EMS
 from ..table import SOLVERS
 from .metrics import Moments, frechet_distance, gains, resamples, rmses
 from .problems import PROBLEMS, Problem, Source
-from .quality_ratios import OURS, PUBLISHED, Cell
+from .quality_ratios import NEGLIGIBLE, OURS, PUBLISHED, Cell
 from .quality_results import Key, Measurement, Results
 
 __all__ = ["FULL", "QUICK", "SETTINGS", "Plan", "cells", "fill", "trial"]
 
 CONVERGED = "converged"
 OWN_GRID = "own"
+HEAT = 4  # one in so many
+CONTENDS = 1.5  # of the best peer's RMSE, or Fréchet distance, in the heat: who is further behind runs no further
 INFORMED = "dpm-solver-v3-3"  # the peer that needs statistics
 BATCH = 64
 FRECHET_BUDGETS = (5, 6, 8)
@@ -114,6 +117,7 @@ def fill(
         results = Results(folder / name)
         for solver in again:
             results.forget(solver)
+            results.heats.forget(solver)
         problem = _cut(PROBLEMS[name].make(name, source), plan)
         target = problem.moments() if plan.frechet and problem.moments is not None else None
         statistics = _statistics(problem, results.folder) if INFORMED in plan.peers else None
@@ -130,11 +134,37 @@ def _fill_schedule(
     if target is not None and floor not in results:
         schedule = SETTINGS[name].schedule
         images = torch.cat([problem.solution(schedule, part) for part in _batches(problem.seeds(problem.many))])
-        results.add(Measurement(*floor, [], [], [], *_frechet(problem.features(images), target)))
-    for candidate in _candidates(name, plan, statistics):
-        for nfe in plan.budgets:
-            if (name, nfe, candidate.name, candidate.grid_name) not in results:
-                results.add(_measured(problem, name, candidate, nfe, exact, target))
+        distances = _frechet(problem.features(images), target, FRECHET_RESAMPLES)
+        results.add(Measurement(*floor, [], [], [], *distances))
+    heat, heats = _heat(problem), results.heats
+    candidates = list(_candidates(name, plan, statistics))
+    for nfe in plan.budgets:
+        for candidate in candidates:
+            if candidate.name != OURS and (name, nfe, candidate.name, candidate.grid_name) not in heats:
+                heats.add(_measured(heat, name, candidate, nfe, exact[: heat.samples], target, resampled=0))
+        wanted = {(OURS, OWN_GRID), *_contenders(heats, name, nfe)}
+        for candidate in candidates:
+            key = name, nfe, candidate.name, candidate.grid_name
+            if key[2:] in wanted and key not in results:
+                results.add(_measured(problem, name, candidate, nfe, exact, target, FRECHET_RESAMPLES))
+
+
+def _heat(problem: Problem) -> Problem:
+    return dataclasses.replace(problem, samples=-(-problem.samples // HEAT), many=-(-problem.many // HEAT))
+
+
+def _contenders(heats: Results, schedule: str, nfe: int) -> set[tuple[str, str]]:
+    """The solvers and grids near the best of a heat in either metric, and published EVODiff, which the page shows."""
+    ran = [each for each in heats if (each.schedule, each.nfe) == (schedule, nfe)]
+    least = min(each.rmse for each in ran)
+    nearest = min((each.frechet for each in ran if each.frechet is not None), default=0.0)
+    return {
+        (each.solver, each.grid)
+        for each in ran
+        if each.solver == PUBLISHED
+        or each.rmse <= CONTENDS * max(least, NEGLIGIBLE)
+        or (each.frechet is not None and each.frechet <= CONTENDS * nearest)
+    }
 
 
 def trial(
@@ -158,7 +188,8 @@ def trial(
         for schedule in plan.schedules:
             exact, compared = _references(problem, schedule, results, target)
             for nfe in plan.budgets:
-                cell = _cell(name, results, plan, _measured(problem, schedule, candidate, nfe, exact, compared))
+                ours = _measured(problem, schedule, candidate, nfe, exact, compared, FRECHET_RESAMPLES)
+                cell = _cell(name, results, plan, ours)
                 if cell is None:
                     raise ValueError(f"{folder} lacks peers of {name}, {schedule}, {nfe} calls: fill it first")
                 yield cell
@@ -189,10 +220,14 @@ def cells(folder: Path, plan: Plan) -> list[Cell]:
 def _cell(name: str, results: Results, plan: Plan, ours: Measurement) -> Cell | None:
     """`ours` beside the peers that were measured; None while any is missing, which might be the best."""
     schedule, nfe = ours.schedule, ours.nfe
-    peers = [m for m in results if (m.schedule, m.nfe) == (schedule, nfe) and m.solver != OURS]
+    heats = results.heats
     # The statistics of the informed peer are not at hand for every problem.
-    wanted = product({PUBLISHED, *plan.peers} - {INFORMED}, list(SETTINGS[schedule].grids)[: plan.grids])
-    if not set(wanted) <= {(peer.solver, peer.grid) for peer in peers}:
+    entered = product({PUBLISHED, *plan.peers} - {INFORMED}, list(SETTINGS[schedule].grids)[: plan.grids])
+    if any((schedule, nfe, *each) not in heats for each in entered):
+        return None
+    found = [results.get((schedule, nfe, *each)) for each in sorted(_contenders(heats, schedule, nfe))]
+    peers = [peer for peer in found if peer is not None]
+    if len(peers) < len(found):
         return None
     floor = results.get((schedule, 0, CONVERGED, OWN_GRID))
     return Cell(name, PROBLEMS[name].group, schedule, nfe, ours, peers, floor)
@@ -214,7 +249,13 @@ def _candidates(name: str, plan: Plan, statistics: EMS | None) -> Iterator[Candi
 
 
 def _measured(
-    problem: Problem, name: str, candidate: Candidate, nfe: int, exact: Tensor, target: Moments | None
+    problem: Problem,
+    name: str,
+    candidate: Candidate,
+    nfe: int,
+    exact: Tensor,
+    target: Moments | None,
+    resampled: int,
 ) -> Measurement:
     schedule = SETTINGS[name].schedule
     if nfe not in FRECHET_BUDGETS:
@@ -227,15 +268,13 @@ def _measured(
     )
     first = images[: len(exact)]
     agrees = [] if problem.nearest is None else (problem.nearest(first) == problem.nearest(exact)).tolist()
-    distance, distances = (None, []) if target is None else _frechet(problem.features(images), target)
+    distance, distances = (None, []) if target is None else _frechet(problem.features(images), target, resampled)
     errors, slopes = (_rounded(metric(first, exact)) for metric in (rmses, gains))
     return Measurement(name, nfe, candidate.name, candidate.grid_name, errors, slopes, agrees, distance, distances)
 
 
-def _frechet(features: Tensor, target: Moments) -> tuple[float, list[float]]:
-    drawn = [
-        frechet_distance(target, Moments.of(features[rows])) for rows in resamples(len(features), FRECHET_RESAMPLES)
-    ]
+def _frechet(features: Tensor, target: Moments, resampled: int) -> tuple[float, list[float]]:
+    drawn = [frechet_distance(target, Moments.of(features[rows])) for rows in resamples(len(features), resampled)]
     return frechet_distance(target, Moments.of(features)), _rounded(torch.tensor(drawn, dtype=torch.float64))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from .metrics import interval, resamples
 from .quality_results import Measurement
 
-__all__ = ["OURS", "PUBLISHED", "Cell", "Ratio", "by_frechet", "by_rmse", "geometric_mean"]
+__all__ = ["NEGLIGIBLE", "OURS", "PUBLISHED", "Cell", "Ratio", "by_frechet", "by_rmse", "geometric_mean"]
 
 OURS, PUBLISHED = "evodiff", "evodiff-published"
 RESAMPLES = 1000

@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,10 @@ class Measurement:
 
 
 class Results:
-    """The measurements of one problem, in `folder`: results.jsonl, and the solutions that errors refer to."""
+    """The measurements of one problem, in `folder`: results.jsonl, and the solutions that errors refer to.
+
+    `heats` are those of peers on a part of the samples, in a folder of their own.
+    """
 
     def __init__(self, folder: Path):
         check_writable(folder)
@@ -65,6 +69,10 @@ class Results:
             write_atomically(self.path, whole.encode())
         found = (Measurement(**json.loads(line)) for line in whole.splitlines())
         self._found = {each.key: each for each in found}
+
+    @cached_property
+    def heats(self) -> Results:
+        return Results(self.folder / "heats")
 
     def __contains__(self, key: Key) -> bool:
         return key in self._found
