@@ -7,8 +7,8 @@ from itertools import groupby
 from typing import NamedTuple
 
 from .markdown import table
-from .problems.suite import IDEAL_IMAGES, LOCAL_IMAGES, NETWORK_STEPS, SPLITS, STEPS
-from .quality import FRECHET_BUDGETS, INFORMED, POINTS, SETTINGS, STATISTICS_SAMPLES, Plan
+from .problems.suite import IDEAL_IMAGES, LOCAL_IMAGES, SPLITS, STEPS
+from .quality import CONTENDS, FRECHET_BUDGETS, HEAT, INFORMED, POINTS, SETTINGS, STATISTICS_SAMPLES, Plan
 from .quality_ratios import Cell, Ratio, by_frechet, by_rmse, geometric_mean
 from .quality_results import Measurement
 
@@ -47,13 +47,14 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
             ),
             budgets=budgets,
             peers=", ".join(plan.peers),
+            heat=HEAT,
+            contends=CONTENDS,
             informed=informed,
             grids="; ".join(
                 f"{name}: {', '.join(list(SETTINGS[name].grids)[: plan.grids])}" for name in plan.schedules
             ),
             frechet=FRECHET_NOTE.format(budgets=", ".join(map(str, FRECHET_BUDGETS))) if plan.frechet else "",
             steps=STEPS,
-            network_steps=NETWORK_STEPS,
             ideal=f"{IDEAL_IMAGES:,}",
             local=LOCAL_IMAGES,
         ),
@@ -159,16 +160,18 @@ neither classes nor noise: {splits}.
 D(x/α; σ/α), the network's noise level clamped to the range that it was trained on.
 
 **Solvers.** `EVODiff()` runs on its own grid. Each peer runs on every one of a schedule's grids, and the best peer and
-grid are chosen in each cell, for each metric, after the fact: an oracle for the peers. All make exactly as many calls;
-Heun spends an odd one on a step of first order. On flows, peers that predict noise predict velocities.{informed}
+grid are chosen in each cell, for each metric, after the fact: an oracle for the peers. Peers run on one in {heat} of
+the samples first, and those that are not within {contends:g} of the best there in some metric no further. All make
+exactly as many calls; Heun spends an odd one on a step of first order. On flows, peers that predict noise predict
+velocities.{informed}
 
 - Peers: published EVODiff, {peers}.
 - Grids: {grids}.
 - Calls: {budgets}.
 
 **Metrics.** RMSE per pixel to the converged solution from the same noise, which runs from t_max to t_min whatever grid
-a solver takes: in closed form for *gaussian*, by UniPC-3 otherwise ({steps} steps in log-SNR; {network_steps} for the
-network). Gain: contrast, as the slope of the output on the solution. Nearest: the share of samples whose nearest
+a solver takes: in closed form for *gaussian*, by UniPC-3 in {steps} even steps of log-SNR otherwise. Gain: contrast, as
+the slope of the output on the solution. Nearest: the share of samples whose nearest
 training image is the solution's.{frechet} Intervals are bootstrapped over samples, 95 %, paired between solvers; the
 choice of the best peer is not resampled.
 """

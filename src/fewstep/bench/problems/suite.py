@@ -30,10 +30,8 @@ LOCAL_IMAGES = 500
 STATISTICS_IMAGES = 1000  # that DPM-Solver-v3 is told the statistics of
 CLASSIFIED_IMAGES = 1000  # of each class, for the moments of a classifier's features
 # Of UniPC-3. Twice as many change the solution by less than a twentieth of the best solver's error after 20 calls:
-# tests/bench/test_problems.py. The network, whose time embedding varies on a scale of 0.03 in log-SNR, asks for more:
-# there they change it by 0.0005 or less, a fifteenth.
+# tests/bench/test_problems.py. On the network they change it by 0.0001, at guidance 7.5 by 0.0005.
 STEPS = 128
-NETWORK_STEPS = 256
 
 
 class Split(NamedTuple):
@@ -152,7 +150,7 @@ def network(name: str, source: Source, guidance: float | None) -> Problem:
         model.shape,
         source.split.first_seed,
         law,
-        NETWORK_STEPS,
+        STEPS,
         samples=16,
         many=256,
         dtype=torch.float32,
