@@ -226,10 +226,14 @@ def test_focused_without_a_noisy_side_is_karras():
         assert a.lam == pytest.approx(b.lam, abs=1e-6)
 
 
-def test_focused_steps_are_in_inverse_proportion_to_the_density():
-    lams = np.array([n.lam for n in focused(EDM(), 400)])
-    z = np.exp(-(lams[1:] + lams[:-1]) / 2) / 6
-    step = z**0.45 + z**-0.22
+@pytest.mark.parametrize(
+    ("options", "center", "rise", "fall"),
+    [({}, 4, 0.7, 0.35), ({"center": 6, "rise": 0.45, "fall": 0.2}, 6, 0.45, 0.2)],
+)
+def test_focused_steps_are_in_inverse_proportion_to_the_density(options, center, rise, fall):
+    lams = np.array([n.lam for n in focused(EDM(), 400, **options)])
+    z = np.exp(-(lams[1:] + lams[:-1]) / 2) / center
+    step = z**rise + z**-fall
     # The midpoint rule is wrong by h^2 / 24 of the density's curvature, h < 0.1; quantiles by 1e-5 of a step.
     np.testing.assert_allclose(np.diff(lams) / step, (np.diff(lams) / step).mean(), rtol=1e-3)
 

@@ -48,12 +48,21 @@ def replay(nodes, stages, change=()):
     return errors
 
 
+def unrelaxed(steps=8):
+    nodes = fs.focused(fs.EDM(), steps)
+    return nodes, evodiff_variance.stages(nodes, False, relaxation=0.0)
+
+
 @pytest.mark.parametrize("steps", [3, 5, 8])
-def test_no_other_weights_of_the_same_sum_leave_less_variance(steps):
-    nodes, stages = planned(steps=steps)
+@pytest.mark.parametrize(("plan", "rows"), [(unrelaxed, {"move", "correct"}), (planned, {"correct"})])
+def test_no_other_weights_of_the_same_sum_leave_less_variance(plan, rows, steps):
+    """But for the prediction that the call is made at, which goes further."""
+    nodes, stages = plan(steps=steps)
     least = replay(nodes, stages)
     assert len(least) == 2 * steps - 1
     for (i, name), error in least.items():
+        if name not in rows:
+            continue
         used = len(getattr(stages[i], name).weights) - (name == "correct" and i > 3)  # but for what it takes back
         for newer in range(used - 1):
             for size in (1e-2, -1e-2):
@@ -64,13 +73,23 @@ def test_no_other_weights_of_the_same_sum_leave_less_variance(steps):
 
 def test_peers_leave_more_variance_from_the_same_state():
     """Each step of 2M and 3M in place of ours, from the state that ours reached."""
-    nodes, stages = planned()
+    nodes, stages = unrelaxed()
     ours = replay(nodes, stages)
     for solver in (fs.DPMSolverPP(order=2), fs.DPMSolverPP(order=3), fs.DDIM()):
         peer = solver.plan(fs.EDM(), nodes)
         for i in range(1, len(nodes) - 1):
             mixed = [*stages[:i], stages[i]._replace(move=peer[i].move), *stages[i + 1 :]]
             assert replay(nodes, mixed)[i, "move"] >= ours[i, "move"]
+
+
+def test_relaxation_is_in_proportion_to_the_mean_step():
+    """The second prediction, from two answers: its weights beyond DDIM's, of a state that nothing was corrected in."""
+    nodes = fs.focused(fs.EDM(), 5)
+    (lam_first, *_, lam_last) = (node.lam for node in nodes)
+    plans = [evodiff_variance.stages(nodes, False, relaxation=r, corrected=False) for r in (0.0, 0.3)]
+    least, further = (plan[1].move.weights[1] for plan in plans)
+    assert least < 0
+    assert further == pytest.approx(least * (1 + 0.3 * (lam_last - lam_first) / 5), rel=1e-12)
 
 
 @over_schedules
@@ -94,7 +113,7 @@ def test_of_a_gaussian_of_one_mode_a_second_prediction_tells_everything():
     prior = PathPrior(surprise=0.0, smallest=std, largest=std, modes=1)
     start = 80 * torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x, state = start, None
-    for stage in evodiff_variance.stages(nodes, False, prior=prior):
+    for stage in evodiff_variance.stages(nodes, False, prior=prior, relaxation=0.0):
         x, state = stage(state, x, x * std**2 / (std**2 + stage.node.sigma**2))
     exact = start * math.sqrt((std**2 + nodes[-1].sigma ** 2) / (std**2 + 80**2))
     torch.testing.assert_close(x, exact, rtol=1e-6, atol=0)

@@ -39,7 +39,7 @@ INFORMED = "dpm-solver-v3-3"  # the peer that needs statistics
 BATCH = 64
 FRECHET_BUDGETS = (5, 6, 8)
 FRECHET_RESAMPLES = 50  # each takes as long as the distance itself
-POINTS, STATISTICS_SAMPLES = 60, 256  # of the statistics of DPM-Solver-v3
+POINTS, STATISTICS_SAMPLES = 60, 128  # of the statistics of DPM-Solver-v3
 
 
 class Setting(NamedTuple):

@@ -180,8 +180,8 @@ DPM-Solver-v3 takes part where it was given its statistics, on *mixture* and *mo
 levels)."""
 FRECHET_NOTE = """ Fréchet distance, at {budgets} calls: on exact
 problems in means over 8×8 squares to the distribution's exact moments; on the network in the features of the packaged
-classifier to those of training images, on VE only. "Converged" is the converged solution's own distance with as many
-samples, the floor.
+classifier to those of training images, on VE, without guidance and at guidance 4. "Converged" is the converged
+solution's own distance with as many samples, the floor.
 """
 CELLS = """## Every cell
 

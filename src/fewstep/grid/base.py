@@ -151,9 +151,9 @@ def focused(
     schedule: Schedule,
     steps: int,
     *,
-    center: float = 6.0,
-    rise: float = 0.45,
-    fall: float = 0.22,
+    center: float = 4.0,
+    rise: float = 0.7,
+    fall: float = 0.35,
     to_zero: bool | None = None,
 ) -> tuple[Node, ...]:
     """Finest where images are decided: nodes of density 1 / (z^rise + z^-fall) in log-SNR, z = nsr / center.

@@ -13,8 +13,9 @@ With q = n_t / n_s, predictions m_0 at s, m_1, m_2, m_3 before it, and m_t at t:
 
 c minimises the expected square of x^ / alpha_t less the path's y at t, summed over the prior's modes; d that of
 x_t / alpha_t. Both know that earlier predictions were made at the solver's own states, errors included: the prior is
-carried through the steps planned so far, once, in float64, before any tensor exists. Nothing is measured at run time:
-docs/quality.md says what that would add.
+carried through the steps planned so far, once, in float64, before any tensor exists. The call itself is made a little
+further on, with c times 1 + RELAXATION * (the mean step in log-SNR): a sharp denoiser answers late to a state between
+images, and the correction, planned with it, takes back what was too much. Nothing is measured at run time.
 
 Kept from DDIM are the weight of x and the sum of the weights, so that what the denoiser does not change passes exactly.
 For short steps the regression finds the derivative, and the order is at least 2.
@@ -38,18 +39,26 @@ __all__ = ["stages"]
 
 HISTORY = 4  # predictions that a row weighs
 PRIOR = PathPrior()
+RELAXATION = 0.1  # chosen on the development problems of docs/quality.md; it vanishes with the step
 RIDGE = 1e-10  # relative; keeps nearly parallel differences from large weights of opposite signs
 
 
 def stages(
-    nodes: Sequence[Node], extra: bool, *, prior: PathPrior = PRIOR, history: int = HISTORY, corrected: bool = True
+    nodes: Sequence[Node],
+    extra: bool,
+    *,
+    prior: PathPrior = PRIOR,
+    history: int = HISTORY,
+    relaxation: float = RELAXATION,
+    corrected: bool = True,
 ) -> list[LinearStage]:
     """One stage per step, and with `extra` one more call at the last node, which corrects the step into it.
 
-    `prior`, `history` (1 or more) and `corrected=False` are for ablations: docs/least-variance.md.
+    `prior`, `history` (1 or more), `relaxation` and `corrected=False` are for ablations: docs/least-variance.md.
     """
     last = len(nodes) - 1 - (nodes[-1].sigma == 0)  # the last noisy node
     paths = Paths(prior, [node.lam for node in nodes[: last + 1]])
+    beyond = 1 + relaxation * paths.step
     answers: list[Functional] = []  # newest first
     moved: tuple[float, ...] = ()  # the weights of the last prediction
     y = kept = paths.state[0]  # the solver's state, and the part of it that the last step kept
@@ -68,7 +77,7 @@ def stages(
         t = nodes[i + 1]
         share = t.nsr / s.nsr
         kept = share * y
-        moved = _regress(paths.state[i + 1] - kept, answers[:history], 1 - share)
+        moved = _regress(paths.state[i + 1] - kept, answers[:history], 1 - share, beyond)
         y = kept + _sum(moved, answers)
         move = Row(euler_row("data", s, t).scale, tuple(t.alpha * w for w in moved))
         more = i + 1 < last + extra
@@ -78,8 +87,8 @@ def stages(
     return plan
 
 
-def _regress(target: Functional, answers: Sequence[Functional], gain: float) -> tuple[float, ...]:
-    """The weights of `answers`, of the sum `gain`, that leave the least of `target`."""
+def _regress(target: Functional, answers: Sequence[Functional], gain: float, beyond: float = 1.0) -> tuple[float, ...]:
+    """The weights of `answers`, of the sum `gain`, that leave the least of `target`, times `beyond` in differences."""
     weights = np.zeros(len(answers))
     weights[0] = gain
     if len(answers) > 1:
@@ -87,7 +96,7 @@ def _regress(target: Functional, answers: Sequence[Functional], gain: float) -> 
         sizes = np.linalg.norm(differences, axis=1) + math.ulp(0)
         unit = differences / sizes[:, None]
         gram = unit @ unit.T + RIDGE * np.eye(len(unit))
-        found = np.linalg.solve(gram, unit @ (target - gain * answers[0]).ravel()) / sizes
+        found = np.linalg.solve(gram, unit @ (target - gain * answers[0]).ravel()) * beyond / sizes
         weights[:-1] += found
         weights[1:] -= found
     return tuple(weights.tolist())

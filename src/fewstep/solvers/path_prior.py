@@ -45,7 +45,7 @@ class PathPrior:
     more surprise, Gaussian data less.
     """
 
-    surprise: float = 0.24
+    surprise: float = 0.27
     ell: float = 0.5
     smallest: float = math.exp(-3.5)
     largest: float = math.exp(2.7)
@@ -57,7 +57,7 @@ class Paths:
     """The prior along a run whose calls and end are at the half log-SNRs `lams`, rising, infinite ones included.
 
     state[i] is y at node i on the path; `answer(i, y)` what the denoiser says there at any y. Both in units of s, by
-    the root of the mode's share of the energy.
+    the root of the mode's share of the energy. `step` is the mean distance of nodes.
     """
 
     def __init__(self, prior: PathPrior, lams: Sequence[float]):
@@ -76,8 +76,8 @@ class Paths:
         unit = np.sqrt(energy / energy.sum()) / s
         n = np.exp(-knots)
         psi, wiener = np.sqrt(s**2 + n**2), s**2 / (s**2 + n**2)
-        phi = prior.surprise * (places[-1] - places[0]) / max(1, len(places) - 1)
-        surprise = 2 * phi * s * wiener * (1 - wiener)
+        self.step = float(places[-1] - places[0]) / max(1, len(places) - 1)
+        surprise = 2 * prior.surprise * self.step * s * wiener * (1 - wiener)
         self.state: list[Functional] = []
         self._wiener: list[Functional] = []
         self._surprise: list[Functional] = []
