@@ -64,12 +64,24 @@ def test_log_snr_levels_are_even_in_log_snr():
         np.testing.assert_allclose(np.diff(lams), np.diff(lams)[0], rtol=1e-9)
 
 
+@pytest.mark.parametrize("config", [BETAS["scaled_linear"], {**FLOW, "flow_shift": 3.0}], ids=["betas", "flow"])
+@pytest.mark.parametrize("final", ["zero", "sigma_min"])
+def test_focused_levels_are_those_of_the_grid_between_the_same_ends(config, final):
+    scheduler = ours({**config, "use_focused_sigmas": True, "final_sigmas_type": final}, 9)
+    nodes = scheduler._nodes[: 9 if final == "zero" else 10]
+    # A flow begins at sigma = 1, where the grid begins at a thousandth of signal.
+    between = fs.EDM(nodes[-1].nsr, min(nodes[0].nsr, math.exp(fs.Flow.LAM_END)))
+    wanted = [node.nsr for node in fs.focused(between, len(nodes) - 1, to_zero=False)]
+    np.testing.assert_allclose([node.nsr for node in nodes[1:]], wanted[1:], rtol=1e-9)
+    assert len(scheduler.timesteps) == 9
+
+
 def test_ends_of_sigma_can_be_given():
     scheduler = ours({"use_karras_sigmas": True, "sigma_min": 0.1, "sigma_max": 20.0}, 5)
     np.testing.assert_allclose(scheduler.sigmas[[0, 4, 5]], [20.0, 0.1, 0.0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("grid", ["karras", "exponential", "beta"])
+@pytest.mark.parametrize("grid", ["karras", "exponential", "beta", "focused"])
 @pytest.mark.parametrize("config", [{}, FLOW], ids=["betas", "flow"])
 def test_a_grid_that_ends_at_sigma_min_repeats_no_level(grid, config):
     scheduler = ours({**config, f"use_{grid}_sigmas": True, "final_sigmas_type": "sigma_min"}, 10)

@@ -61,6 +61,8 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     channel_dim: the dimension of the latents that holds channels, which "evodiff-published" measures apart; None
         measures a sample as a whole. "auto" is 1, and -1 for three-dimensional latents (B, L, C) of flows.
 
+    use_focused_sigmas: the noise levels of `fewstep.grid.focused`, which "evodiff" was developed on.
+
     All others are those of diffusers' multistep and flow schedulers: which noise levels, what the model predicts,
     thresholding. `use_lu_lambdas` is even steps of log-SNR, `timestep_type="continuous"` tells the model log(sigma) / 4
     as EulerDiscrete does. `lower_order_final=False` lets the last step have the solver's full order.
@@ -95,6 +97,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         use_exponential_sigmas: bool = False,
         use_beta_sigmas: bool = False,
         use_lu_lambdas: bool = False,
+        use_focused_sigmas: bool = False,
         sigma_min: float | None = None,
         sigma_max: float | None = None,
         use_flow_sigmas: bool = False,
@@ -109,8 +112,11 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         choice("timestep_type", timestep_type, ("discrete", "continuous"))
         if isinstance(channel_dim, str):
             choice("channel_dim", channel_dim, (AUTO,))
-        if use_karras_sigmas + use_exponential_sigmas + use_beta_sigmas + use_lu_lambdas > 1:
-            raise ValueError("use one of use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas and use_lu_lambdas")
+        if use_karras_sigmas + use_exponential_sigmas + use_beta_sigmas + use_lu_lambdas + use_focused_sigmas > 1:
+            raise ValueError(
+                "use one of use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas, use_lu_lambdas and "
+                "use_focused_sigmas"
+            )
         if (shift_terminal or invert_sigmas) and not use_flow_sigmas:
             raise ValueError("shift_terminal and invert_sigmas are of flows: use_flow_sigmas=True")
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..grid import Grid, beta, checked, karras, leading, linspace, log_snr, time_uniform, trailing
+from ..grid import Grid, beta, checked, focused, karras, leading, linspace, log_snr, time_uniform, trailing
 from ..schedule import EDM, ZERO_SNR_FLOOR, Discrete, Flow, Node
 from ..solvers.base import choice
 
@@ -142,6 +142,8 @@ def _spaced_in_sigma(config: Any) -> Grid | None:
     """The grid in sigma that the config asks for. diffusers' "lu lambdas" are even steps of log-SNR."""
     if config.use_karras_sigmas:
         return karras
+    if config.use_focused_sigmas:
+        return focused
     if config.use_exponential_sigmas or config.use_lu_lambdas:
         return log_snr  # of EDM, that is: even steps of log sigma
     return beta if config.use_beta_sigmas else None
@@ -250,10 +252,10 @@ def _stretched(config: Any, values: Array) -> Array:
 
 
 def _flow_between(config: Any, grid: Grid, values: Array, steps: int) -> list[float]:
-    """In sigma / alpha if the config gives its ends or wants even log-SNR, else in sigma between the ends of values."""
+    """In sigma / alpha if its ends are given or the grid is of log-SNR; else in sigma, between the ends of values."""
     if config.sigma_min is not None and config.sigma_max is not None:
         low, high = config.sigma_min, config.sigma_max
-    elif config.use_lu_lambdas:
+    elif config.use_lu_lambdas or config.use_focused_sigmas:
         most = math.exp(Flow.LAM_END)
         low, high = (min(v / (1 - v), most) if v < 1 else most for v in (values[-1], values[0]))
     else:
