@@ -65,7 +65,7 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
     if distances:
         parts.append("### Fréchet distance, EVODiff() over the best peer\n")
         parts.append(_summary(distances, dict.fromkeys(GROUPS, MEAN_FRECHET), WORST_FRECHET))
-    parts.append(CELLS)
+    parts += [WHY, CELLS]
     for (problem, schedule), rows in groupby(cells, key=lambda cell: (cell.problem, cell.schedule)):
         parts.append(f"### {problem}, {schedule}\n")
         parts += _tables(list(rows))
@@ -92,7 +92,18 @@ def _summary(ratios: Sequence[Ratio], targets: Mapping[str, float], worst_target
                 f"{won} of {len(within)}",
             ]
         )
-    return table(["problems", "geometric mean (95 %)", "target", "worst cell", "target", "cells won"], rows)
+    head = ["problems", "geometric mean (95 %)", "target", "worst cell", "target", "cells won"]
+    return table(head, rows) + _above(ratios, worst_target)
+
+
+def _above(ratios: Sequence[Ratio], target: float) -> str:
+    """The cells above the target for the worst one, by problem and schedule."""
+    lost = [ratio.cell for ratio in ratios if ratio.value > target]
+    places = [
+        f"{problem}, {schedule}, {', '.join(str(cell.nfe) for cell in cells)}"
+        for (problem, schedule), cells in groupby(lost, key=lambda cell: (cell.problem, cell.schedule))
+    ]
+    return f"\nAbove {target:.2f} ({len(lost)} of {len(ratios)}): {'; '.join(places) or 'none'}.\n"
 
 
 def _verdict(value: float, target: float) -> str:
@@ -180,10 +191,28 @@ DPM-Solver-v3 takes part where it was given its statistics, on *mixture* and *mo
 levels)."""
 FRECHET_NOTE = """ Fréchet distance, at {budgets} calls: on exact
 problems in means over 8×8 squares to the distribution's exact moments; on the network in the features of the packaged
-classifier to those of training images, on VE, without guidance and at guidance 4. "Converged" is the converged
-solution's own distance with as many samples, the floor.
+classifier to those of training images, on VE without guidance. "Converged" is the converged solution's own distance
+with as many samples, the floor.
 """
-CELLS = """## Every cell
+WHY = """## Where it loses, and why
+
+- **Sharp against smooth.** The denoisers of single images decide within a narrow band of noise levels; the more of a
+  run's calls fall into it, the fewer decide wrongly. Smooth ones, Gaussians and networks, change over the whole range.
+  One grid cannot be the best for both: on a grid twice as steep as EVODiff's the error on *ideal* falls and that on
+  *mixture* grows, on one half as steep the reverse ([least-variance.md](least-variance.md) has both in its ablation).
+  The oracle takes another peer, on another grid, for each. In the best peer's place on *ideal* stand grids that are
+  poor elsewhere: even time on VP, rho = 3 on VE.
+- **Few samples decide.** From 12 calls on nearly all runs on *ideal* end at the solution's own image ("nearest"); the
+  error is that of the few that do not, and its ratio that of two small numbers: its intervals say so.
+- **Fréchet distances have a floor.** Samples of the converged solution are not at distance 0 either. Where both are
+  near that floor no ratio can be much below 1.
+- **Fréchet distance at 5 and 6 calls.** The least error and the least distance are different aims. An average of two
+  images is nearer to both than either is to the other, and has too little contrast. The best peer by distance is mostly
+  one that extrapolates far, at a larger error than ours: compare "which" in the two tables of a problem. EVODiff's
+  relaxation goes that way as far as the error does not suffer.
+"""
+CELLS = """
+## Every cell
 
 In bold the lesser of EVODiff()'s and the best peer's value.
 """

@@ -22,7 +22,7 @@ from .problems import PROBLEMS, Problem, Source
 __all__ = ["VARIANTS", "Variant", "page", "ratios"]
 
 BUDGETS = (5, 8, 12)
-SAMPLES = 32
+SAMPLES = 128  # where the problem has as many
 NAMES = ("mixture", "ideal", "blurred-0.15", "model", "guided-4", "guided-7.5")
 
 
@@ -69,6 +69,7 @@ VARIANTS: Mapping[str, Variant] = {
     "twice the relaxation": Variant(LeastVariance(relaxation=2 * RELAXATION)),
     "no correction": Variant(LeastVariance(corrected=False)),
     "on a grid half as steep": Variant(EVODiff(), focused(rise=0.35, fall=0.175)),
+    "on a grid twice as steep": Variant(EVODiff(), focused(rise=1.4, fall=0.7)),
     "on even log-SNR": Variant(EVODiff(), log_snr),
     "on Karras' grid": Variant(EVODiff(), karras),
     "published EVODiff on this grid": Variant(EVODiff("published"), focused),
@@ -140,7 +141,7 @@ the denoiser answer
 
 A step then predicts from four predictions, calls the model, and corrects with the new prediction and three old ones,
 both by the same regression. The call is made a little further on than the regression says: the weights of differences
-are multiplied by 1 + 0.1 h, h the mean step in λ. A sharp denoiser, asked between two images, answers with their mean;
+are multiplied by 1 + 0.15 h, h the mean step in λ. A sharp denoiser, asked between two images, answers with their mean;
 asked further along, it says which. The correction is planned knowing where the call was made, and leaves the least
 variance from there; for short steps nothing of this remains. The weight of x stays σ_t/σ_s and the weights of
 predictions keep their sum, those of DDIM: a denoiser that answers the same everywhere is followed exactly, and all that
@@ -158,8 +159,8 @@ MEASURED = """
 ## Ablation
 
 RMSE to the converged solution over that of the default, from the same noise: the geometric mean over {calls} calls,
-{samples} images, EDM's noise levels, on the development problems of [quality.md](quality.md). Above 1 the default is
-better. Written by `{command}`.
+{samples} images (16 on the network), EDM's noise levels, on the development problems of [quality.md](quality.md).
+Above 1 the default is better. Written by `{command}`.
 
 """
 TRIED = """

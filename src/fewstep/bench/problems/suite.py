@@ -131,10 +131,9 @@ def local(name: str, source: Source) -> Problem:
     return Problem(name, tuple(images.shape[1:]), source.split.first_seed, lambda seeds: law, STEPS, samples=32)
 
 
-def network(name: str, source: Source, guidance: float | None, distances: bool = True) -> Problem:
-    """The trained model, without classes if `guidance` is None; with `distances` between sets, which take longest."""
+def network(name: str, source: Source, guidance: float | None) -> Problem:
+    """The trained model, without classes if `guidance` is None; then with distances between sets, which take long."""
     model, classes = source.model, source.split.classes
-    shown = range(len(model.classes)) if guidance is None else classes
     seen = partial(classified, load_classifier())
 
     def law(seeds: Sequence[int]) -> Reclocked:
@@ -144,7 +143,8 @@ def network(name: str, source: Source, guidance: float | None, distances: bool =
 
     def moments() -> Moments:
         side = model.shape[-1]
-        return Moments.of(torch.cat([seen(source.of_class(label, side, CLASSIFIED_IMAGES)) for label in shown]))
+        known = range(len(model.classes))
+        return Moments.of(torch.cat([seen(source.of_class(label, side, CLASSIFIED_IMAGES)) for label in known]))
 
     return Problem(
         name,
@@ -156,7 +156,7 @@ def network(name: str, source: Source, guidance: float | None, distances: bool =
         many=192,
         dtype=torch.float32,
         features=seen,
-        moments=moments if distances else None,
+        moments=moments if guidance is None else None,
         images=source.some(STATISTICS_IMAGES, model.shape[-1]).float() if guidance is None else None,
     )
 
@@ -189,7 +189,7 @@ PROBLEMS: Mapping[str, Entry] = {
     "blurred-0.3": Entry("exact", partial(empirical, blur=0.3)),
     "local": Entry("exact", local),
     "model": Entry("unguided", partial(network, guidance=None)),
-    "guided-1.5": Entry("guided", partial(network, guidance=1.5, distances=False)),
+    "guided-1.5": Entry("guided", partial(network, guidance=1.5)),
     "guided-4": Entry("guided", partial(network, guidance=4.0)),
-    "guided-7.5": Entry("guided", partial(network, guidance=7.5, distances=False)),
+    "guided-7.5": Entry("guided", partial(network, guidance=7.5)),
 }
