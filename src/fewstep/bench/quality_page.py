@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, product
 from typing import NamedTuple
 
 from .markdown import table
@@ -58,7 +58,7 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
             ideal=f"{IDEAL_IMAGES:,}",
             local=LOCAL_IMAGES,
         ),
-        "## Summary\n\n### RMSE to the converged solution, EVODiff() over the best peer\n",
+        _missing(cells, plan) + "## Summary\n\n### RMSE to the converged solution, EVODiff() over the best peer\n",
         _summary([by_rmse(cell) for cell in cells], {name: group.target for name, group in GROUPS.items()}, WORST_RMSE),
     ]
     distances = [ratio for cell in cells if (ratio := by_frechet(cell)) is not None]
@@ -94,6 +94,17 @@ def _summary(ratios: Sequence[Ratio], targets: Mapping[str, float], worst_target
         )
     head = ["problems", "geometric mean (95 %)", "target", "worst cell", "target", "cells won"]
     return table(head, rows) + _above(ratios, worst_target)
+
+
+def _missing(cells: Sequence[Cell], plan: Plan) -> str:
+    """The parts of the plan without a cell: those of a run that was not finished, or of problems not asked for."""
+    there = {(cell.problem, cell.schedule) for cell in cells}
+    missing = [
+        f"{name} on {schedule}"
+        for name, schedule in product(plan.problems, plan.schedules)
+        if (name, schedule) not in there
+    ]
+    return f"Not measured yet: {', '.join(missing)}.\n\n" if missing else ""
 
 
 def _above(ratios: Sequence[Ratio], target: float) -> str:
