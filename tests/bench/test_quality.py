@@ -230,6 +230,18 @@ def test_targets_follow_from_the_numbers(loss):
     assert f"| {worst} | {int(loss < 1)} of 1 |" in text
 
 
+def test_the_page_names_what_is_above_the_target_and_what_was_not_measured(problems, tmp_path):
+    found = fill_all(tmp_path)
+    whole = page(found, PLAN, "dev", "make quality")
+    assert "Not measured" not in whole
+    assert f"Above 1.15 ({sum(by_rmse(cell).value > 1.15 for cell in found)} of {len(found)}):" in whole
+    some = [cell for cell in found if cell.schedule == "VE" and (cell.problem, cell.nfe) != ("sharp", 7)]
+    assert "**Not measured yet:** smooth, flow; sharp, VE at 7 calls; sharp, flow." in page(some, PLAN, "dev", "")
+    (five, *_) = found
+    six = five._replace(nfe=6, ours=dataclasses.replace(five.ours, nfe=6, frechet=None))
+    assert "Fréchet distances of smooth, VE at 6 calls." in page([*found, six], PLAN, "dev", "")
+
+
 def test_nothing_measured_is_no_page(tmp_path):
     with pytest.raises(ValueError, match="nothing was measured"):
         page(cells(tmp_path, PLAN), PLAN, "dev", "make quality")

@@ -97,21 +97,30 @@ def _summary(ratios: Sequence[Ratio], targets: Mapping[str, float], worst_target
 
 
 def _missing(cells: Sequence[Cell], plan: Plan) -> str:
-    """The parts of the plan without a cell: those of a run that was not finished, or of problems not asked for."""
-    there = {(cell.problem, cell.schedule) for cell in cells}
-    missing = [
-        f"{name} on {schedule}"
-        for name, schedule in product(plan.problems, plan.schedules)
-        if (name, schedule) not in there
-    ]
-    return f"Not measured yet: {', '.join(missing)}.\n\n" if missing else ""
+    """What the plan has and the cells have not: a run that was not finished, or problems that were not asked for."""
+    there = {(cell.problem, cell.schedule, cell.nfe) for cell in cells}
+    measured = {(cell.problem, cell.schedule) for cell in cells if cell.ours.frechet is not None}
+    missing = []
+    for place in product(plan.problems, plan.schedules):
+        lacking = [nfe for nfe in plan.budgets if (*place, nfe) not in there]
+        if lacking:
+            missing.append(", ".join(place) + ("" if len(lacking) == len(plan.budgets) else f" at {_calls(lacking)}"))
+    without = [cell for cell in cells if cell.nfe in FRECHET_BUDGETS and cell.ours.frechet is None]
+    for place, rows in groupby(without, key=lambda cell: (cell.problem, cell.schedule)):
+        if place in measured:
+            missing.append(f"Fréchet distances of {', '.join(place)} at {_calls([cell.nfe for cell in rows])}")
+    return f"**Not measured yet:** {'; '.join(missing)}.\n\n" if missing else ""
+
+
+def _calls(budgets: Sequence[int]) -> str:
+    return ", ".join(map(str, budgets)) + " calls"
 
 
 def _above(ratios: Sequence[Ratio], target: float) -> str:
     """The cells above the target for the worst one, by problem and schedule."""
     lost = [ratio.cell for ratio in ratios if ratio.value > target]
     places = [
-        f"{problem}, {schedule}, {', '.join(str(cell.nfe) for cell in cells)}"
+        f"{problem}, {schedule}, {_calls([cell.nfe for cell in cells])}"
         for (problem, schedule), cells in groupby(lost, key=lambda cell: (cell.problem, cell.schedule))
     ]
     return f"\nAbove {target:.2f} ({len(lost)} of {len(ratios)}): {'; '.join(places) or 'none'}.\n"

@@ -141,7 +141,7 @@ the denoiser answer
 
 A step then predicts from four predictions, calls the model, and corrects with the new prediction and three old ones,
 both by the same regression. The call is made a little further on than the regression says: the weights of differences
-are multiplied by 1 + 0.15 h, h the mean step in λ. A sharp denoiser, asked between two images, answers with their mean;
+are multiplied by 1 + 0.08 h, h the mean step in λ. A sharp denoiser, asked between two images, answers with their mean;
 asked further along, it says which. The correction is planned knowing where the call was made, and leaves the least
 variance from there; for short steps nothing of this remains. The weight of x stays σ_t/σ_s and the weights of
 predictions keep their sum, those of DDIM: a denoiser that answers the same everywhere is followed exactly, and all that

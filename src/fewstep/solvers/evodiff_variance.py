@@ -39,7 +39,7 @@ __all__ = ["stages"]
 
 HISTORY = 4  # predictions that a row weighs
 PRIOR = PathPrior()
-RELAXATION = 0.15  # chosen on the development problems of docs/quality.md; it vanishes with the step
+RELAXATION = 0.08  # chosen on the development problems of docs/quality.md; it vanishes with the step
 RIDGE = 1e-10  # relative; keeps nearly parallel differences from large weights of opposite signs
 
 

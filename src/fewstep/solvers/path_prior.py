@@ -45,7 +45,7 @@ class PathPrior:
     more surprise, Gaussian data less.
     """
 
-    surprise: float = 0.27
+    surprise: float = 0.3
     ell: float = 0.5
     smallest: float = math.exp(-3.5)
     largest: float = math.exp(2.7)
