@@ -44,7 +44,8 @@ bench-overhead: $(VENV)/.installed
 
 # DATA may be an npz file of images; by name it needs the extra `train`.
 DATA ?= uoft-cs/cifar10
-RESULTS ?= results
+# Measurements are kept there; a folder of your own, or a problem's folder removed, measures anew.
+RESULTS ?= benchmarks/quality
 
 variance: $(VENV)/.installed
 	$(BIN)/fewstep bench variance --data $(DATA) --out docs/least-variance.md
