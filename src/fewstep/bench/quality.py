@@ -89,7 +89,7 @@ QUICK = Plan(
     schedules=("VE", "flow"),
     budgets=(5, 8, 12),
     peers=("dpmpp-2m", "unipc-2", "unipc-3", "deis-3", "ipndm-4"),
-    share=4,
+    share=8,
     grids=2,
     frechet=False,
 )

@@ -202,26 +202,24 @@ velocities.{informed}
 
 **Metrics.** RMSE per pixel to the converged solution from the same noise, which runs from t_max to t_min whatever grid
 a solver takes: in closed form for *gaussian*, by UniPC-3 in {steps} even steps of log-SNR otherwise. Gain: contrast, as
-the slope of the output on the solution. Nearest: the share of samples whose nearest
-training image is the solution's.{frechet} Intervals are bootstrapped over samples, 95 %, paired between solvers; the
+the slope of the output on the solution. Nearest: the share of samples whose nearest training image is the
+solution's.{frechet} Intervals are bootstrapped over samples, 95 %, paired between solvers; the
 choice of the best peer is not resampled.
 """
-INFORMED_NOTE = """
-DPM-Solver-v3 takes part where it was given its statistics, on *mixture* and *model* ({samples} images at {points} noise
-levels)."""
-FRECHET_NOTE = """ Fréchet distance, at {budgets} calls: on exact
-problems in means over 8×8 squares to the distribution's exact moments; on the network in the features of the packaged
-classifier to those of training images, on VE without guidance. "Converged" is the converged solution's own distance
-with as many samples, the floor.
-"""
+INFORMED_NOTE = """ DPM-Solver-v3 takes part where it was given its statistics, on *mixture* and *model* ({samples}
+images at {points} noise levels)."""
+FRECHET_NOTE = """ Fréchet distance, at {budgets} calls: on exact problems in means over 8×8 squares to the
+distribution's exact moments; on the network in the features of the packaged classifier to those of training images, on
+VE without guidance. "Converged" is the converged solution's own distance with as many samples, the floor."""
 WHY = """## Where it loses, and why
 
 - **Sharp against smooth.** The denoisers of single images decide within a narrow band of noise levels; the more of a
   run's calls fall into it, the fewer decide wrongly. Smooth ones, Gaussians and networks, change over the whole range.
   One grid cannot be the best for both: on a grid twice as steep as EVODiff's the error on *ideal* falls and that on
   *mixture* grows, on one half as steep the reverse ([least-variance.md](least-variance.md) has both in its ablation).
-  The oracle takes another peer, on another grid, for each. In the best peer's place on *ideal* stand grids that are
-  poor elsewhere: even time on VP, rho = 3 on VE.
+  The oracle takes another peer, on another grid, for each: on VP even time for *ideal*, even log-SNR for *mixture*.
+- **The local denoiser** is neither: its answers turn at every level where a pixel's neighbourhood changes. DEIS-3, on
+  rho = 7, is up to an eighth better there, which nothing in our prior explains.
 - **Few samples decide.** From 12 calls on nearly all runs on *ideal* end at the solution's own image ("nearest"); the
   error is that of the few that do not, and its ratio that of two small numbers: its intervals say so.
 - **Fréchet distances have a floor.** Samples of the converged solution are not at distance 0 either. Where both are
