@@ -85,7 +85,7 @@ FULL = Plan(
 )
 QUICK = Plan(
     "quick",
-    problems=("mixture", "ideal", "blurred-0.15", "model", "guided-4"),
+    problems=("mixture", "ideal", "model", "guided-4"),
     schedules=("VE", "flow"),
     budgets=(5, 8, 12),
     peers=("dpmpp-2m", "unipc-2", "unipc-3", "deis-3", "ipndm-4"),
