@@ -227,10 +227,9 @@ WHY = """## Where it loses, and why
 - **Fréchet distance at 5 and 6 calls.** The least error and the least distance are different aims. An average of two
   images is nearer to both than either is to the other, and has too little contrast. The best peer by distance is mostly
   one that extrapolates far, at a larger error than ours: compare "which" in the two tables of a problem. EVODiff's
-  relaxation goes that way as far as the error does not suffer.
+  relaxation goes that way a little; more of it costs the guided network at 5 calls.
 """
-CELLS = """
-## Every cell
+CELLS = """## Every cell
 
 In bold the lesser of EVODiff()'s and the best peer's value.
 """

@@ -41,8 +41,8 @@ class PathPrior:
     `modes` standard deviations, log-spaced from `smallest` to `largest`, whose energies go like s^`slope`: in
     CIFAR-10, at 16 and 32 pixels a side, the energy per unit of log s goes about like s^0.5, up to s of 12 and 22.
     phi is `surprise` times the mean step in lam: the longer the steps, the more happens between calls that they cannot
-    tell. `surprise` and `ell` were chosen on the development problems of docs/quality.md; guided networks would take
-    more surprise, Gaussian data less.
+    tell. `surprise` and `ell` were chosen on the development problems of docs/quality.md; strongly guided
+    networks would take more surprise.
     """
 
     surprise: float = 0.3
