@@ -87,6 +87,11 @@ def everyone(schedule):
     ]
 
 
+def others(schedule):
+    """The grids of ours besides its own."""
+    return [*list(quality.SETTINGS[schedule].grids)[:2], *quality.OURS_ELSEWHERE]
+
+
 def measurement(solver=OURS, grid="own", nfe=5, errors=(0.1, 0.2), frechet=None, frechets=()):
     return Measurement("VE", nfe, solver, grid, list(errors), [1.0] * len(errors), [], frechet, list(frechets))
 
@@ -98,14 +103,15 @@ def test_each_cell_has_ours_and_every_peer_on_every_grid_and_is_measured_once(pr
     ]
     for cell in found:
         assert {(peer.solver, peer.grid) for peer in cell.peers} == set(everyone(cell.schedule))
-        assert cell.ours.solver == OURS
-        assert all(len(each.errors) == 4 for each in (cell.ours, *cell.peers))
+        assert cell.ours.key[2:] == (OURS, "own")
+        assert [each.key[2:] for each in cell.elsewhere] == [(OURS, grid) for grid in others(cell.schedule)]
+        assert all(len(each.errors) == 4 for each in (cell.ours, *cell.elsewhere, *cell.peers))
         assert bool(cell.ours.agrees) == (cell.problem == "sharp")
         assert (cell.ours.frechet is not None) == (cell.problem == "smooth" and cell.nfe == 5)
         assert (cell.floor is not None) == (cell.problem == "smooth")
-    # 6 peers in the heat and 7 runs of a budget, those in two batches of 64 where 80 samples are drawn: calls are the
-    # budget's, odd or even.
-    once = 2 * (6 * (5 + 7) + 7 * (2 * 5 + 7))
+    # 6 peers in the heat, and of a budget these and 4 runs of ours, in two batches of 64 where 80 samples are drawn:
+    # calls are the budget's, odd or even.
+    once = 2 * (6 * (5 + 7) + 10 * (2 * 5 + 7))
     assert len(CALLS) == once
     fill_all(tmp_path)
     assert len(CALLS) == once
@@ -165,7 +171,7 @@ def test_a_solver_is_measured_again_alone(problems, tmp_path):
     before = fill_all(tmp_path)
     CALLS.clear()
     assert fill_all(tmp_path, again=[OURS]) == before
-    assert len(CALLS) == 2 * (2 * 5 + 7)
+    assert len(CALLS) == 4 * 2 * (2 * 5 + 7)
 
 
 def test_a_trial_puts_a_solver_in_our_place_and_stores_nothing(problems, tmp_path):
@@ -182,7 +188,7 @@ def test_a_ratio_is_to_the_best_peer_and_its_interval_is_paired():
     ours = measurement(errors=[0.1, 0.3, 0.2], frechet=3.0, frechets=[3.0, 4.0])
     twice = measurement("b", errors=[0.2, 0.6, 0.4], frechet=1.0, frechets=[1.5, 2.0])
     worse = measurement("c", errors=[2.0, 2.0, 2.0], frechet=9.0, frechets=[1.0, 1.0])
-    cell = Cell("smooth", "exact", "VE", 5, ours, [worse, twice], None)
+    cell = Cell("smooth", "exact", "VE", 5, ours, [], [worse, twice], None)
     by_errors, by_sets = by_rmse(cell), by_frechet(cell)
     assert (by_errors.peer, by_sets.peer) == (twice, twice)
     # Whatever is resampled, one half: pairs scatter together.
@@ -194,12 +200,12 @@ def test_a_ratio_is_to_the_best_peer_and_its_interval_is_paired():
 
 def test_a_ratio_of_exact_runs_is_one():
     exact = [measurement(name, errors=[0.0, 1e-16]) for name in (OURS, "b")]
-    ratio = by_rmse(Cell("ideal", "exact", "VE", 5, exact[0], [exact[1]], None))
+    ratio = by_rmse(Cell("ideal", "exact", "VE", 5, exact[0], [], [exact[1]], None))
     assert (ratio.value, *ratio.interval) == (1, 1, 1)
 
 
 def test_a_cell_without_distances_has_no_ratio_of_them():
-    cell = Cell("smooth", "exact", "VE", 5, measurement(), [measurement("b")], None)
+    cell = Cell("smooth", "exact", "VE", 5, measurement(), [], [measurement("b")], None)
     assert by_frechet(cell) is None
 
 
@@ -223,11 +229,27 @@ def test_the_page_shows_every_cell_with_its_winner_in_bold_and_says_what_is_met(
 @pytest.mark.parametrize("loss", [0.8, 1.1])
 def test_targets_follow_from_the_numbers(loss):
     ours = measurement(errors=[loss, loss])
-    found = [Cell("guided-4", "guided", "VE", 5, ours, [measurement(PUBLISHED, "log-SNR", errors=[1.0, 1.0])], None)]
+    found = [
+        Cell("guided-4", "guided", "VE", 5, ours, [], [measurement(PUBLISHED, "log-SNR", errors=[1.0, 1.0])], None)
+    ]
     text = page(found, PLAN, "dev", "make quality")
     mean, worst = (f"≤ {target}: {'met' if loss <= float(target) else '**not met**'}" for target in ("0.95", "1.15"))
     assert f"| trained model, guided | {loss:.3f} ({loss:.3f}–{loss:.3f}) | {mean} |" in text
     assert f"| {worst} | {int(loss < 1)} of 1 |" in text
+
+
+def test_the_page_tells_what_the_grid_and_the_converged_solution_would_gain():
+    peer = measurement(PUBLISHED, "log-SNR", errors=[1.0, 1.0], frechet=1.0, frechets=[1.0])
+    ours = measurement(errors=[2.0, 2.0], frechet=3.0, frechets=[3.0])
+    elsewhere = [measurement(grid=grid, errors=[error]) for grid, error in (("ρ = 7", 0.5), ("log-SNR", 0.75))]
+    floor = measurement("converged", frechet=0.25, frechets=[0.25])
+    cell = Cell("ideal", "exact", "VE", 5, ours, elsewhere, [peer], floor)
+    text = page([cell], PLAN, "dev", "make quality")
+    rmse, frechet, best, converged = (line for line in text.splitlines() if line.startswith("| exact problems |"))
+    for line, value in ((rmse, 2.0), (frechet, 3.0), (best, 0.5), (converged, 0.25)):
+        assert line.startswith(f"| exact problems | {value:.3f} (")
+    alone = page([cell._replace(elsewhere=[], floor=None)], PLAN, "dev", "make quality")
+    assert sum(line.startswith("| exact problems |") for line in alone.splitlines()) == 2
 
 
 def test_the_page_names_what_is_above_the_target_and_what_was_not_measured(problems, tmp_path):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..estimate import estimate_ems
-from ..grid import Grid, karras, log_snr, time_uniform
+from ..grid import Grid, focused, karras, log_snr, time_uniform
 from ..schedule import EDM, Flow, Schedule, VPLinear
 from ..solvers import DPMSolverV3, EVODiff, Solver
 from ..statistics import EMS
@@ -29,7 +29,7 @@ from .problems import PROBLEMS, Problem, Source
 from .quality_ratios import NEGLIGIBLE, OURS, PUBLISHED, Cell
 from .quality_results import Key, Measurement, Results
 
-__all__ = ["FULL", "QUICK", "SETTINGS", "Plan", "cells", "fill", "trial"]
+__all__ = ["FULL", "OURS_ELSEWHERE", "QUICK", "SETTINGS", "Plan", "cells", "fill", "trial"]
 
 CONVERGED = "converged"
 OWN_GRID = "own"
@@ -54,13 +54,16 @@ SETTINGS: Mapping[str, Setting] = {
     "VP": Setting(VPLinear(), {"log-SNR": log_snr, "ρ = 7": karras, "time": time_uniform}),
     "flow": Setting(Flow(), {"time": time_uniform, "log-SNR": log_snr, "ρ = 7": karras}),
 }
+# Where EVODiff() runs besides its own grid and the peers': the best on the ideal denoiser of the split "dev".
+OURS_ELSEWHERE: Mapping[str, Grid] = {"focused(center=3, rise=1, fall=1)": focused(center=3, rise=1, fall=1)}
 
 
 @dataclass(frozen=True)
 class Plan:
     """How much is measured: of each problem one `share`-th of its samples, peers on the first `grids` grids.
 
-    Published EVODiff is always among the peers. frechet: whether distances between sets are measured.
+    Published EVODiff is always among the peers. elsewhere: whether ours is measured on the grids of the peers too, to
+    tell what a loss owes to the grid. frechet: whether distances between sets are measured.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Plan:
     peers: tuple[str, ...]
     share: int
     grids: int
+    elsewhere: bool
     frechet: bool
 
 
@@ -81,6 +85,7 @@ FULL = Plan(
     peers=("ddim", "heun", "dpmpp-2m", "dpmpp-3m", "unipc-2", "unipc-3", "deis-3", "ipndm-4", INFORMED),
     share=1,
     grids=3,
+    elsewhere=True,
     frechet=True,
 )
 QUICK = Plan(
@@ -91,6 +96,7 @@ QUICK = Plan(
     peers=("dpmpp-2m", "unipc-2", "unipc-3", "deis-3", "ipndm-4"),
     share=8,
     grids=2,
+    elsewhere=False,
     frechet=False,
 )
 
@@ -142,10 +148,10 @@ def _fill_schedule(
         for candidate in candidates:
             if candidate.name != OURS and (name, nfe, candidate.name, candidate.grid_name) not in heats:
                 heats.add(_measured(heat, name, candidate, nfe, exact[: heat.samples], target, resampled=0))
-        wanted = {(OURS, OWN_GRID), *_contenders(heats, name, nfe)}
+        contenders = _contenders(heats, name, nfe)
         for candidate in candidates:
             key = name, nfe, candidate.name, candidate.grid_name
-            if key[2:] in wanted and key not in results:
+            if (candidate.name == OURS or key[2:] in contenders) and key not in results:
                 results.add(_measured(problem, name, candidate, nfe, exact, target, FRECHET_RESAMPLES))
 
 
@@ -229,12 +235,30 @@ def _cell(name: str, results: Results, plan: Plan, ours: Measurement) -> Cell | 
     peers = [peer for peer in found if peer is not None]
     if len(peers) < len(found):
         return None
-    floor = results.get((schedule, 0, CONVERGED, OWN_GRID))
-    return Cell(name, PROBLEMS[name].group, schedule, nfe, ours, peers, floor)
+    elsewhere = [results.get((schedule, nfe, OURS, grid)) for grid in _elsewhere(schedule, plan)]
+    return Cell(
+        name,
+        PROBLEMS[name].group,
+        schedule,
+        nfe,
+        ours,
+        [each for each in elsewhere if each is not None],
+        peers,
+        results.get((schedule, 0, CONVERGED, OWN_GRID)),
+    )
+
+
+def _elsewhere(schedule: str, plan: Plan) -> Mapping[str, Grid]:
+    """The other grids of ours."""
+    if not plan.elsewhere:
+        return {}
+    return {**dict(list(SETTINGS[schedule].grids.items())[: plan.grids]), **OURS_ELSEWHERE}
 
 
 def _candidates(name: str, plan: Plan, statistics: EMS | None) -> Iterator[Candidate]:
     yield Candidate(OURS, EVODiff(), OWN_GRID, None)
+    for grid_name, grid in _elsewhere(name, plan).items():
+        yield Candidate(OURS, EVODiff(), grid_name, grid)
     schedule, grids = SETTINGS[name]
     peers: dict[str, Solver] = {PUBLISHED: EVODiff(mode="published")}
     for peer in plan.peers:

@@ -8,7 +8,17 @@ from typing import NamedTuple
 
 from .markdown import table
 from .problems.suite import IDEAL_IMAGES, LOCAL_IMAGES, SPLITS, STEPS
-from .quality import CONTENDS, FRECHET_BUDGETS, HEAT, INFORMED, POINTS, SETTINGS, STATISTICS_SAMPLES, Plan
+from .quality import (
+    CONTENDS,
+    FRECHET_BUDGETS,
+    HEAT,
+    INFORMED,
+    OURS_ELSEWHERE,
+    POINTS,
+    SETTINGS,
+    STATISTICS_SAMPLES,
+    Plan,
+)
 from .quality_ratios import Cell, Ratio, by_frechet, by_rmse, geometric_mean
 from .quality_results import Measurement
 
@@ -59,17 +69,38 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
             local=LOCAL_IMAGES,
         ),
         _missing(cells, plan) + "## Summary\n\n### RMSE to the converged solution, EVODiff() over the best peer\n",
-        _summary([by_rmse(cell) for cell in cells], {name: group.target for name, group in GROUPS.items()}, WORST_RMSE),
+        _errors(cells),
     ]
-    distances = [ratio for cell in cells if (ratio := by_frechet(cell)) is not None]
-    if distances:
-        parts.append("### Fréchet distance, EVODiff() over the best peer\n")
-        parts.append(_summary(distances, dict.fromkeys(GROUPS, MEAN_FRECHET), WORST_FRECHET))
-    parts += [WHY, CELLS]
+    measured = [cell for cell in cells if cell.ours.frechet is not None]
+    if measured:
+        parts += ["### Fréchet distance, EVODiff() over the best peer\n", _distances(measured)]
+    parts.append(WHY)
+    anywhere = [cell for cell in cells if cell.elsewhere]
+    if anywhere:
+        parts += [ANYWHERE.format(grids=", ".join(OURS_ELSEWHERE)), _errors([_at_best(cell) for cell in anywhere])]
+    floors = [cell._replace(ours=cell.floor) for cell in measured if cell.floor is not None]
+    if floors:
+        parts += [CONVERGED, _distances(floors)]
+    parts.append(CELLS)
     for (problem, schedule), rows in groupby(cells, key=lambda cell: (cell.problem, cell.schedule)):
         parts.append(f"### {problem}, {schedule}\n")
         parts += _tables(list(rows))
     return "\n".join(parts)
+
+
+def _errors(cells: Sequence[Cell]) -> str:
+    targets = {name: group.target for name, group in GROUPS.items()}
+    return _summary([by_rmse(cell) for cell in cells], targets, WORST_RMSE)
+
+
+def _distances(cells: Sequence[Cell]) -> str:
+    ratios = [ratio for cell in cells if (ratio := by_frechet(cell)) is not None]
+    return _summary(ratios, dict.fromkeys(GROUPS, MEAN_FRECHET), WORST_FRECHET)
+
+
+def _at_best(cell: Cell) -> Cell:
+    """The cell with ours on the best of all grids that it ran on."""
+    return cell._replace(ours=min((cell.ours, *cell.elsewhere), key=lambda each: each.rmse))
 
 
 def _summary(ratios: Sequence[Ratio], targets: Mapping[str, float], worst_target: float) -> str:
@@ -228,6 +259,15 @@ WHY = """## Where it loses, and why
   images is nearer to both than either is to the other, and has too little contrast. The best peer by distance is mostly
   one that extrapolates far, at a larger error than ours: compare "which" in the two tables of a problem. EVODiff's
   relaxation goes that way a little; more of it costs the guided network at 5 calls.
+"""
+ANYWHERE = """### The same rule on the best of several grids
+
+What a loss of RMSE owes to the grid: EVODiff() with the choice that the peers have, in each cell the best of its own
+grid, the peers' and `{grids}`, after the fact.
+"""
+CONVERGED = """### The converged solution in our place
+
+What a distance can be at all: that of the converged solution, over the best peer's.
 """
 CELLS = """## Every cell
 

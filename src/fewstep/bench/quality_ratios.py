@@ -21,13 +21,17 @@ NEGLIGIBLE = 1e-5
 
 
 class Cell(NamedTuple):
-    """What was measured of one problem, schedule and budget: ours, all peers, and the converged solution if it was."""
+    """What was measured of one problem, schedule and budget.
+
+    Ours on its own grid, and on others as far as it was; all peers; the converged solution if there are distances.
+    """
 
     problem: str
     group: str
     schedule: str
     nfe: int
     ours: Measurement
+    elsewhere: list[Measurement]
     peers: list[Measurement]
     floor: Measurement | None
 
