@@ -249,12 +249,17 @@ WHY = """## Where it loses, and why
   One grid cannot be the best for both: on a grid twice as steep as EVODiff's the error on *ideal* falls and that on
   *mixture* grows, on one half as steep the reverse ([least-variance.md](least-variance.md) has both in its ablation).
   The oracle takes another peer, on another grid, for each: on VP even time for *ideal*, even log-SNR for *mixture*.
+  Below, EVODiff's rule has that choice too.
+- **Gaussians at 5, 6 and 20 calls.** On the way from 5 to 8 calls the gain of second-order peers passes 1 and their
+  error a minimum, so that on VE and VP the best peer is better at 6 calls than at 8: the oracle finds the crossing. At 20
+  calls UniPC-3 on even log-SNR is ahead: where nothing is sharp, no level deserves more calls than another.
 - **The local denoiser** is neither: its answers turn at every level where a pixel's neighbourhood changes. DEIS-3, on
   rho = 7, is up to an eighth better there, which nothing in our prior explains.
-- **Few samples decide.** From 12 calls on nearly all runs on *ideal* end at the solution's own image ("nearest"); the
-  error is that of the few that do not, and its ratio that of two small numbers: its intervals say so.
+- **Few samples decide.** From 12 calls on nearly all runs on *ideal* end at the solution's own image ("nearest"), and
+  those on *blurred* near it; the error is that of the few that do not, and its ratio that of two small numbers: its
+  intervals say so.
 - **Fréchet distances have a floor.** Samples of the converged solution are not at distance 0 either. Where both are
-  near that floor no ratio can be much below 1.
+  near that floor no ratio can be much below 1; what the converged solution itself would get is below.
 - **Fréchet distance at 5 and 6 calls.** The least error and the least distance are different aims. An average of two
   images is nearer to both than either is to the other, and has too little contrast. The best peer by distance is mostly
   one that extrapolates far, at a larger error than ours: compare "which" in the two tables of a problem. EVODiff's
