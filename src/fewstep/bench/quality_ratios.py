@@ -12,7 +12,7 @@ from torch import Tensor
 from .metrics import interval, resamples
 from .quality_results import Measurement
 
-__all__ = ["NEGLIGIBLE", "OURS", "PUBLISHED", "Cell", "Ratio", "by_frechet", "by_rmse", "geometric_mean"]
+__all__ = ["NEGLIGIBLE", "OURS", "PUBLISHED", "Cell", "Ratio", "apart", "by_frechet", "by_rmse", "geometric_mean"]
 
 OURS, PUBLISHED = "evodiff", "evodiff-published"
 RESAMPLES = 1000
@@ -76,3 +76,17 @@ def geometric_mean(ratios: Sequence[Ratio]) -> tuple[float, float, float]:
     """Over cells, with its interval; samples of the same number are resampled alike in all cells."""
     value = math.exp(sum(math.log(ratio.value) for ratio in ratios) / len(ratios))
     return value, *interval(value, torch.stack([ratio.logs for ratio in ratios]).mean(0))
+
+
+def apart(ratio: Ratio, astray: float) -> tuple[int, int, float | None]:
+    """How many samples of ours and of the peer's err by more than `astray`, and the ratio of RMSE over all others.
+
+    None where these are less than half of all.
+    """
+    ours, theirs = (torch.tensor(each.errors, dtype=torch.float64) for each in (ratio.cell.ours, ratio.peer))
+    kept = (ours <= astray) & (theirs <= astray)
+    counts = int((ours > astray).sum()), int((theirs > astray).sum())
+    if 2 * kept.sum() < len(kept):
+        return *counts, None
+    left = [max(float(each[kept].square().mean().sqrt()), NEGLIGIBLE) for each in (ours, theirs)]
+    return *counts, left[0] / left[1]
