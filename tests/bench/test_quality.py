@@ -15,7 +15,7 @@ from fewstep.bench.problems import ClassGaussians, Empirical, Entry, Problem, ga
 from fewstep.bench.problems.base import pooled
 from fewstep.bench.quality import FULL, QUICK, cells, fill, trial
 from fewstep.bench.quality_page import page
-from fewstep.bench.quality_ratios import NEGLIGIBLE, OURS, PUBLISHED, Cell, by_frechet, by_rmse, geometric_mean
+from fewstep.bench.quality_ratios import NEGLIGIBLE, OURS, PUBLISHED, Cell, apart, by_frechet, by_rmse, geometric_mean
 from fewstep.bench.quality_results import Measurement, Results
 from fewstep.cli import app
 from smooth import smooth_pictures
@@ -250,6 +250,17 @@ def test_the_page_tells_what_the_grid_and_the_converged_solution_would_gain():
         assert line.startswith(f"| exact problems | {value:.3f} (")
     alone = page([cell._replace(elsewhere=[], floor=None)], PLAN, "dev", "make quality")
     assert sum(line.startswith("| exact problems |") for line in alone.splitlines()) == 2
+
+
+def test_samples_gone_astray_are_counted_and_left_out_of_the_ratio():
+    ours = measurement(errors=[0.02, 0.02, 0.5, 0.02])
+    peer = measurement(PUBLISHED, "log-SNR", errors=[0.04, 0.04, 0.04, 0.3])
+    cell = Cell("ideal", "exact", "VE", 5, ours, [], [peer], None)
+    assert apart(by_rmse(cell), 0.1) == (1, 1, pytest.approx(0.5, rel=1e-12))
+    assert apart(by_rmse(cell), 0.03) == (1, 4, None)
+    text = page([cell, cell._replace(nfe=7), cell._replace(group="guided")], PLAN, "dev", "make quality")
+    (row,) = (line for line in text.splitlines() if line.startswith("| ideal, VE |"))
+    assert row == "| ideal, VE | 1 / 1: 0.50 | 1 / 1: 0.50 |"
 
 
 def test_the_page_names_what_is_above_the_target_and_what_was_not_measured(problems, tmp_path):
