@@ -292,6 +292,26 @@ def test_results_survive_being_read_again(tmp_path):
     assert [each.solver for each in Results(tmp_path)] == [OURS]
 
 
+def test_measurements_of_two_networks_do_not_mix(problems, tmp_path, monkeypatch):
+    def of(network):
+        def make(*told):
+            return dataclasses.replace(smooth(*told), fingerprint=network)
+
+        monkeypatch.setattr(quality, "PROBLEMS", {"smooth": Entry("exact", make)})
+
+    def filled():
+        fill(None, tmp_path, PLAN, ["smooth"], lambda text: None, again=[OURS])
+        return (tmp_path / "smooth" / "results.jsonl").read_bytes()
+
+    of("one")
+    before = filled()
+    of("another")
+    with pytest.raises(ValueError, match="holds measurements of another network: remove it"):
+        filled()
+    of("one")
+    assert sorted(filled().splitlines()) == sorted(before.splitlines())
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     images, labels = smooth_pictures()

@@ -121,10 +121,12 @@ def fill(
     """Measure what `folder` does not hold yet, problem by problem; `again` names solvers to measure anew."""
     for name in names:
         results = Results(folder / name)
+        problem = _cut(PROBLEMS[name].make(name, source), plan)
+        if problem.fingerprint is not None:
+            results.keep_to(problem.fingerprint)
         for solver in again:
             results.forget(solver)
             results.heats.forget(solver)
-        problem = _cut(PROBLEMS[name].make(name, source), plan)
         target = problem.moments() if plan.frechet and problem.moments is not None else None
         statistics = _statistics(problem, results.folder) if INFORMED in plan.peers else None
         for schedule in plan.schedules:

@@ -267,7 +267,7 @@ WHY = """## Where it loses, and why
   *mixture* grows, on one half as steep the reverse ([least-variance.md](least-variance.md) has both in its ablation).
   The oracle takes another peer, on another grid, for each: on VP even time for *ideal*, even log-SNR for *mixture*.
   Below, EVODiff's rule has that choice too.
-- **Gaussians at 5, 6 and 20 calls.** On the way from 5 to 8 calls the gain of second-order peers passes 1 and their
+- **Gaussians.** On the way from 5 to 8 calls the gain of second-order peers passes 1 and their
   error a minimum, so that on VE and VP the best peer is better at 6 calls than at 8: the oracle finds the crossing. At
   20 calls UniPC-3 on even log-SNR is ahead: where nothing is sharp, no level deserves more calls than another.
 - **The local denoiser** is neither: its answers turn at every level where a pixel's neighbourhood changes. DEIS-3, on

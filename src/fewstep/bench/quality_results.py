@@ -74,6 +74,16 @@ class Results:
     def heats(self) -> Results:
         return Results(self.folder / "heats")
 
+    def keep_to(self, fingerprint: str) -> None:
+        """Hold measurements of the network of this fingerprint, and refuse to add those of another."""
+        path = self.folder / "fingerprint.txt"
+        if not path.exists():
+            write_atomically(path, f"{fingerprint}\n".encode())
+        elif path.read_text(encoding="utf-8").strip() != fingerprint:
+            raise ValueError(
+                f"{self.folder} holds measurements of another network: remove it, or choose another folder"
+            )
+
     def __contains__(self, key: Key) -> bool:
         return key in self._found
 

@@ -40,12 +40,13 @@ class PathPrior:
 
     `modes` standard deviations, log-spaced from `smallest` to `largest`, whose energies go like s^`slope`: in
     CIFAR-10, at 16 and 32 pixels a side, the energy per unit of log s goes about like s^0.5, up to s of 12 and 22.
-    phi is `surprise` times the mean step in lam: the longer the steps, the more happens between calls that they cannot
-    tell. `surprise` and `ell` were chosen on the development problems of docs/quality.md; strongly guided
-    networks would take more surprise.
+    phi is `surprise` times the mean step in lam to the power `growth`: the longer the steps, the more happens between
+    calls that they cannot tell. These two and `ell` were chosen on the development problems of docs/quality.md;
+    strongly guided networks would take more surprise.
     """
 
-    surprise: float = 0.3
+    surprise: float = 0.26
+    growth: float = 1.5
     ell: float = 0.5
     smallest: float = math.exp(-3.5)
     largest: float = math.exp(2.7)
@@ -77,7 +78,7 @@ class Paths:
         n = np.exp(-knots)
         psi, wiener = np.sqrt(s**2 + n**2), s**2 / (s**2 + n**2)
         self.step = float(places[-1] - places[0]) / max(1, len(places) - 1)
-        surprise = 2 * prior.surprise * self.step * s * wiener * (1 - wiener)
+        surprise = 2 * prior.surprise * self.step**prior.growth * s * wiener * (1 - wiener)
         self.state: list[Functional] = []
         self._wiener: list[Functional] = []
         self._surprise: list[Functional] = []

@@ -46,6 +46,7 @@ class Problem:
     features, moments: of the images' features (N, k) the true mean and covariance; None where they are not known.
     nearest: of images, which training image each of them has become; None where that says nothing.
     images: training images, where DPM-Solver-v3 is given its statistics.
+    fingerprint: of the network, where there is one.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Problem:
     moments: Callable[[], Moments] | None = None
     nearest: Callable[[Tensor], Tensor] | None = None
     images: Tensor | None = None
+    fingerprint: str | None = None
 
     def seeds(self, samples: int) -> range:
         return range(self.first_seed, self.first_seed + samples)

@@ -158,6 +158,7 @@ def network(name: str, source: Source, guidance: float | None) -> Problem:
         features=seen,
         moments=moments if guidance is None else None,
         images=source.some(STATISTICS_IMAGES, model.shape[-1]).float() if guidance is None else None,
+        fingerprint=model.fingerprint,
     )
 
 
