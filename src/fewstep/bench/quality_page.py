@@ -270,8 +270,8 @@ WHY = """## Where it loses, and why
 - **Gaussians.** On the way from 5 to 8 calls the gain of second-order peers passes 1 and their
   error a minimum, so that on VE and VP the best peer is better at 6 calls than at 8: the oracle finds the crossing. At
   20 calls UniPC-3 on even log-SNR is ahead: where nothing is sharp, no level deserves more calls than another.
-- **The local denoiser** is neither: its answers turn at every level where a pixel's neighbourhood changes. DEIS-3, on
-  rho = 7, is up to an eighth better there, which nothing in our prior explains.
+- **The local denoiser** is neither: its answers turn at every level where a pixel's neighbourhood changes. On VE and VP
+  DEIS-3 and UniPC-3 are up to a quarter better there, which nothing in our prior explains.
 - **Few samples decide.** From 12 calls on nearly all runs on *ideal* end at the solution's own image ("nearest"), and
   those on *blurred* near it; the error is that of the few that do not, and its ratio that of two small numbers: its
   intervals say so. The table below counts them, and compares the others. On VP from 10 calls on, even time loses fewer
