@@ -147,10 +147,11 @@ both by the same regression. The call is made a little further on than the regre
 are multiplied by 1 + 0.08 h, h the mean step in λ. A sharp denoiser, asked between two images, answers with their mean;
 asked further along, it says which. The correction is planned knowing where the call was made, and leaves the least
 variance from there; for short steps nothing of this remains. It helps the Fréchet distances of 5 calls; of the error
-it takes little on sharp problems and adds a tenth under strong guidance. The weight of x stays σ_t/σ_s and the weights
-of predictions keep their sum, those of DDIM: a denoiser that answers the same everywhere is followed exactly, and all
-that is uncertain multiplies differences of predictions. The rule is linear, so that a sample cannot depend on its batch,
-nothing waits for a device, and x may be edited between calls.
+it takes little on sharp problems and adds a tenth under strong guidance.
+
+The weight of x stays σ_t/σ_s and the weights of predictions keep their sum, those of DDIM: a denoiser that answers the
+same everywhere is followed exactly, and all that is uncertain multiplies differences of predictions. The rule is
+linear, so that a sample cannot depend on its batch, nothing waits for a device, and x may be edited between calls.
 
 ## The grid
 
