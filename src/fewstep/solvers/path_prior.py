@@ -82,12 +82,14 @@ class Paths:
         self.state: list[Functional] = []
         self._wiener: list[Functional] = []
         self._surprise: list[Functional] = []
-        halves = np.diff(knots) / 2
+        halves, past, integral = np.diff(knots) / 2, 0, np.zeros((prior.modes, len(knots)))
         for k in np.cumsum([0, *parts]):
-            trapezoid = np.zeros(len(knots))
-            trapezoid[:k] += halves[:k]
-            trapezoid[1 : k + 1] += halves[:k]
-            path = np.hstack([np.ones_like(s), (surprise / psi * trapezoid) @ root])
+            trapezoid = np.zeros(k + 1 - past)
+            trapezoid[:-1] += halves[past:k]
+            trapezoid[1:] += halves[past:k]
+            integral = integral + (surprise / psi)[:, past : k + 1] * trapezoid @ root[past : k + 1]
+            past = k
+            path = np.hstack([np.ones_like(s), integral])
             self.state.append(path * psi[:, k : k + 1] * unit)
             self._wiener.append(wiener[:, k : k + 1])
             self._surprise.append(np.hstack([np.zeros_like(s), surprise[:, k : k + 1] * root[k]]) * unit)
