@@ -38,8 +38,7 @@ GROUPS = {
     "guided": Group("trained model, guided", 0.95),
 }
 WORST_RMSE, MEAN_FRECHET, WORST_FRECHET = 1.15, 0.95, 1.05
-# An RMSE of one sample: images of a problem are at least three times as far from each other.
-ASTRAY = 0.1
+ASTRAY = 0.1  # an RMSE of one sample: a twentieth of the range of pixels
 NOTHING = "–"
 
 
@@ -267,9 +266,9 @@ WHY = """## Where it loses, and why
   *mixture* grows, on one half as steep the reverse ([least-variance.md](least-variance.md) has both in its ablation).
   The oracle takes another peer, on another grid, for each: on VP even time for *ideal*, even log-SNR for *mixture*.
   Below, EVODiff's rule has that choice too.
-- **Gaussians.** On the way from 5 to 8 calls the gain of second-order peers passes 1 and their
-  error a minimum, so that on VE and VP the best peer is better at 6 calls than at 8: the oracle finds the crossing. At
-  20 calls UniPC-3 on even log-SNR is ahead: where nothing is sharp, no level deserves more calls than another.
+- **Gaussians.** On the way from 5 to 8 calls the gain of second-order peers passes 1 and their error a minimum, so that
+  on VE and VP the best peer is better at 6 calls than at 8: the oracle finds the crossing. At 20 calls UniPC-3 on even
+  log-SNR is ahead: where nothing is sharp, no level deserves more calls than another.
 - **The local denoiser** is neither: its answers turn at every level where a pixel's neighbourhood changes. On VE and VP
   DEIS-3 and UniPC-3 are up to a quarter better there, which nothing in our prior explains.
 - **Few samples decide.** From 12 calls on nearly all runs on *ideal* end at the solution's own image ("nearest"), and

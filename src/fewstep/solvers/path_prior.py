@@ -82,12 +82,13 @@ class Paths:
         self.state: list[Functional] = []
         self._wiener: list[Functional] = []
         self._surprise: list[Functional] = []
-        halves, past, integral = np.diff(knots) / 2, 0, np.zeros((prior.modes, len(knots)))
+        rate, halves = surprise / psi, np.diff(knots) / 2
+        past, integral = 0, np.zeros((prior.modes, len(knots)))
         for k in np.cumsum([0, *parts]):
             trapezoid = np.zeros(k + 1 - past)
             trapezoid[:-1] += halves[past:k]
             trapezoid[1:] += halves[past:k]
-            integral = integral + (surprise / psi)[:, past : k + 1] * trapezoid @ root[past : k + 1]
+            integral = integral + rate[:, past : k + 1] * trapezoid @ root[past : k + 1]
             past = k
             path = np.hstack([np.ones_like(s), integral])
             self.state.append(path * psi[:, k : k + 1] * unit)
