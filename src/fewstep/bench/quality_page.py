@@ -280,7 +280,8 @@ WHY = """## Where it loses, and why
 - **Fréchet distance at 5 and 6 calls.** The least error and the least distance are different aims. An average of two
   images is nearer to both than either is to the other, and has too little contrast. The best peer by distance is mostly
   one that extrapolates far, at a larger error than ours: compare "which" in the two tables of a problem. EVODiff's
-  relaxation goes that way a little; more of it costs the guided network at 5 calls.
+  calls go that way by up to a quarter; twice as far, the distance on *ideal* at 5 calls falls by a third, and the error
+  on smooth and guided problems grows by up to as much again ([least-variance.md](least-variance.md)).
 """
 ASTRAY_NOTE = """### Samples that go astray
 

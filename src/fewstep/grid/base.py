@@ -41,7 +41,7 @@ __all__ = [
 # Noise of two grey levels in images of [-1, 1]: below it nobody sees whether a run ends at t_min or at 0.
 VISIBLE = 1 / 64
 DENSITY_POINTS = 4001  # of a grid that is given by its density
-FALL, FALL_OF_FEW = 0.3, 0.6  # of `focused`
+FALL, FALL_OF_FEW = 0.22, 1.0  # of `focused`
 
 
 class GridFunction(Protocol):
@@ -164,7 +164,7 @@ def focused(
     third order ask for a density like the cube root of that. `karras` is fall = 1 / rho without a noisy side,
     `log_snr` rise = fall = 0.
 
-    `fall` None is 0.3 + 0.6 / n for n steps between noisy levels: few are better spent on what is decided than on its
+    `fall` None is 0.22 + 1 / n for n steps between noisy levels: few are better spent on what is decided than on its
     details. These numbers were chosen on the development problems of docs/quality.md.
     """
     if not 0 < center < math.inf:

@@ -13,9 +13,15 @@ With q = n_t / n_s, predictions m_0 at s, m_1, m_2, m_3 before it, and m_t at t:
 
 c minimises the expected square of x^ / alpha_t less the path's y at t, summed over the prior's modes; d that of
 x_t / alpha_t. Both know that earlier predictions were made at the solver's own states, errors included: the prior is
-carried through the steps planned so far, once, in float64, before any tensor exists. The call itself is made a little
-further on, with c times 1 + RELAXATION * (the mean step in log-SNR): a sharp denoiser answers late to a state between
-images, and the correction, planned with it, takes back what was too much. Nothing is measured at run time.
+carried through the steps planned so far, once, in float64, before any tensor exists. Nothing is measured at run time.
+
+The call itself is made further on, at c times 1 + e. x^ is a conditional mean, and has less variance than what it
+predicts; a sharp denoiser, asked at a mean of images, answers with another mean. e >= 0 restores the variance,
+
+    E |x^|^2 + 2 e P + e^2 Q = E |x_t|^2,    Q = E |d|^2,  P = E x^ d,  d the differences as weighted by c,
+
+up to e = REACH: over steps that long the prior guesses. The correction, planned with it, takes back what was too much.
+For short steps e goes like their square.
 
 Kept from DDIM are the weight of x and the sum of the weights, so that what the denoiser does not change passes exactly.
 For short steps the regression finds the derivative, and the order is at least 2.
@@ -39,7 +45,7 @@ __all__ = ["stages"]
 
 HISTORY = 4  # predictions that a row weighs
 PRIOR = PathPrior()
-RELAXATION = 0.08  # chosen on the development problems of docs/quality.md; it vanishes with the step
+REACH = 0.25  # chosen on the development problems of docs/quality.md
 RIDGE = 1e-10  # relative; keeps nearly parallel differences from large weights of opposite signs
 
 
@@ -49,46 +55,50 @@ def stages(
     *,
     prior: PathPrior = PRIOR,
     history: int = HISTORY,
-    relaxation: float = RELAXATION,
+    reach: float = REACH,
     corrected: bool = True,
 ) -> list[LinearStage]:
     """One stage per step, and with `extra` one more call at the last node, which corrects the step into it.
 
-    `prior`, `history` (1 or more), `relaxation` and `corrected=False` are for ablations: docs/least-variance.md.
+    `prior`, `history` (1 or more), `reach` and `corrected=False` are for ablations: docs/least-variance.md.
     """
     last = len(nodes) - 1 - (nodes[-1].sigma == 0)  # the last noisy node
     paths = Paths(prior, [node.lam for node in nodes[: last + 1]])
-    beyond = 1 + relaxation * paths.step
     answers: list[Functional] = []  # newest first
     moved: tuple[float, ...] = ()  # the weights of the last prediction
     y = kept = paths.state[0]  # the solver's state, and the part of it that the last step kept
     plan = []
     for i, s in enumerate(nodes[: last + extra]):
+        if i and paths.share(i - 1) == 1:
+            answers.clear()  # beyond FAR nothing changes: no difference of answers is known, and nothing to correct
         answers.insert(0, paths.answer(i, y))
         correct = None
-        if i and corrected:
-            weights = _regress(paths.state[i] - kept, answers[:history], 1 - s.nsr / nodes[i - 1].nsr)
+        if len(answers) > 1 and corrected:
+            weights = _regress(paths.state[i] - kept, answers[:history], 1 - paths.share(i - 1))
             y = kept + _sum(weights, answers)
             changes = zip_longest(weights, (0.0, *moved), fillvalue=0.0)
             correct = Row(1.0, tuple(s.alpha * (new - old) for new, old in changes))
         if i == last:
             plan.append(LinearStage(s, Row(1.0, ()), correct=correct))
             break
-        t = nodes[i + 1]
-        share = t.nsr / s.nsr
+        t, share = nodes[i + 1], paths.share(i)
         kept = share * y
-        moved = _regress(paths.state[i + 1] - kept, answers[:history], 1 - share, beyond)
+        called = i + 1 < last + extra
+        moved = _regress(paths.state[i + 1] - kept, answers[: history if share < 1 else 1], 1 - share)
+        if called and corrected:
+            moved = _reach(moved, kept, answers, paths.state[i + 1], reach)
         y = kept + _sum(moved, answers)
-        move = Row(euler_row("data", s, t).scale, tuple(t.alpha * w for w in moved))
-        more = i + 1 < last + extra
-        plan.append(LinearStage(s, move, correct=correct, keep=range((history if corrected else history - 1) * more)))
+        newest, *older = moved
+        newest += share - t.nsr / s.nsr  # nothing but for nodes beyond FAR
+        move = Row(euler_row("data", s, t).scale, tuple(t.alpha * w for w in (newest, *older)))
+        plan.append(LinearStage(s, move, correct=correct, keep=range((history if corrected else history - 1) * called)))
     if last < len(nodes) - 1:
         plan.append(LinearStage(nodes[last], euler_row("data", *nodes[-2:])))
     return plan
 
 
-def _regress(target: Functional, answers: Sequence[Functional], gain: float, beyond: float = 1.0) -> tuple[float, ...]:
-    """The weights of `answers`, of the sum `gain`, that leave the least of `target`, times `beyond` in differences."""
+def _regress(target: Functional, answers: Sequence[Functional], gain: float) -> tuple[float, ...]:
+    """The weights of `answers`, of the sum `gain`, that leave the least of `target`."""
     weights = np.zeros(len(answers))
     weights[0] = gain
     if len(answers) > 1:
@@ -96,10 +106,24 @@ def _regress(target: Functional, answers: Sequence[Functional], gain: float, bey
         sizes = np.linalg.norm(differences, axis=1) + math.ulp(0)
         unit = differences / sizes[:, None]
         gram = unit @ unit.T + RIDGE * np.eye(len(unit))
-        found = np.linalg.solve(gram, unit @ (target - gain * answers[0]).ravel()) * beyond / sizes
+        found = np.linalg.solve(gram, unit @ (target - gain * answers[0]).ravel()) / sizes
         weights[:-1] += found
         weights[1:] -= found
     return tuple(weights.tolist())
+
+
+def _reach(
+    weights: tuple[float, ...], kept: Functional, answers: Sequence[Functional], path: Functional, most: float
+) -> tuple[float, ...]:
+    """`weights` with their differences 1 + e times as large: the state that they make then varies as the path does."""
+    changes = (weights[0] - sum(weights), *weights[1:])  # DDIM gives the newest all of the sum
+    y, d = kept + _sum(weights, answers), _sum(changes, answers)
+    missing, p, q = np.vdot(path, path) - np.vdot(y, y), np.vdot(y, d), np.vdot(d, d)
+    if missing <= 0:
+        return weights
+    reached = p + math.sqrt(p**2 + q * missing)  # missing / e, the form of the root that does not cancel
+    e = float(missing / reached) if missing < most * reached else most
+    return tuple(w + e * change for w, change in zip(weights, changes, strict=True))
 
 
 def _sum(weights: Sequence[float], answers: Sequence[Functional]) -> Functional:

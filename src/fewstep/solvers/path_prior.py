@@ -58,11 +58,13 @@ class Paths:
     """The prior along a run whose calls and end are at the half log-SNRs `lams`, rising, infinite ones included.
 
     state[i] is y at node i on the path; `answer(i, y)` what the denoiser says there at any y. Both in units of s, by
-    the root of the mode's share of the energy. `step` is the mean distance of nodes.
+    the root of the mode's share of the energy. place[i] is where the prior has node i, lam as far as FAR: `share(i)`,
+    n_t / n_s of the step from node i, is of these places. `step` is their mean distance.
     """
 
     def __init__(self, prior: PathPrior, lams: Sequence[float]):
         places = np.clip(lams, -FAR, FAR)
+        self.place: list[float] = places.tolist()
         parts = [max(1, math.ceil((t - s) / KNOT)) for s, t in pairwise(places)]
         knots = np.concatenate(
             [
@@ -94,6 +96,10 @@ class Paths:
             self.state.append(path * psi[:, k : k + 1] * unit)
             self._wiener.append(wiener[:, k : k + 1])
             self._surprise.append(np.hstack([np.zeros_like(s), surprise[:, k : k + 1] * root[k]]) * unit)
+
+    def share(self, i: int) -> float:
+        """What is left of y in the step from node i, if all else is the denoiser's: 1 if both nodes are beyond FAR."""
+        return math.exp(self.place[i] - self.place[i + 1])
 
     def answer(self, i: int, y: Functional) -> Functional:
         """D at node i, from the state y that a solver has reached."""
