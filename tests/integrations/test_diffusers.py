@@ -401,7 +401,7 @@ def test_a_loop_of_steps_compiles_to_one_graph(name, config, shape):
     close(compiled, loop(scheduled(5, **options), latents(*shape)), 1e-6)
 
 
-@pytest.mark.parametrize("name", ["unipc-3", "dpmpp-2m"])
+@pytest.mark.parametrize("name", ["evodiff", "unipc-3", "dpmpp-2m"])
 def test_gradients_pass_through_linear_solvers(name):
     def loss(weight):
         scheduler, x = scheduled(5, solver=name, **FLOW), latents()
@@ -470,14 +470,19 @@ def test_saved_and_loaded_it_is_the_same(tmp_path, config):
         assert torch.equal(pull(scheduler, latents()), pull(again, latents()))
 
 
+def options(scheduler):
+    """The config without diffusers' own notes on it."""
+    return {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+
+
 def test_every_compatible_scheduler_takes_the_config_and_gives_it_back(caplog):
-    scheduler = EVODiffScheduler(beta_schedule="scaled_linear", beta_start=0.001, steps_offset=1)
+    scheduler = EVODiffScheduler(beta_schedule="scaled_linear", beta_start=0.001, beta_end=0.015, steps_offset=1)
     others = {other.__name__: other for other in scheduler.compatibles}
     others.pop("DPMSolverSDEScheduler", None)  # needs torchsde
     assert len(others) >= 15
     for name, other in others.items():
         back = EVODiffScheduler.from_config(other.from_config(scheduler.config).config)
-        for key, value in scheduler.config.items():
+        for key, value in options(scheduler).items():
             assert back.config[key] == value, (name, key)
     assert not [record for record in caplog.records if "EVODiffScheduler" in record.getMessage()]
 
@@ -509,11 +514,10 @@ def test_configs_of_flows():
         assert scheduler.config.get("base_shift") == 0.4
         kept = {key: scheduler.config[key] for key in config if key not in ("shift", "base_shift")}
         assert kept == {key: config[key] for key in kept}
-        assert dict(EVODiffScheduler.from_config(scheduler.config).config) == {
-            **scheduler.config, "_class_name": "EVODiffScheduler",
-        } or EVODiffScheduler.from_config(scheduler.config).config == scheduler.config  # fmt: skip
-    again = EVODiffScheduler.from_config(scheduler.config, flow_shift=5.0)
-    assert again.config.flow_shift == 5.0
+        assert options(EVODiffScheduler.from_config(scheduler.config)) == options(scheduler)
+    for changed in ({"flow_shift": 5.0}, {"shift": 5.0}):
+        assert EVODiffScheduler.from_config(source, **changed).config.flow_shift == 5.0
+        assert EVODiffScheduler.from_config(scheduler.config, **changed).config.flow_shift == 5.0
     back = diffusers.FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
     assert back.config.shift == 3.0
 
@@ -525,9 +529,51 @@ def test_flow_configs_of_unipc_keep_what_they_say():
     assert scheduler.config.use_flow_sigmas
 
 
-def test_edm_preconditioning_is_refused():
+def test_what_another_scheduler_left_at_its_defaults_is_the_models_all_the_same():
+    """diffusers drops such keys on the way to another class, whose defaults may be others."""
+    source = diffusers.KDPM2DiscreteScheduler()
+    scheduler = EVODiffScheduler.from_config(source.config)
+    assert (scheduler.config.beta_start, scheduler.config.beta_end) == (0.00085, 0.012)
+    torch.testing.assert_close(scheduler.alphas_cumprod, source.alphas_cumprod)
+
+
+def test_the_shifted_snr_of_cogvideox():
+    source = diffusers.CogVideoXDDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    scheduler = EVODiffScheduler.from_config(source.config)
+    assert scheduler.config.snr_shift_scale == 3.0
+    torch.testing.assert_close(scheduler.alphas_cumprod[:-1], source.alphas_cumprod[:-1].float(), rtol=1e-4, atol=1e-7)
+
+
+def test_a_flow_of_any_class():
+    """HeliosScheduler's config has `shift`, and leaves use_flow_sigmas at its default."""
+    scheduler = EVODiffScheduler.from_config({"shift": 2.0, "use_flow_sigmas": True, "stages": 3,
+                                              "_use_default_values": ["use_flow_sigmas", "shift"]})  # fmt: skip
+    assert scheduler.config.use_flow_sigmas
+    assert scheduler.config.flow_shift == 2.0
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_edm_preconditioning_is_refused(named):
+    """With the class's name, as in saved pipelines, and without, as diffusers keeps a config in memory."""
+    config = diffusers.EDMEulerScheduler(sigma_data=0.5).config
     with pytest.raises(ValueError, match="EDM's preconditioning"):
-        EVODiffScheduler.from_config({"_class_name": "EDMEulerScheduler", "sigma_data": 0.5})
+        EVODiffScheduler.from_config({**config, "_class_name": "EDMEulerScheduler"} if named else config)
+
+
+@pytest.mark.parametrize("config", [
+    {"_class_name": "UnCLIPScheduler", "beta_schedule": "squaredcos_cap_v2", "variance_type": "fixed_small_log"},
+    {"_class_name": "IPNDMScheduler", "trained_betas": None},
+    {"num_train_timesteps": 2000, "snr": 0.15, "sigma_min": 0.01, "sigma_max": 1348.0},
+    {"scaler": 1.0, "s": 0.008},
+])  # fmt: skip
+def test_configs_that_do_not_say_the_noise_levels_are_refused(config):
+    with pytest.raises(ValueError, match="does not say which noise levels"):
+        EVODiffScheduler.from_config(config)
+
+
+def test_a_keyword_that_is_not_ours_is_refused():
+    with pytest.raises(TypeError, match="no option shfit"):
+        EVODiffScheduler.from_config(EVODiffScheduler().config, shfit=5.0)
 
 
 def test_a_config_changed_after_construction_counts():
@@ -559,6 +605,23 @@ def test_noise_for_training_is_that_of_the_table():
     got = scheduler.add_noise(x, noise, timesteps)
     reference = diffusers.DDPMScheduler().add_noise(x.float(), noise.float(), timesteps)
     torch.testing.assert_close(got.float(), reference, rtol=1e-4, atol=1e-4)
+    scheduler.set_timesteps(5)  # changes nothing: neither is a timestep of this run
+    torch.testing.assert_close(scheduler.add_noise(x, noise, timesteps), got)
+
+
+def test_noise_for_training_of_a_flow_is_that_of_its_time():
+    scheduler, x, noise = scheduled(5, **FLOW), latents(), latents(seed=1)
+    close(scheduler.add_noise(x, noise, torch.tensor([123.0])), 0.877 * x + 0.123 * noise)
+
+
+def test_continuous_timesteps_are_a_quarter_of_log_sigma():
+    scheduler = EVODiffScheduler(timestep_type="continuous")
+    training = scheduler.timesteps
+    scheduler.set_timesteps(timesteps=[1.2, 0.4, -0.5])
+    close(scheduler.timesteps.double(), torch.tensor([1.2, 0.4, -0.5], dtype=torch.float64), 1e-6)
+    close(scheduler.sigmas[:3].log().double() / 4, scheduler.timesteps.double(), 1e-6)
+    reference = diffusers.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction")
+    close(training.double(), reference.timesteps.double(), 1e-4)
 
 
 def test_noise_of_a_begun_run_is_that_of_its_next_step():

@@ -16,6 +16,7 @@ once, in `set_timesteps`, and every `step` is one stage of the plan. It differs 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -35,12 +36,16 @@ from ..solvers.base import choice
 from ..solvers.evodiff import RULES
 from ..table import SOLVERS
 from .differences import as_differences
-from .diffusers_levels import Levels, betas, levels, table_of, training_levels
+from .diffusers_levels import Levels, betas, level, levels, table_of, training_levels
 
 __all__ = ["EVODiffScheduler"]
 
 AUTO = "auto"
 FLOW = "FlowMatchEulerDiscreteScheduler"
+BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas")
+# Where the source left these at its defaults, they are the model's all the same, and ours may differ.
+OF_THE_MODEL = (*BETAS, "num_train_timesteps", "prediction_type", "rescale_betas_zero_snr", "snr_shift_scale")
+WITH_OWN_TABLE = ("UnCLIPScheduler", "IPNDMScheduler")  # whose configs do not say all of it
 
 
 class Memory(NamedTuple):
@@ -65,7 +70,8 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     All others are those of diffusers' multistep and flow schedulers: which noise levels, what the model predicts,
     thresholding. `use_lu_lambdas` is even steps of log-SNR, `timestep_type="continuous"` tells the model log(sigma) / 4
-    as EulerDiscrete does. `lower_order_final=False` lets the last step have the solver's full order.
+    as EulerDiscrete does, `snr_shift_scale` is CogVideoX's. `lower_order_final=False` lets the last step have the
+    solver's full order.
     """
 
     _compatibles = [*(scheduler.name for scheduler in KarrasDiffusionSchedulers), FLOW]  # noqa: RUF012
@@ -92,6 +98,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         steps_offset: int = 0,
         final_sigmas_type: str = "zero",
         rescale_betas_zero_snr: bool = False,
+        snr_shift_scale: float = 1.0,
         lambda_min_clipped: float = -float("inf"),
         use_karras_sigmas: bool = False,
         use_exponential_sigmas: bool = False,
@@ -138,9 +145,19 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """From the config of any scheduler of a diffusion or flow-matching model; see docs/diffusers.md."""
+        """From the config of any scheduler of a diffusion or flow-matching model; see docs/diffusers.md.
+
+        Raises:
+            ValueError: for a config that does not say which noise levels the model knows.
+            TypeError: for a keyword that is not ours. `shift` is `flow_shift`, as in the configs of flows.
+        """
+        if "shift" in kwargs:
+            kwargs["flow_shift"] = kwargs.pop("shift")
+        unknown = kwargs.keys() - inspect.signature(cls.__init__).parameters
+        if unknown and not return_unused_kwargs:
+            raise TypeError(f"EVODiffScheduler has no option {', '.join(sorted(unknown))}")
         if isinstance(config, dict):
-            config = _translated(config)
+            config = _translated(config, set(inspect.signature(cls.__init__).parameters))
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     @property
@@ -303,17 +320,21 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return sample
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha * original_samples + sigma * noise at `timesteps`; in a run with a begin index, at its next step."""
+        """alpha * original_samples + sigma * noise at `timesteps`; in a run with a begin index, at its next step.
+
+        A timestep of the run is the run's level; any other is the one that the model was trained with.
+        """
         x = original_samples.float() if original_samples.element_size() < 4 else original_samples
-        alpha: float | Tensor
-        sigma: float | Tensor
         if self._begin_index is not None:
-            _, alpha, sigma = self._nodes[self._begin_index if self._step_index is None else self._step_index]
+            nodes = [self._nodes[self._begin_index if self._step_index is None else self._step_index]]
         else:
-            clock = self._clock.to(x.device)
-            place = (clock - timesteps.to(clock).reshape(-1, 1)).abs().argmin(1)
-            table = torch.tensor([node[1:] for node in self._nodes], dtype=x.dtype, device=x.device)
-            alpha, sigma = table[place].reshape(-1, 2, *[1] * (x.ndim - 1)).unbind(1)
+            planned = dict(zip(self._clock.tolist(), self._nodes, strict=False))
+            nodes = [
+                planned[time] if time in planned else level(self.config, self._schedule, time)
+                for time in timesteps.flatten().tolist()
+            ]
+        levels = torch.tensor([node[1:] for node in nodes], dtype=x.dtype).to(x.device)
+        alpha, sigma = levels.reshape(-1, 2, *[1] * (x.ndim - 1)).unbind(1)
         return (alpha * x + sigma * noise).to(original_samples.dtype)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
@@ -348,15 +369,25 @@ def _solver(config: Any, flow: bool, channels: int | None) -> Solver:
     return solver  # type: ignore[no-any-return]
 
 
-def _translated(config: dict[str, Any]) -> dict[str, Any]:
+def _translated(config: dict[str, Any], ours: set[str]) -> dict[str, Any]:
     """A config in our terms: a flow's says so by its class or its `shift` alone."""
     name = str(config.get("_class_name", ""))
-    if name.startswith("EDM"):
+    flow = name.startswith("FlowMatch") or ("shift" in config and "beta_schedule" not in config)
+    told = flow or config.get("use_flow_sigmas") or any(key in config for key in BETAS)
+    if name.startswith("EDM") or ("sigma_data" in config and not told):
         raise ValueError(
-            f"{name} is for models that take EDM's preconditioning from their scheduler, which this one does not do: "
-            "keep it, or wrap the model as a denoiser for fewstep.sample"
+            f"{name or 'this config'} is for models that take EDM's preconditioning from their scheduler, which "
+            "EVODiffScheduler does not do: keep it, or wrap the model as a denoiser for fewstep.sample"
         )
-    if not name.startswith("FlowMatch") and ("shift" not in config or "beta_schedule" in config):
-        return config
-    own = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": config.get("shift", 1.0)}
-    return {"_class_name": FLOW, **config, **own}  # without a class, diffusers warns of keys that only flows have
+    foreign = {key for key in config if not key.startswith("_")} - ours
+    if name in WITH_OWN_TABLE or (foreign and not told):
+        raise ValueError(
+            f"{name or 'this config'} does not say which noise levels its model knows (neither betas nor a flow): "
+            "keep its scheduler, or build EVODiffScheduler(trained_betas=...) yourself"
+        )
+    own: dict[str, Any] = {}
+    if flow:
+        own = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": config.get("shift", 1.0)}
+        config = {"_class_name": FLOW, **config}  # without a class, diffusers warns of keys that only flows have
+    defaults = [key for key in config.get("_use_default_values", ()) if key not in (*OF_THE_MODEL, *own)]
+    return {**config, **own, "_use_default_values": defaults}

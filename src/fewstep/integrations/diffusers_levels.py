@@ -14,7 +14,7 @@ levels of a run follow from it as in diffusers, except that
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ from ..grid import Grid, beta, checked, focused, karras, leading, linspace, log_
 from ..schedule import EDM, ZERO_SNR_FLOOR, Discrete, Flow, Node
 from ..solvers.base import choice
 
-__all__ = ["Levels", "betas", "levels", "table_of", "training_levels"]
+__all__ = ["Levels", "betas", "level", "levels", "table_of", "training_levels"]
 
 Array = NDArray[np.float64]
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
@@ -59,6 +59,10 @@ def betas(config: Any) -> Array:
     else:
         choice("beta_schedule", config.beta_schedule, BETA_SCHEDULES)
         found = start + (end - start) / (1 + np.exp(-np.linspace(-SIGMOID_END, SIGMOID_END, size)))
+    if config.snr_shift_scale != 1:
+        table = np.cumprod(1 - found)  # SNR divided by the scale, as CogVideoX has it
+        table /= config.snr_shift_scale + (1 - config.snr_shift_scale) * table
+        found = 1 - table / np.concatenate([[1.0], table[:-1]])
     return _zero_snr(found) if config.rescale_betas_zero_snr else found
 
 
@@ -86,11 +90,23 @@ def training_levels(config: Any, schedule: Discrete | Flow) -> Levels:
     if isinstance(schedule, Discrete):
         times = range(len(schedule.alphas_cumprod) - 1, -1, -1)
         nodes = (*map(schedule.node, times), schedule.node(schedule.t_clean))
-        return Levels(nodes, np.array(times, dtype=np.float32))
+        told = _continuous(nodes) if config.timestep_type == "continuous" else np.array(times, dtype=np.float32)
+        return Levels(nodes, told)
     size = config.num_train_timesteps
     ratio = config.flow_shift
     values = [ratio * i / (size + (ratio - 1) * i) for i in range(size, 0, -1)]
     return _told(config, [*values, 0.0])
+
+
+def level(config: Any, schedule: Discrete | Flow, timestep: float) -> Node:
+    """The noise level that the model was trained with at what it is told, whatever a run plans."""
+    if isinstance(schedule, Flow):
+        share = timestep / config.num_train_timesteps
+        sigma = 1 - share if config.invert_sigmas else share
+        return Node(sigma, 1 - sigma, sigma)
+    if config.timestep_type == "continuous":
+        return _at_ratio(schedule, math.exp(4 * timestep))
+    return schedule.node(timestep)
 
 
 def levels(
@@ -164,7 +180,7 @@ def _discrete(config: Any, schedule: Discrete, steps: int, sigmas: Array | None,
         nodes = [_at_ratio(schedule, sigma) for sigma in sigmas.tolist()]
         nodes.append(_end(config, schedule, nodes[-1]))
     elif timesteps is not None:
-        nodes = [schedule.node(t) for t in timesteps.tolist()]
+        nodes = [level(config, schedule, t) for t in timesteps.tolist()]
         nodes.append(_end(config, schedule, nodes[-1]))
     elif grid is not None:
         low = schedule.node(schedule.t_min).nsr if config.sigma_min is None else config.sigma_min
@@ -173,9 +189,14 @@ def _discrete(config: Any, schedule: Discrete, steps: int, sigmas: Array | None,
     else:
         nodes = list(_spaced_in_time(config, schedule, steps))
     if config.timestep_type == "continuous":
-        return Levels(tuple(nodes), np.array([math.log(node.nsr) / 4 for node in nodes[:-1]], dtype=np.float32))
+        return Levels(tuple(nodes), _continuous(nodes))
     times = np.array([node.time for node in nodes[:-1]])
     return Levels(tuple(nodes), times.astype(np.int64 if (times == times.round()).all() else np.float32))
+
+
+def _continuous(nodes: Sequence[Node]) -> NDArray[np.float32]:
+    """What models of continuous time are told: log(sigma) / 4, as in EDM."""
+    return np.array([math.log(node.nsr) / 4 for node in nodes[:-1]], dtype=np.float32)
 
 
 def _at_ratio(schedule: Discrete, ratio: float) -> Node:
