@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import fewstep
@@ -208,6 +209,26 @@ def test_statistics_of_another_model_are_refused(sample, model, data, tmp_path):
     plain = estimated(model, data, "gamma", tmp_path, "--label", "none")
     result = sample("--solver", "analytic-dpm", "--statistics", plain)
     assert_refused(result, FAILED, "was estimated from another model", "no classes", "estimate again")
+
+
+def test_a_run_is_not_continued_with_other_statistics(sample, files, model, data, tmp_path):
+    arguments = ("--solver", "analytic-dpm", "--label", "all")
+    assert sample(*arguments, "--statistics", files["gamma"], n=2).exit_code == DONE
+    other = estimated(model, data, "gamma", tmp_path, "--seed", 5)
+    result = sample(*arguments, "--statistics", other, n=2)
+    assert_refused(result, FAILED, "another run", "statistics was", "choose another --out")
+
+
+def test_a_run_is_not_continued_with_other_weights(sample, model, tmp_path):
+    assert sample(n=2).exit_code == DONE
+    weights = model / "diffusion_pytorch_model.safetensors"
+    before = weights.read_bytes()
+    try:
+        tensors = load_file(weights)
+        save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, weights)
+        assert_refused(sample(n=2), FAILED, "another run", "weights was", "choose another --out")
+    finally:
+        weights.write_bytes(before)
 
 
 def test_statistics_that_nobody_asked_for_are_refused(sample, files):

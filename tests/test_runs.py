@@ -117,7 +117,9 @@ def test_a_finished_run_is_complete(tmp_path, as_npz):
 
 
 def test_another_run_is_refused_and_what_differs_is_said(tmp_path, as_npz):
-    Run(tmp_path, SETTINGS, as_npz).finish("done")
+    run = Run(tmp_path, SETTINGS, as_npz)
+    run.add(IMAGES)
+    run.finish("done")
     with pytest.raises(FileExistsError, match=r"another run \(seed was 0, now 7\): choose another --out, or"):
         Run(tmp_path, {**SETTINGS, "seed": 7}, as_npz)
 
@@ -167,3 +169,10 @@ def test_a_record_that_is_not_ours_is_not_touched(tmp_path, content, overwrite):
 def test_a_folder_with_other_files_is_fine(tmp_path):
     (tmp_path / "photo.png").write_bytes(png(IMAGES[0]))
     assert Run(tmp_path, SETTINGS).made == 0
+
+
+def test_a_run_that_failed_before_its_first_image_does_not_hold_the_folder(tmp_path, as_npz):
+    Run(tmp_path, SETTINGS, as_npz).write_record("running")
+    run = Run(tmp_path, {**SETTINGS, "seed": 7}, as_npz)
+    run.add(IMAGES)
+    assert run.finish("done")["settings"]["seed"] == 7

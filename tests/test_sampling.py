@@ -334,3 +334,16 @@ def test_noise_does_not_depend_on_batch_type_or_call():
     single = fs.sample(half, noise.float(), solver=Jitter(), seeds=[9, 8, 7, 6])
     # Ten steps of float32 on numbers that begin at 80 times unit Gaussians.
     torch.testing.assert_close(single.double(), whole, rtol=0, atol=10 * 4 * 80 * 2**-24)
+
+
+@pytest.mark.parametrize("seeds", [np.arange(2), np.arange(2, dtype=np.int32), torch.arange(2)])
+def test_seeds_may_be_of_numpy_and_torch(seeds):
+    assert torch.equal(fs.unit_noise(seeds, (3,)), fs.unit_noise(range(2), (3,)))
+    noise = torch.zeros(2, 3)
+    drawn = [fs.sample(half, noise, solver=Jitter(), seeds=each) for each in (seeds, range(2))]
+    assert torch.equal(*drawn)
+
+
+def test_seeds_are_integers():
+    with pytest.raises(TypeError, match=r"seeds must be integers, one a sample; got \[0.5\]"):
+        fs.unit_noise([0.5], (3,))

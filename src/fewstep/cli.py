@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -138,8 +139,10 @@ def sample(
         denoiser = _conditioned(loaded, label, guidance)
         chosen = _informed({solver: chosen}, statistics, loaded, label, guidance)[solver]
         settings = {
-            "model": model, "solver": solver, "solver_options": repr(chosen), "nfe": nfe, "n": n, "seed": seed,
-            "grid": grid, "label": label, "guidance": guidance, "device": device, "format": "npz" if npz else "png",
+            "model": model, "weights": loaded.fingerprint, "solver": solver, "solver_options": repr(chosen),
+            "nfe": nfe, "n": n, "seed": seed, "grid": grid, "label": label, "guidance": guidance, "device": device,
+            "format": "npz" if npz else "png",
+            "statistics": [hashlib.sha256(path.read_bytes()).hexdigest() for path in statistics or []],
             "versions": _versions(),
         }  # fmt: skip
         run = Run(out, settings, npz, overwrite)

@@ -31,7 +31,7 @@ class Run:
         check_writable(folder)
         self.previous = self._read_record()
         if self.previous is not None and self.previous["settings"] != self.settings:
-            if not overwrite:
+            if not overwrite and self._images():  # a run that failed before its first image holds nothing
                 changed = _differences(self.previous["settings"], self.settings)
                 raise FileExistsError(f"{folder} holds another run ({changed}): choose another --out, or --overwrite")
             for stale in self._images():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -158,7 +159,16 @@ def unit_noise(
 
     Drawn on the CPU in float32, so that a seed means the same image in any batch and on any device.
     """
-    return _drawn([torch.Generator().manual_seed(seed) for seed in seeds], shape).to(device=device, dtype=dtype)
+    generators = [torch.Generator().manual_seed(seed) for seed in _integers(seeds)]
+    return _drawn(generators, shape).to(device=device, dtype=dtype)
+
+
+def _integers(seeds: Iterable[int]) -> list[int]:
+    """Of Python, numpy or torch."""
+    try:
+        return [operator.index(seed) for seed in seeds]
+    except TypeError as error:
+        raise TypeError(f"seeds must be integers, one a sample; got {seeds!r}") from error
 
 
 def _drawn(generators: Iterable[torch.Generator], shape: Sequence[int]) -> Tensor:
@@ -169,7 +179,7 @@ def _step_noise(
     solver: Solver, start: Node, stages: Sequence[Stage], x: Tensor, seeds: Iterable[int] | None
 ) -> Callable[[], Tensor]:
     """What draws unit noise like `x` for the steps of a stochastic plan."""
-    numbers = None if seeds is None else list(seeds)
+    numbers = None if seeds is None else _integers(seeds)
     if numbers is None:
         if stages[0].node != start or any(stage.noise for stage in stages):
             raise ValueError(f"{solver!r} draws noise: give seeds=, one integer a sample, such as range({len(x)})")

@@ -226,3 +226,12 @@ def test_a_flow_needs_the_velocity_field():
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         fs.DEIS(**options)
+
+
+def test_nodes_where_the_clock_stands_still_are_refused():
+    """Beyond the noise levels of a table, where a scheduler's Karras sigmas may lie."""
+    schedule = fs.Discrete(np.linspace(0.999, 0.005, 1000).tolist())
+    nodes = [fs.Node(999.0, (1 + nsr**2) ** -0.5, nsr * (1 + nsr**2) ** -0.5) for nsr in (700.0, 300.0, 100.0, 30.0)]
+    with pytest.raises(ValueError, match="stands still beyond its noise levels"):
+        fs.DEIS(3).plan(schedule, nodes)
+    assert np.isfinite([fs.DEIS(3, "rhoab").plan(schedule, nodes)[2].move.weights]).all()

@@ -146,3 +146,9 @@ def test_a_flow_needs_velocities():
     with pytest.raises(ValueError, match='field="velocity"'):
         ERA().plan(fs.Flow(), nodes)
     assert len(ERA(field="velocity").plan(fs.Flow(), nodes)) == 6
+
+
+def test_nodes_of_one_time_are_refused():
+    nodes = [fs.Node(999.0 if i < 6 else 500.0, *nodes[1:]) for i, nodes in enumerate(fs.log_snr(fs.EDM(), 7))]
+    with pytest.raises(ValueError, match="two nodes are at the same one"):
+        ERA().plan(fs.EDM(), nodes)

@@ -66,7 +66,9 @@ class EDMModel:
 
         def denoise(x: Tensor, t: float) -> Tensor:
             if wanted.ndim and wanted.shape != x.shape[:1]:
-                raise ValueError(f"labels must be one for all or one a sample; got {len(wanted)} for {len(x)} samples")
+                raise ValueError(
+                    f"labels must be one for all or one a sample, shape {(len(x),)}; got shape {tuple(wanted.shape)}"
+                )
             return self._denoised(x, t, wanted)
 
         if guidance == 1:

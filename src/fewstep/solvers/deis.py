@@ -94,6 +94,11 @@ class DEIS:
         u, points = lam, np.array(past[::-1])
         if by_clock:
             u, points = clock(schedule, lam), clock(schedule, points)
+            if len(np.unique(points)) < len(points):
+                raise ValueError(
+                    'variant="tab" extrapolates in the schedule\'s clock, which stands still beyond its noise levels '
+                    f'({schedule!r}): keep the nodes between them, or use variant="rhoab"'
+                )
         weights = []
         for k, point in enumerate(points):
             others = np.delete(points, k)[:, None]

@@ -134,6 +134,11 @@ class ERA:
 
     def _table(self, times: Sequence[float], time: float) -> Table:
         """For predictions at `times`, oldest first, and a guess at `time`."""
+        if len({*times, time}) <= len(times):
+            raise ValueError(
+                f"ERA interpolates in time, and two nodes are at the same one (times {[*times, time]!r}): keep the "
+                "noise levels between those of the schedule"
+            )
         rungs = _ladder(len(times), self.bases)
         rows = []
         for _, chosen in rungs:
