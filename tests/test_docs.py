@@ -2,9 +2,12 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+
+import fewstep as fs
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,12 +49,19 @@ def test_the_short_example_runs():
     exec(BLOCKS[0], names)
     assert names["horses"].shape == (16, 3, 32, 32)
     assert len([line for line in BLOCKS[0].splitlines() if line.strip()]) == 5
+    exec(BLOCKS[2], names)
+    assert names["varied"].shape == names["latent"].shape == (16, 3, 32, 32)
+    # Twenty calls there and back, of different solvers.
+    back = fs.integrate(names["model"], names["latent"], names["backwards"][::-1], schedule=names["model"].schedule)
+    assert (back - names["horses"]).square().mean().sqrt() < 0.2
 
 
 def test_the_example_with_a_network_of_your_own_runs():
     names = {
         "alphas_cumprod": [0.999 * 0.99**i for i in range(1000)],
-        "network": lambda x, t, prompt: 0.1 * x + 0.01 * prompt,
+        "unet": lambda x, t, encoder_hidden_states: SimpleNamespace(
+            sample=0.1 * x + 0.01 * encoder_hidden_states + 0 * t.reshape(2, 1, 1, 1)
+        ),
         "prompt": 1.0,
         "empty": 0.0,
         "noise": torch.randn(2, 4, 8, 8),

@@ -131,7 +131,7 @@ def test_wrong_labels_are_refused(labels):
 
 
 def test_a_wrong_number_of_labels_is_refused():
-    with pytest.raises(ValueError, match="one for all or one a sample, shape \(5,\); got shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"one for all or one a sample, shape \(5,\); got shape \(2,\)"):
         model().conditioned([0, 1])(images(5), 1.0)
 
 

@@ -174,8 +174,12 @@ equal mixture of two, where the solution is that of UniPC-3 in 10,000 steps. A d
 but the solver's own error. For a stochastic solver the figure is the order of its standard deviations on the
 Gaussian, computed without sampling (on a Gaussian a run is linear in the noise that it draws).
 
-The name is the one that the command line knows, the state what is kept between calls, x apart. "Compared with" says
-what the tests hold the solver against: goldens are numbers that other people's code produced.
+The name is the one that the command line knows; calls a step are the most that one step costs; the state is what is
+kept between calls, x apart. "uniform", where a solver has no grid of its own, is `fewstep.uniform`: log-SNR on EDM and
+VP, time on tables and flows. "clock_quadratic" is DEIS's own, on VP that of `time_quadratic`. Both are what these
+solvers take when no grid is given. The flow is run from σ = 0.999: from pure noise solvers that predict noise need
+`field="velocity"`. "Compared with" says what the tests hold the solver against: goldens are numbers that other people's
+code produced.
 """
 ENDS = """
 How to read it. The Gaussian can flatter: over the whole range of noise, on a grid uniform in log-SNR, the h² errors
@@ -187,7 +191,9 @@ iterations weigh their second-order term by a prior that tends to 1/2. Published
 step left out (`lower_order_final=False`): its factors do not tend to those of a second-order rule. With it, on EDM, it
 does not converge: the printed last step leaves an error of about σ_min, and a fitted 1.2 is that floor meeting the
 rest from the other side. The paper's Theorem 4.6 claims second order; Algorithm 1 as printed reaches it in our
-reading, the published code does not.
+reading, the published code does not. DPM-Solver-v3, `re-v3` and Analytic-DPM are measured with stand-in statistics of
+no model (`EMS.constant()`, `Gamma.gaussian()`), with which v3 is DPM-Solver++ with v3's corrector; with statistics of a
+model no order was measured.
 
 ## How a run should end
 

@@ -169,7 +169,8 @@ Nodes are spent where the conditional entropy falls: densest near n = 4, thinnin
 proportion to a power of n as the power of natural images does, and faster towards pure noise, where little is decided.
 Of all that was tuned the grid is worth most: on a steep one 5 to 8 calls find most of the decisions of sharp problems.
 Smooth ones would take half the steepness. The clean side falls faster for few calls than for many (the exponent is
-0.22 + 1 / steps): few are better spent on what is decided, many leave less error there than in the details.
+0.22 + 1 / steps): few are better spent on what is decided, many leave less error there than in the details. Peers gain
+less from it: on the same grid none of those below has less error than the default on any of these problems.
 """
 MEASURED = """
 ## Ablation

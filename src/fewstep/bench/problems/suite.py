@@ -28,6 +28,7 @@ FEW_CLASSES = 2  # of the Gaussians at full size, whose eigenvectors take a whil
 IDEAL_IMAGES = 2000
 LOCAL_IMAGES = 500
 STATISTICS_IMAGES = 1000  # that DPM-Solver-v3 is told the statistics of
+MANY, MANY_GAUSSIAN, MANY_NETWORK = 512, 256, 192  # samples that Fréchet distances are of
 CLASSIFIED_IMAGES = 1000  # of each class, for the moments of a classifier's features
 # Of UniPC-3. Twice as many change the solution by less than a twentieth of the best solver's error after 20 calls:
 # tests/bench/test_problems.py. On the network they change it by 0.0001, at guidance 7.5 by 0.0005.
@@ -89,7 +90,7 @@ def class_gaussians(name: str, source: Source) -> Problem:
         source.split.first_seed,
         lambda seeds: ClassGaussians(mixture, tuple(seed % len(classes) for seed in seeds)),
         steps=None,
-        many=256,
+        many=MANY_GAUSSIAN,
         moments=lambda: pooled_moments(mixture.moments(), mixture.shape),
     )
 
@@ -102,7 +103,7 @@ def mixture_of_classes(name: str, source: Source) -> Problem:
         source.split.first_seed,
         lambda seeds: mixture,
         STEPS,
-        many=512,
+        many=MANY,
         moments=lambda: pooled_moments(mixture.moments(), mixture.shape),
         images=source.some(STATISTICS_IMAGES),
     )
@@ -118,7 +119,7 @@ def empirical(name: str, source: Source, blur: float) -> Problem:
         lambda seeds: law,
         STEPS,
         samples=256,  # runs that end at another image than the solution decide the error: few a cell
-        many=512,
+        many=MANY,
         moments=lambda: pooled_moments(law.moments(), shape),
         nearest=None if blur else law.nearest,
     )
@@ -153,7 +154,7 @@ def network(name: str, source: Source, guidance: float | None) -> Problem:
         law,
         STEPS,
         samples=16,
-        many=192,
+        many=MANY_NETWORK,
         dtype=torch.float32,
         features=seen,
         moments=moments if guidance is None else None,
