@@ -413,6 +413,16 @@ def overhead(out: Page = None, debug: Debug = False) -> None:
 
 
 @bench.command()
+def levels(model: Model = DEFAULT_MODEL, out: Page = None, debug: Debug = False) -> None:
+    """Measure what noise levels are worth to the scheduler for diffusers, on the schedules of well-known models."""
+    with _errors(debug):
+        from .bench.levels import page
+        from .integrations.diffusers import EVODiffScheduler
+
+        _write_page(out, lambda: page(_load(model, "cpu"), EVODiffScheduler, _say))
+
+
+@bench.command()
 def variance(data: Data = CIFAR10, model: Model = DEFAULT_MODEL, out: Page = None, debug: Debug = False) -> None:
     """Measure what each part of EVODiff's default is worth, on the development problems."""
     with _errors(debug):
