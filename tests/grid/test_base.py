@@ -228,7 +228,7 @@ def test_focused_without_a_noisy_side_is_karras():
 
 @pytest.mark.parametrize(
     ("options", "center", "rise", "fall"),
-    [({}, 4, 0.6, 0.3 + 0.6 / 400), ({"center": 6, "rise": 0.45, "fall": 0.2}, 6, 0.45, 0.2)],
+    [({}, 4, 0.6, 0.22 + 1 / 400), ({"center": 6, "rise": 0.45, "fall": 0.2}, 6, 0.45, 0.2)],
 )
 def test_focused_steps_are_in_inverse_proportion_to_the_density(options, center, rise, fall):
     lams = np.array([n.lam for n in focused(EDM(), 400, **options)])

@@ -134,6 +134,6 @@ INTRODUCTION = """# Overhead
 
 What the solvers themselves cost, written by `make bench-overhead`: runs of {calls} calls of a denoiser that returns a
 ready tensor, medians of {rounds} runs of each in turn, {few} of large tensors, {threads} threads ({machine}). Ours is
-the whole push loop, with its checks; of schedulers it is `step` and `scale_model_input` alone. "With set-up" adds what
-is done once a run: planning, and `set_timesteps`. Compare ratios, not microseconds.
+the whole loop of `fewstep.sample`, without the model; of schedulers it is `step` and `scale_model_input` alone. "With
+set-up" adds what is done once a run: planning, and `set_timesteps`. Compare ratios, not microseconds.
 """
