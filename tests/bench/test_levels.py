@@ -45,7 +45,7 @@ def test_a_pull_is_what_the_library_draws(name):
     pulled = levels._pulled(scheduler, law, noise, 6)
     nodes = scheduler._nodes
     by_time = {node.time: node for node in nodes}
-    solver = levels.UniPC(order=2)
+    solver = fs.UniPC(order=2)
     pushed = fs.integrate(
         lambda x, t: law.denoised(x, by_time[t]), noise, nodes, solver=solver, schedule=scheduler._schedule
     )

@@ -50,6 +50,15 @@ def replay(nodes, stages, change=()):
     return errors
 
 
+def assert_least(nodes, stages, i, name, used, error):
+    """No shift of weight between neighbours of the row's first `used` leaves less than `error`."""
+    for newer in range(used - 1):
+        for size in (1e-2, -1e-2):
+            addition = np.zeros(used)
+            addition[newer : newer + 2] = size, -size
+            assert replay(nodes, stages, [(i, name, addition)])[i, name] >= error * (1 - 1e-9)
+
+
 def at_the_mean(steps=8):
     nodes = fs.focused(fs.EDM(), steps)
     return nodes, evodiff_variance.stages(nodes, False, reach=0.0)
@@ -66,11 +75,7 @@ def test_no_other_weights_of_the_same_sum_leave_less_variance(plan, rows, steps)
         if name not in rows:
             continue
         used = len(getattr(stages[i], name).weights) - (name == "correct" and i > 3)  # but for what it takes back
-        for newer in range(used - 1):
-            for size in (1e-2, -1e-2):
-                addition = np.zeros(used)
-                addition[newer : newer + 2] = size, -size
-                assert replay(nodes, stages, [(i, name, addition)])[i, name] >= error * (1 - 1e-9)
+        assert_least(nodes, stages, i, name, used, error)
 
 
 def test_peers_leave_more_variance_from_the_same_state():
@@ -112,12 +117,7 @@ def test_differences_reach_a_quarter_further_at_most():
 
 def test_the_last_prediction_is_not_called_and_stays_the_mean():
     nodes, stages = planned(steps=5)
-    least = replay(nodes, stages)[4, "move"]
-    for newer in range(3):
-        for size in (1e-2, -1e-2):
-            addition = np.zeros(4)
-            addition[newer : newer + 2] = size, -size
-            assert replay(nodes, stages, [(4, "move", addition)])[4, "move"] >= least * (1 - 1e-9)
+    assert_least(nodes, stages, 4, "move", 4, replay(nodes, stages)[4, "move"])
 
 
 @over_schedules

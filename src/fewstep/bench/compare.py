@@ -44,9 +44,15 @@ class Counted:
         return self.denoiser(x, t)
 
 
-def converged(denoiser: Denoiser, noise: Tensor, schedule: Schedule, nfe: int = CONVERGED_NFE) -> Tensor:
-    """The solution that every solver tends to from this noise."""
-    return sample(denoiser, noise, nfe=nfe, solver=CONVERGED_SOLVER, schedule=schedule)
+def converged(
+    denoiser: Denoiser,
+    noise: Tensor,
+    schedule: Schedule,
+    nfe: int = CONVERGED_NFE,
+    grid: GridFunction | None = None,
+) -> Tensor:
+    """The solution that every solver tends to from this noise, where `grid` ends, or UniPC-3's own if it is None."""
+    return sample(denoiser, noise, nfe=nfe, solver=CONVERGED_SOLVER, schedule=schedule, grid=grid)
 
 
 def compare(

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from ..grid import log_snr
 from ..prediction import from_denoised
-from ..sampling import sample, unit_noise
+from ..sampling import unit_noise
 from ..schedule import Discrete, Flow, Node, Schedule
-from ..solvers import UniPC
-from .compare import CONVERGED_NFE
+from .compare import CONVERGED_NFE, converged
 from .markdown import table
 from .problems.network import Reclocked
 
@@ -61,14 +60,7 @@ def rmses(
     law = Reclocked(denoiser, model.schedule)
     noise = unit_noise(range(IMAGES), model.shape)
     schedule = _schedule(scheduler(**config))
-    exact = sample(
-        lambda x, t: law.denoised(x, schedule.node(t)),
-        noise,
-        nfe=CONVERGED_NFE,
-        solver=UniPC(order=3),
-        schedule=schedule,
-        grid=log_snr(to_zero=True),
-    )
+    exact = converged(lambda x, t: law.denoised(x, schedule.node(t)), noise, schedule, grid=log_snr(to_zero=True))
 
     def error(solver: str, levels: Mapping[str, bool], nfe: int) -> float:
         images = _pulled(scheduler(solver=solver, **config, **levels), law, noise, nfe)

@@ -29,7 +29,7 @@ from .problems import PROBLEMS, Problem, Source
 from .quality_ratios import NEGLIGIBLE, OURS, PUBLISHED, Cell
 from .quality_results import Key, Measurement, Results
 
-__all__ = ["FULL", "OURS_ELSEWHERE", "QUICK", "SETTINGS", "Plan", "cells", "fill", "trial"]
+__all__ = ["FULL", "OURS_ELSEWHERE", "QUICK", "SETTINGS", "SINGLE_IMAGES", "Plan", "cells", "fill", "trial"]
 
 CONVERGED = "converged"
 OWN_GRID = "own"
@@ -54,8 +54,8 @@ SETTINGS: Mapping[str, Setting] = {
     "VP": Setting(VPLinear(), {"log-SNR": log_snr, "ρ = 7": karras, "time": time_uniform}),
     "flow": Setting(Flow(), {"time": time_uniform, "log-SNR": log_snr, "ρ = 7": karras}),
 }
-# Where EVODiff() runs besides its own grid and the peers': the best on the ideal denoiser of the split "dev".
-OURS_ELSEWHERE: Mapping[str, Grid] = {"focused(center=3, rise=1, fall=1)": focused(center=3, rise=1, fall=1)}
+SINGLE_IMAGES = focused(center=3, rise=1, fall=1)  # the best on the ideal denoiser of the split "dev"
+OURS_ELSEWHERE: Mapping[str, Grid] = {repr(SINGLE_IMAGES): SINGLE_IMAGES}  # besides its own grid and the peers'
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ..solvers.path_prior import PathPrior
 from .markdown import table
 from .metrics import rmses
 from .problems import PROBLEMS, Problem, Source
+from .quality import SINGLE_IMAGES
 
 __all__ = ["VARIANTS", "Variant", "page", "ratios"]
 
@@ -73,7 +74,7 @@ VARIANTS: Mapping[str, Variant] = {
     "on a grid of one fall for all": Variant(EVODiff(), focused(fall=0.36)),
     "on a grid half as steep": Variant(EVODiff(), focused(rise=0.3, fall=0.18)),
     "on a grid twice as steep": Variant(EVODiff(), focused(rise=1.2, fall=0.72)),
-    "on a grid for single images": Variant(EVODiff(), focused(center=3, rise=1, fall=1)),
+    "on a grid for single images": Variant(EVODiff(), SINGLE_IMAGES),
     "on even log-SNR": Variant(EVODiff(), log_snr),
     "on Karras' grid": Variant(EVODiff(), karras),
     "published EVODiff on this grid": Variant(EVODiff("published"), focused),

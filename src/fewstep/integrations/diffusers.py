@@ -153,11 +153,12 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         if "shift" in kwargs:
             kwargs["flow_shift"] = kwargs.pop("shift")
-        unknown = kwargs.keys() - inspect.signature(cls.__init__).parameters
+        ours = set(inspect.signature(cls.__init__).parameters)
+        unknown = kwargs.keys() - ours
         if unknown and not return_unused_kwargs:
             raise TypeError(f"EVODiffScheduler has no option {', '.join(sorted(unknown))}")
         if isinstance(config, dict):
-            config = _translated(config, set(inspect.signature(cls.__init__).parameters))
+            config = _translated(config, ours)
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     @property

@@ -101,8 +101,7 @@ def training_levels(config: Any, schedule: Discrete | Flow) -> Levels:
 def level(config: Any, schedule: Discrete | Flow, timestep: float) -> Node:
     """The noise level that the model was trained with at what it is told, whatever a run plans."""
     if isinstance(schedule, Flow):
-        share = timestep / config.num_train_timesteps
-        sigma = 1 - share if config.invert_sigmas else share
+        sigma = _flow_sigma(config, timestep)
         return Node(sigma, 1 - sigma, sigma)
     if config.timestep_type == "continuous":
         return _at_ratio(schedule, math.exp(4 * timestep))
@@ -237,8 +236,7 @@ def _spaced_in_time(config: Any, schedule: Discrete, steps: int) -> tuple[Node, 
 def _flow(config: Any, steps: int, sigmas: Array | None, mu: float | None, timesteps: Array | None) -> Levels:
     size = config.num_train_timesteps
     if sigmas is None and timesteps is not None:
-        values = timesteps / size
-        return _told(config, [*(1 - values if config.invert_sigmas else values).tolist(), 0.0])
+        return _told(config, [*(_flow_sigma(config, t) for t in timesteps.tolist()), 0.0])
     grid, to_zero = _spaced_in_sigma(config), config.final_sigmas_type == "zero"
     if sigmas is not None:
         values = sigmas
@@ -253,6 +251,11 @@ def _flow(config: Any, steps: int, sigmas: Array | None, mu: float | None, times
         return _told(config, _flow_between(config, grid, values, steps))
     # Custom levels that end above sigma = 0 have no level of their own to end at.
     return _told(config, values.tolist() if len(values) > steps else [*values.tolist(), 0.0])
+
+
+def _flow_sigma(config: Any, timestep: float) -> float:
+    share: float = timestep / config.num_train_timesteps
+    return 1 - share if config.invert_sigmas else share
 
 
 def _shifted(config: Any, values: Array, mu: float | None) -> Array:
