@@ -354,7 +354,8 @@ def test_a_step_reads_and_uploads_no_number_and_solves_no_system(name, begin):
         for t in scheduler.timesteps[begin or 0 :]:
             x = scheduler.step(output, t, x, return_dict=False)[0]
     assert not operations.names & (WAITS | UPLOADS)
-    assert not [name for name in operations.names if "linalg" in name or "solve" in name]
+    systems = {name for name in operations.names if "linalg" in name or "solve" in name}
+    assert systems <= {"linalg_vector_norm"}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

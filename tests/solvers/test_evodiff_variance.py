@@ -11,15 +11,17 @@ import fewstep as fs
 from fewstep.grid import trailing
 from fewstep.sampling import plan
 from fewstep.solvers import evodiff_variance
+from fewstep.solvers.base import State
 from fewstep.solvers.path_prior import PathPrior, Paths
 
 SCHEDULES = [fs.EDM(), fs.VPLinear(), fs.Flow()]
 over_schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 
 
-def planned(schedule=SCHEDULES[0], steps=8, **options):
+def planned(schedule=SCHEDULES[0], steps=8, extra=False):
+    """Without the limit to the last stage, which is as linear then as the others."""
     nodes = fs.focused(schedule, steps)
-    return nodes, fs.EVODiff(**options).plan(schedule, nodes)
+    return nodes, evodiff_variance.stages(nodes, extra, limit=math.inf)
 
 
 def replay(nodes, stages, change=()):
@@ -61,7 +63,7 @@ def assert_least(nodes, stages, i, name, used, error):
 
 def at_the_mean(steps=8):
     nodes = fs.focused(fs.EDM(), steps)
-    return nodes, evodiff_variance.stages(nodes, False, reach=0.0)
+    return nodes, evodiff_variance.stages(nodes, False, reach=0.0, limit=math.inf)
 
 
 @pytest.mark.parametrize("steps", [3, 5, 8])
@@ -94,7 +96,7 @@ def test_calls_are_made_at_states_as_varied_as_the_path():
     nodes = fs.focused(fs.EDM(), 12)
     paths = Paths(PathPrior(), [node.lam for node in nodes])
     y, past, ratios = paths.state[0], [], []
-    for i, stage in enumerate(evodiff_variance.stages(nodes, False, reach=9.0)):
+    for i, stage in enumerate(evodiff_variance.stages(nodes, False, reach=9.0, limit=math.inf)):
         past.insert(0, paths.answer(i, y))
         for row, share in ((stage.correct, 1.0), (stage.move, nodes[i + 1].nsr / nodes[i].nsr)):
             if row is not None:  # alpha is 1 on this schedule
@@ -118,6 +120,59 @@ def test_differences_reach_a_quarter_further_at_most():
 def test_the_last_prediction_is_not_called_and_stays_the_mean():
     nodes, stages = planned(steps=5)
     assert_least(nodes, stages, 4, "move", 4, replay(nodes, stages)[4, "move"])
+
+
+def test_the_last_step_is_linear_where_changes_go_on_and_ddim_where_they_have_ended():
+    """In each sample: of one batch, one that goes on, one that has decided, and one that has almost."""
+    nodes, stages = planned(steps=5)
+    linear, last = stages[-1], evodiff_variance.stages(nodes, False)[-1]
+    generator = torch.Generator().manual_seed(0)
+    older = torch.randn(4, 3, 6, generator=generator, dtype=torch.float64)  # of each call, newest first
+    newest = older[0] + torch.tensor([[1.0], [0.0], [1e-3]]) * (older[0] - older[1])
+    x = torch.randn(3, 6, generator=generator, dtype=torch.float64)
+    got, _ = last(State(None, tuple(older)), x, newest)
+    free, _ = linear(State(None, tuple(older)), x, newest)
+    corrected = linear.correct.apply(x, (newest, *older))
+    ddim = linear.move.scale * corrected + sum(linear.move.weights) * newest
+    torch.testing.assert_close(got[0], free[0], rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(got[1], ddim[1], rtol=1e-13, atol=1e-13)
+    added = (got - ddim).norm(dim=1)[2].item()
+    assert added == pytest.approx(last.limit * (newest - older[0])[2].norm().item(), rel=1e-9)
+    assert (free - ddim).norm(dim=1)[2] > 100 * added
+
+
+def test_the_limit_is_what_the_prior_expects_and_a_quarter():
+    nodes, stages = planned(steps=5)
+    paths = Paths(PathPrior(), [node.lam for node in nodes])
+    y, past = paths.state[0], []
+    for i, stage in enumerate(stages):
+        past.insert(0, paths.answer(i, y))
+        for row, share in ((stage.correct, 1.0), (stage.move, nodes[i + 1].nsr / nodes[i].nsr)):
+            if row is not None:  # alpha is 1 on this schedule
+                y = share * y + sum(w * m for w, m in zip(row.weights, past, strict=False))
+    total = sum(stages[-1].move.weights)
+    added = sum(w * m for w, m in zip(stages[-1].move.weights, past, strict=False)) - total * past[0]
+    expected = np.linalg.norm(added) / np.linalg.norm(past[0] - past[1])
+    assert evodiff_variance.stages(nodes, False)[-1].limit == pytest.approx(1.25 * expected, rel=1e-9)
+
+
+def test_a_denoiser_that_has_decided_is_believed():
+    """Of two images: from most starts one of them is reached, closer than by the regression alone."""
+    images = torch.randn(2, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def denoiser(x, sigma):
+        return torch.softmax(-(torch.cdist(x, images) ** 2) / (2 * sigma**2), dim=1) @ images
+
+    def away(stages):
+        x, state = 80 * torch.randn(256, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64), None
+        for stage in stages:
+            x, state = stage(state, x, denoiser(x, stage.node.sigma))
+        return torch.cdist(x, images).min(dim=1).values
+
+    nodes, stages = planned(steps=5)
+    limited, free = away(evodiff_variance.stages(nodes, False)), away(stages)
+    noise = nodes[-1].sigma * math.sqrt(12)  # what a state still has at sigma_min
+    assert limited.median() < 1.5 * noise < free.median() / 10
 
 
 @over_schedules
@@ -205,7 +260,7 @@ def test_noise_in_answers_is_not_enlarged_where_the_prior_sees_no_difference():
 
 
 def test_an_extra_call_corrects_the_last_step():
-    nodes, stages = planned(steps=6, lower_order_final=False)
+    nodes, stages = planned(steps=6, extra=True)
     assert len(stages) == 7
     assert stages[-1].node == nodes[-1]
     errors = replay(nodes, stages)
@@ -214,10 +269,12 @@ def test_an_extra_call_corrects_the_last_step():
 
 @over_schedules
 def test_it_keeps_four_predictions_at_most(schedule):
-    _, stages = planned(schedule, 12)
-    assert max(len(stage.keep) for stage in stages) == 4
-    assert not any(stage.hold for stage in stages)
-    assert len(stages[-1].keep) == 0
+    nodes = fs.focused(schedule, 12)
+    *linear, last = fs.EVODiff().plan(schedule, nodes)
+    assert max(len(stage.keep) for stage in linear) == 4
+    assert not any(stage.hold for stage in linear)
+    _, state = last(State(None, (torch.zeros(1, 2),) * 4), torch.zeros(1, 2), torch.ones(1, 2))
+    assert state == (None, ())
 
 
 def test_channels_are_not_for_it():

@@ -12,8 +12,8 @@ import torch
 from ..grid import Grid, focused, karras, log_snr
 from ..schedule import EDM, Node, Schedule
 from ..solvers import DEIS, IPNDM, DPMSolverPP, EVODiff, Solver, UniPC
-from ..solvers.base import LinearStage, spend
-from ..solvers.evodiff_variance import HISTORY, PRIOR, REACH, stages
+from ..solvers.base import Stage, spend
+from ..solvers.evodiff_variance import HISTORY, LIMIT, PRIOR, REACH, stages
 from ..solvers.path_prior import PathPrior
 from .markdown import table
 from .metrics import rmses
@@ -29,22 +29,24 @@ NAMES = ("mixture", "ideal", "blurred-0.15", "model", "guided-4", "guided-7.5")
 
 @dataclass(frozen=True)
 class LeastVariance:
-    """The rule with another prior, fewer predictions, calls elsewhere or no correction."""
+    """The rule with another prior, fewer predictions, calls elsewhere, another limit or no correction."""
 
     prior: PathPrior = PRIOR
     history: int = HISTORY
     reach: float = REACH
+    limit: float = LIMIT
     corrected: bool = True
     grid: ClassVar[Grid] = focused
     calls_per_step: ClassVar[int] = 1
 
-    def plan(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None = None) -> list[LinearStage]:
+    def plan(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None = None) -> list[Stage]:
         plan = stages(
             nodes,
             False,
             prior=self.prior,
             history=self.history,
             reach=self.reach,
+            limit=self.limit,
             corrected=self.corrected,
         )
         return spend(plan, nfe, len(nodes) - 1)
@@ -70,6 +72,8 @@ VARIANTS: Mapping[str, Variant] = {
     "calls at the conditional mean": Variant(LeastVariance(reach=0.0)),
     "half the reach": Variant(LeastVariance(reach=REACH / 2)),
     "twice the reach": Variant(LeastVariance(reach=REACH * 2)),
+    "the last step without a limit": Variant(LeastVariance(limit=math.inf)),
+    "the last step by DDIM": Variant(LeastVariance(limit=0.0)),
     "no correction": Variant(LeastVariance(corrected=False)),
     "on a grid of one fall for all": Variant(EVODiff(), focused(fall=0.36)),
     "on a grid half as steep": Variant(EVODiff(), focused(rise=0.3, fall=0.18)),

@@ -13,7 +13,7 @@ With q = n_t / n_s, predictions m_0 at s, m_1, m_2, m_3 before it, and m_t at t:
 
 c minimises the expected square of x^ / alpha_t less the path's y at t, summed over the prior's modes; d that of
 x_t / alpha_t. Both know that earlier predictions were made at the solver's own states, errors included: the prior is
-carried through the steps planned so far, once, in float64, before any tensor exists. Nothing is measured at run time.
+carried through the steps planned so far, once, in float64, before any tensor exists.
 
 The call itself is made further on, at c times 1 + e. x^ is a conditional mean, and has less variance than what it
 predicts; a sharp denoiser, asked at a mean of images, answers with another mean. e >= 0 restores the variance,
@@ -22,6 +22,16 @@ predicts; a sharp denoiser, asked at a mean of images, answers with another mean
 
 up to e = REACH: over steps that long the prior guesses. The correction, planned with it, takes back what was too much.
 For short steps e goes like their square.
+
+Nothing takes back what the last prediction does too much. A denoiser that has decided by then differs little in its
+newest answers and much in older ones, and c, made for changes that go on, adds them. So what the differences add,
+d = sum_j c_j (m_j - m_j+1), is made smaller in samples where it is larger, beside |m_0 - m_1|, than LIMIT times what
+the prior expects:
+
+    d  <-  d min(1, limit |m_0 - m_1| / |d|),    limit = LIMIT sqrt(E |d|^2 / E |m_0 - m_1|^2)
+
+The prior's own answers never change so, and those of no smooth denoiser do over short steps. This factor is all that
+is measured at run time.
 
 Kept from DDIM are the weight of x and the sum of the weights, so that what the denoiser does not change passes exactly.
 For short steps the regression finds the derivative, and the order is at least 2.
@@ -34,11 +44,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise, zip_longest
+from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..schedule import Node
-from .base import LinearStage, Row, euler_row
+from .base import LinearStage, Row, Stage, State, euler_row
 from .path_prior import Functional, PathPrior, Paths
 
 __all__ = ["stages"]
@@ -46,7 +59,35 @@ __all__ = ["stages"]
 HISTORY = 4  # predictions that a row weighs
 PRIOR = PathPrior()
 REACH = 0.25  # chosen on the development problems of docs/quality.md
+LIMIT = 1.25  # likewise
 RIDGE = 1e-10  # relative; keeps nearly parallel differences from large weights of opposite signs
+
+
+class LastStage(NamedTuple):
+    """The last prediction: `base`, and what the differences of predictions add, limited in each sample.
+
+    base: the correction of x and DDIM's step, in one row. added: on the newest prediction and those before it; no
+    more than `limit` |m_0 - m_1| comes of it.
+    """
+
+    node: Node
+    base: Row
+    added: Row
+    limit: float
+    noise: float = 0.0
+
+    def __call__(self, state: State, x: Tensor, denoised: Tensor) -> tuple[Tensor, State]:
+        past = (denoised, *state.past)
+        added = self.added.apply(past[0], past[1:])
+        allowed = self.limit * _size(past[0] - past[1])
+        share = (allowed / _size(added).clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=1)
+        return self.base.apply(x, past).addcmul_(share, added), State(None, ())
+
+
+def _size(x: Tensor) -> Tensor:
+    """The norm of each sample of (B, *), as (B, 1, ...)."""
+    size: Tensor = torch.linalg.vector_norm(x[:, None], dim=tuple(range(1, x.ndim + 1)), keepdim=True)
+    return size[:, 0]
 
 
 def stages(
@@ -56,18 +97,19 @@ def stages(
     prior: PathPrior = PRIOR,
     history: int = HISTORY,
     reach: float = REACH,
+    limit: float = LIMIT,
     corrected: bool = True,
-) -> list[LinearStage]:
+) -> list[Stage]:
     """One stage per step, and with `extra` one more call at the last node, which corrects the step into it.
 
-    `prior`, `history` (1 or more), `reach` and `corrected=False` are for ablations: docs/least-variance.md.
+    `prior`, `history` (1 or more), `reach`, `limit` and `corrected=False` are for ablations: docs/least-variance.md.
     """
     last = len(nodes) - 1 - (nodes[-1].sigma == 0)  # the last noisy node
     paths = Paths(prior, [node.lam for node in nodes[: last + 1]])
     answers: list[Functional] = []  # newest first
     moved: tuple[float, ...] = ()  # the weights of the last prediction
     y = kept = paths.state[0]  # the solver's state, and the part of it that the last step kept
-    plan = []
+    plan: list[Stage] = []
     for i, s in enumerate(nodes[: last + extra]):
         if i and paths.share(i - 1) == 1:
             answers.clear()  # beyond FAR nothing changes: no difference of answers is known, and nothing to correct
@@ -91,6 +133,9 @@ def stages(
         newest, *older = moved
         newest += share - t.nsr / s.nsr  # nothing but for nodes beyond FAR
         move = Row(euler_row("data", s, t).scale, tuple(t.alpha * w for w in (newest, *older)))
+        if not called and len(moved) > 1 and limit < math.inf:
+            plan.append(_last_stage(s, move, correct, answers, limit))
+            continue
         plan.append(LinearStage(s, move, correct=correct, keep=range((history if corrected else history - 1) * called)))
     if last < len(nodes) - 1:
         plan.append(LinearStage(nodes[last], euler_row("data", *nodes[-2:])))
@@ -116,7 +161,7 @@ def _reach(
     weights: tuple[float, ...], kept: Functional, answers: Sequence[Functional], path: Functional, most: float
 ) -> tuple[float, ...]:
     """`weights` with their differences 1 + e times as large: the state that they make then varies as the path does."""
-    changes = (weights[0] - sum(weights), *weights[1:])  # DDIM gives the newest all of the sum
+    changes = _changes(weights)
     y, d = kept + _sum(weights, answers), _sum(changes, answers)
     missing, p, q = np.vdot(path, path) - np.vdot(y, y), np.vdot(y, d), np.vdot(d, d)
     if missing <= 0:
@@ -124,6 +169,19 @@ def _reach(
     reached = p + math.sqrt(p**2 + q * missing)  # missing / e, the form of the root that does not cancel
     e = float(missing / reached) if missing < most * reached else most
     return tuple(w + e * change for w, change in zip(weights, changes, strict=True))
+
+
+def _last_stage(s: Node, move: Row, correct: Row | None, answers: Sequence[Functional], limit: float) -> LastStage:
+    changes, total = _changes(move.weights), sum(move.weights)
+    taken = correct.weights if correct else ()
+    base = Row(move.scale, tuple(a + move.scale * b for a, b in zip_longest((total,), taken, fillvalue=0.0)))
+    expected = np.linalg.norm(_sum(changes, answers)) / np.linalg.norm(answers[0] - answers[1])
+    return LastStage(s, base, Row(changes[0], changes[1:]), limit * float(expected))
+
+
+def _changes(weights: Sequence[float]) -> tuple[float, ...]:
+    """What `weights` differ by from DDIM's, which gives the newest answer all of their sum."""
+    return weights[0] - sum(weights), *weights[1:]
 
 
 def _sum(weights: Sequence[float], answers: Sequence[Functional]) -> Functional:
