@@ -28,10 +28,10 @@ RULES = {"published": evodiff_published, "paper": evodiff_paper}
 class EVODiff:
     """The EVODiff solver.
 
-    `mode` picks the reading. The default, "least-variance", is the one to use: docs/quality.md. It is linear, its
-    weights are made when a run is planned, and it runs on `fewstep.grid.focused`; the others, kept to compare with, on
-    `uniform`. `lower_order_final=False` corrects the last step too, at the price of one more call where the grid ends
-    above sigma = 0.
+    `mode` picks the reading. The default, "least-variance", is the one to use: docs/quality.md. Its weights are made
+    when a run is planned, all but one factor in the last step, and it runs on `fewstep.grid.focused`; the others, kept
+    to compare with, on `uniform`. `lower_order_final=False` corrects the last step too, at the price of one more call
+    where the grid ends above sigma = 0.
 
     Of the others alone: `channel_dim` is the dimension that holds channels: "published" measures each sample and
     channel apart, "paper" each sample; use -1 for packed latents (B, L, C), or None to measure each sample as a whole.
