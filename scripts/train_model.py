@@ -98,7 +98,6 @@ class TrainingConfig:
     label_dropout: float
     ema: list[float]
     precision: str
-    compile: bool
     checkpoint_every: int
 
     def rate(self, seen: int) -> float:
@@ -273,7 +272,6 @@ def train(
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a plain kill leaves a checkpoint as well
     settings, started = config.training, time.monotonic()
-    called = torch.compile(network) if settings.compile else network
     total = settings.images // settings.batch
     every = max(1, settings.checkpoint_every // settings.batch)
     columns = (TextColumn("{task.fields[loss]}"), BarColumn(), TextColumn("{task.completed:,}/{task.total:,} images"))
@@ -284,7 +282,7 @@ def train(
                 rate = settings.rate(step * settings.batch)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                loss = edm_loss(called, config, *make_batch(images, labels, config, step))
+                loss = edm_loss(network, config, *make_batch(images, labels, config, step))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
