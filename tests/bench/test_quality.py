@@ -248,6 +248,10 @@ def test_the_page_tells_what_the_grid_and_the_converged_solution_would_gain():
     rmse, frechet, best, converged = (line for line in text.splitlines() if line.startswith("| exact problems |"))
     for line, value in ((rmse, 2.0), (frechet, 3.0), (best, 0.5), (converged, 0.25)):
         assert line.startswith(f"| exact problems | {value:.3f} (")
+    assert "It is above 1 in 0 of the\n1 cells where EVODiff()'s is above 1.05." in text
+    beyond = cell._replace(nfe=6, floor=measurement("converged", frechet=2.0, frechets=[2.0]))
+    both = page([cell, beyond, cell._replace(nfe=8, ours=peer)], PLAN, "dev", "make quality")
+    assert "above 1 in 1 of the\n2 cells" in both
     alone = page([cell._replace(elsewhere=[], floor=None)], PLAN, "dev", "make quality")
     assert sum(line.startswith("| exact problems |") for line in alone.splitlines()) == 2
 

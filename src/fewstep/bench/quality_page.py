@@ -85,7 +85,7 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
         parts += [ANYWHERE.format(grids=", ".join(OURS_ELSEWHERE)), _errors([_at_best(cell) for cell in anywhere])]
     floors = [cell._replace(ours=cell.floor) for cell in measured if cell.floor is not None]
     if floors:
-        parts += [CONVERGED, _distances(floors)]
+        parts += [_converged(measured), _distances(floors)]
     parts.append(CELLS)
     for (problem, schedule), rows in groupby(cells, key=lambda cell: (cell.problem, cell.schedule)):
         parts.append(f"### {problem}, {schedule}\n")
@@ -116,6 +116,13 @@ def _errors(cells: Sequence[Cell]) -> str:
 def _distances(cells: Sequence[Cell]) -> str:
     ratios = [ratio for cell in cells if (ratio := by_frechet(cell)) is not None]
     return _summary(ratios, dict.fromkeys(GROUPS, MEAN_FRECHET), WORST_FRECHET)
+
+
+def _converged(cells: Sequence[Cell]) -> str:
+    above = [cell for cell in cells if (ratio := by_frechet(cell)) is not None and ratio.value > WORST_FRECHET]
+    floors = [by_frechet(cell._replace(ours=cell.floor)) for cell in above if cell.floor is not None]
+    beyond = sum(floor is not None and floor.value > 1 for floor in floors)
+    return CONVERGED.format(beyond=beyond, above=len(above), worst=WORST_FRECHET)
 
 
 def _at_best(cell: Cell) -> Cell:
@@ -295,8 +302,9 @@ WHY = """## Where it loses, and why
 - **Fréchet distance at 5 and 6 calls.** The least error and the least distance are different aims. An average of two
   images is nearer to both than either is to the other, and has too little contrast. The best peer by distance is mostly
   one that extrapolates far, at a larger error than ours: compare "which" in the two tables of a problem. EVODiff's
-  calls go that way by up to a quarter; twice as far, the distance on *ideal* at 5 calls falls by a third, and the error
-  on smooth and guided problems grows by up to as much again ([least-variance.md](least-variance.md)).
+  calls go that way by up to a quarter, its last step not at all in samples that have decided by then. A grid that
+  decides more at 5 calls has less distance on single images, more on the network, and more error on smooth problems
+  ([least-variance.md](least-variance.md)).
 """
 ASTRAY_NOTE = """### Samples that go astray
 
@@ -311,7 +319,8 @@ grid, the peers' and `{grids}`, after the fact.
 """
 CONVERGED = """### The converged solution in our place
 
-What a distance can be at all: that of the converged solution, over the best peer's.
+What a distance can be at all: that of the converged solution, over the best peer's. It is above 1 in {beyond} of the
+{above} cells where EVODiff()'s is above {worst:g}.
 """
 CELLS = """## Every cell
 
