@@ -167,7 +167,7 @@ The last prediction is not called, and stays the mean, within a limit. No call t
 sharp denoiser has often decided by then: its newest answers are the same, older ones differ, and weights made for
 changes that go on add what is over. So in each sample what the differences add is cut to 1.25 times what the prior
 expects beside the newest of them; where nothing changed between the last two calls the step is DDIM's. Without that
-the Fréchet distance on single images at 5 calls is a fifth to a half larger. Smooth problems hardly reach the limit.
+the Fréchet distance on single images at 5 calls is a quarter to a half larger. Smooth problems hardly reach the limit.
 
 The weight of x stays σ_t/σ_s and the weights of predictions keep their sum, those of DDIM: a denoiser that answers the
 same everywhere is followed exactly, and all that is uncertain multiplies differences of predictions. But for that one
