@@ -403,7 +403,7 @@ def test_a_loop_of_steps_compiles_to_one_graph(name, config, shape):
 
 
 @pytest.mark.parametrize("name", ["evodiff", "unipc-3", "dpmpp-2m"])
-def test_gradients_pass_through_linear_solvers(name):
+def test_gradients_pass_through_the_default_and_linear_solvers(name):
     def loss(weight):
         scheduler, x = scheduled(5, solver=name, **FLOW), latents()
         for t in scheduler.timesteps:

@@ -119,6 +119,7 @@ def _distances(cells: Sequence[Cell]) -> str:
 
 
 def _converged(cells: Sequence[Cell]) -> str:
+    """How many of the distances above the target no solver true to the ODE would win."""
     above = [cell for cell in cells if (ratio := by_frechet(cell)) is not None and ratio.value > WORST_FRECHET]
     floors = [by_frechet(cell._replace(ours=cell.floor)) for cell in above if cell.floor is not None]
     beyond = sum(floor is not None and floor.value > 1 for floor in floors)

@@ -86,8 +86,8 @@ class LastStage(NamedTuple):
 
 def _size(x: Tensor) -> Tensor:
     """The norm of each sample of (B, *), as (B, 1, ...)."""
-    size: Tensor = torch.linalg.vector_norm(x[:, None], dim=tuple(range(1, x.ndim + 1)), keepdim=True)
-    return size[:, 0]
+    size: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
+    return size
 
 
 def stages(
