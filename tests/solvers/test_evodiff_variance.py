@@ -18,10 +18,10 @@ SCHEDULES = [fs.EDM(), fs.VPLinear(), fs.Flow()]
 over_schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 
 
-def planned(schedule=SCHEDULES[0], steps=8, extra=False):
+def planned(schedule=SCHEDULES[0], steps=8):
     """Without the limit to the last stage, which is as linear then as the others."""
     nodes = fs.focused(schedule, steps)
-    return nodes, evodiff_variance.stages(nodes, extra, limit=math.inf)
+    return nodes, evodiff_variance.stages(nodes, False, limit=math.inf)
 
 
 def replay(nodes, stages, change=()):
@@ -50,6 +50,18 @@ def replay(nodes, stages, change=()):
             y = share * y + sum(w * m for w, m in zip(row, past, strict=False))
             errors[i, "move"] = np.square(y - paths.state[i + 1]).sum()
     return errors
+
+
+def followed(nodes, stages):
+    """The state after every linear stage under the prior, alpha being 1, and the answers so far, newest first."""
+    paths = Paths(PathPrior(), [node.lam for node in nodes])
+    y, past = paths.state[0], []
+    for i, stage in enumerate(stages):
+        past.insert(0, paths.answer(i, y))
+        for row, share in ((stage.correct, 1.0), (stage.move, nodes[i + 1].nsr / nodes[i].nsr)):
+            if row is not None:
+                y = share * y + sum(w * m for w, m in zip(row.weights, past, strict=False))
+        yield y, past
 
 
 def assert_least(nodes, stages, i, name, used, error):
@@ -94,14 +106,9 @@ def test_peers_leave_more_variance_from_the_same_state():
 def test_calls_are_made_at_states_as_varied_as_the_path():
     """Where the mean is less varied; the first prediction has no differences to enlarge, the last is not called."""
     nodes = fs.focused(fs.EDM(), 12)
-    paths = Paths(PathPrior(), [node.lam for node in nodes])
-    y, past, ratios = paths.state[0], [], []
-    for i, stage in enumerate(evodiff_variance.stages(nodes, False, reach=9.0, limit=math.inf)):
-        past.insert(0, paths.answer(i, y))
-        for row, share in ((stage.correct, 1.0), (stage.move, nodes[i + 1].nsr / nodes[i].nsr)):
-            if row is not None:  # alpha is 1 on this schedule
-                y = share * y + sum(w * m for w, m in zip(row.weights, past, strict=False))
-        ratios.append(np.square(y).sum() / np.square(paths.state[i + 1]).sum())
+    path = Paths(PathPrior(), [node.lam for node in nodes]).state[1:]
+    states = [y for y, _ in followed(nodes, evodiff_variance.stages(nodes, False, reach=9.0, limit=math.inf))]
+    ratios = [np.square(y).sum() / np.square(there).sum() for y, there in zip(states, path, strict=True)]
     first, *called, _ = ratios
     assert first < 1 - 1e-6
     assert min(called) > 1 - 1e-9
@@ -143,13 +150,7 @@ def test_the_last_step_is_linear_where_changes_go_on_and_ddim_where_they_have_en
 
 def test_the_limit_is_what_the_prior_expects_and_a_quarter():
     nodes, stages = planned(steps=5)
-    paths = Paths(PathPrior(), [node.lam for node in nodes])
-    y, past = paths.state[0], []
-    for i, stage in enumerate(stages):
-        past.insert(0, paths.answer(i, y))
-        for row, share in ((stage.correct, 1.0), (stage.move, nodes[i + 1].nsr / nodes[i].nsr)):
-            if row is not None:  # alpha is 1 on this schedule
-                y = share * y + sum(w * m for w, m in zip(row.weights, past, strict=False))
+    *_, (_, past) = followed(nodes, stages)
     total = sum(stages[-1].move.weights)
     added = sum(w * m for w, m in zip(stages[-1].move.weights, past, strict=False)) - total * past[0]
     expected = np.linalg.norm(added) / np.linalg.norm(past[0] - past[1])
@@ -260,7 +261,8 @@ def test_noise_in_answers_is_not_enlarged_where_the_prior_sees_no_difference():
 
 
 def test_an_extra_call_corrects_the_last_step():
-    nodes, stages = planned(steps=6, extra=True)
+    nodes = fs.focused(fs.EDM(), 6)
+    stages = fs.EVODiff(lower_order_final=False).plan(fs.EDM(), nodes)
     assert len(stages) == 7
     assert stages[-1].node == nodes[-1]
     errors = replay(nodes, stages)

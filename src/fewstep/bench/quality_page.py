@@ -83,9 +83,9 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
     anywhere = [cell for cell in cells if cell.elsewhere]
     if anywhere:
         parts += [ANYWHERE.format(grids=", ".join(OURS_ELSEWHERE)), _errors([_at_best(cell) for cell in anywhere])]
-    floors = [cell._replace(ours=cell.floor) for cell in measured if cell.floor is not None]
+    floors = _converged(measured)
     if floors:
-        parts += [_converged(measured), _distances(floors)]
+        parts += [_beyond(measured), _distances(floors)]
     parts.append(CELLS)
     for (problem, schedule), rows in groupby(cells, key=lambda cell: (cell.problem, cell.schedule)):
         parts.append(f"### {problem}, {schedule}\n")
@@ -118,12 +118,19 @@ def _distances(cells: Sequence[Cell]) -> str:
     return _summary(ratios, dict.fromkeys(GROUPS, MEAN_FRECHET), WORST_FRECHET)
 
 
-def _converged(cells: Sequence[Cell]) -> str:
+def _converged(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells with the converged solution in our place, where it was measured."""
+    return [cell._replace(ours=cell.floor) for cell in cells if cell.floor is not None]
+
+
+def _beyond(cells: Sequence[Cell]) -> str:
     """How many of the distances above the target no solver true to the ODE would win."""
-    above = [cell for cell in cells if (ratio := by_frechet(cell)) is not None and ratio.value > WORST_FRECHET]
-    floors = [by_frechet(cell._replace(ours=cell.floor)) for cell in above if cell.floor is not None]
-    beyond = sum(floor is not None and floor.value > 1 for floor in floors)
-    return CONVERGED.format(beyond=beyond, above=len(above), worst=WORST_FRECHET)
+
+    def above(among: Sequence[Cell], value: float) -> list[Cell]:
+        return [cell for cell in among if (ratio := by_frechet(cell)) is not None and ratio.value > value]
+
+    lost = above(cells, WORST_FRECHET)
+    return CONVERGED.format(beyond=len(above(_converged(lost), 1)), above=len(lost), worst=WORST_FRECHET)
 
 
 def _at_best(cell: Cell) -> Cell:
