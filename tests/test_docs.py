@@ -56,6 +56,13 @@ def test_the_short_example_runs():
     assert (back - names["horses"]).square().mean().sqrt() < 0.2
 
 
+def test_the_example_in_k_diffusions_convention_runs():
+    names = {"model": lambda x, sigma: x / (1 + 4 * sigma.view(-1, 1, 1, 1) ** 2), "noise": torch.randn(2, 4, 8, 8)}
+    (block,) = [block for block in BLOCKS if "kdiffusion" in block]
+    exec(block, names)
+    assert torch.allclose(names["x"], names["noise"] / 2, rtol=0.02)  # the model is N(0, 1/4)
+
+
 def test_the_example_with_a_network_of_your_own_runs():
     names = {
         "alphas_cumprod": [0.999 * 0.99**i for i in range(1000)],

@@ -1,0 +1,147 @@
+"""Solvers as samplers of k-diffusion: the convention that ComfyUI, Forge and many training repositories share.
+
+    from fewstep.integrations.kdiffusion import get_sigmas_focused, sample_evodiff
+
+    sigmas = get_sigmas_focused(10, 0.03, 14.6, device=x.device)
+    image = sample_evodiff(model, x * sigmas[0], sigmas, extra_args={"cond": c})
+
+`model(x, sigma, **extra_args)` returns the denoised x at the noise levels `sigma`, (B,): k-diffusion's wrappers, an
+EDM network, ComfyUI's guided model. `sigmas` fall from the noise level of x to, mostly, 0; its N + 1 levels are N calls
+for a solver of one call a step. Nothing of k-diffusion is needed here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..grid import focused
+from ..sampling import trajectory
+from ..schedule import EDM, Flow, Node, Schedule
+from ..solvers import EVODiff, Solver
+
+__all__ = ["Sampler", "get_sigmas_focused", "sample_evodiff", "sampler"]
+
+
+class Sampler(Protocol):
+    """A function in k-diffusion's convention; `seeds`, one integer a sample, is for stochastic solvers."""
+
+    def __call__(
+        self,
+        model: Callable[..., Tensor],
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: Mapping[str, Any] | None = None,
+        callback: Callable[[dict[str, Any]], object] | None = None,
+        disable: bool | None = None,
+        *,
+        seeds: Iterable[int] | None = None,
+    ) -> Tensor: ...
+
+
+def sampler(solver: Solver, *, flow: bool = False) -> Sampler:
+    """`solver` as a function of k-diffusion: sample(model, x, sigmas, extra_args=None, callback=None, disable=None).
+
+    Args:
+        solver: any of fewstep's. EVODiff's sigmas must fall; those of a linear solver may rise (inversion).
+        flow: whether x = (1 - sigma) x_0 + sigma noise, with sigma in [0, 1], as ComfyUI has Flux, SD3 or Wan; else
+            x = x_0 + sigma noise.
+
+    The function returns the state at the last sigma, and x itself if there is one sigma or none. A sigma that repeats
+    the one before is left out: the step to it would change nothing. `callback` is told, once a step, the place "i" of
+    its "sigma", and of its first call "x", the level "sigma_hat" and what was "denoised". A bar is shown, by tqdm,
+    unless `disable` is true, or None where stderr is not a terminal. The sigmas are read once, so that an accelerator
+    never waits.
+
+    Raises:
+        ValueError: sigmas that are not one falling or rising list, begin at 0, or are above 1 on a flow.
+        fewstep.sampling.DenoiserError: the model's answer is not an image, or not finite.
+    """
+
+    def sample(
+        model: Callable[..., Tensor],
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: Mapping[str, Any] | None = None,
+        callback: Callable[[dict[str, Any]], object] | None = None,
+        disable: bool | None = None,
+        *,
+        seeds: Iterable[int] | None = None,
+    ) -> Tensor:
+        kept = _distinct(sigmas)
+        if len(kept) < 2:
+            return x
+        nodes = tuple(_node(sigma, flow) for sigma in kept.values())
+        given = {} if extra_args is None else extra_args
+
+        def denoiser(x: Tensor, t: float) -> Tensor:
+            return model(x, torch.full((len(x),), t, dtype=sigmas.dtype, device=x.device), **given)
+
+        schedule: Schedule = Flow() if flow else EDM()
+        steps = trajectory(denoiser, x, nodes, solver=solver, schedule=schedule, seeds=seeds)
+        places, calls = list(kept)[:-1], len(solver.plan(schedule, nodes))
+        with _bar(len(places), disable) as bar:
+            for step in steps:
+                begun, rest = divmod(step.index * len(places), calls)
+                if rest < len(places):  # the first call of its step, or about that where steps differ in calls
+                    if callback is not None:
+                        i, level = places[begun], sigmas.new_full((), step.node.sigma)
+                        callback({"i": i, "x": x, "sigma": sigmas[i], "sigma_hat": level, "denoised": step.denoised})
+                    if bar is not None:
+                        bar.update()
+                x = step.x
+        return x
+
+    return sample
+
+
+sample_evodiff = sampler(EVODiff())
+
+
+def get_sigmas_focused(
+    n: int, sigma_min: float, sigma_max: float, device: str | torch.device = "cpu", *, flow: bool = False
+) -> Tensor:
+    """EVODiff's own levels as k-diffusion's `get_sigmas_karras` has its: n falling from sigma_max to sigma_min, and 0.
+
+    float32, (n + 1,). They are `fewstep.focused`, for sigmas that mean the same as in `sampler`.
+    """
+    low, high = (_ratio(sigma) for sigma in (sigma_min, sigma_max)) if flow else (sigma_min, sigma_max)
+    ratios = (node.sigma for node in focused(EDM(low, high), n, to_zero=True))
+    return torch.tensor([r / (1 + r) if flow else r for r in ratios], dtype=torch.float32, device=device)
+
+
+def _distinct(sigmas: Tensor) -> dict[int, float]:
+    """The levels that differ from the one before, by their place."""
+    if not isinstance(sigmas, Tensor) or sigmas.ndim != 1 or not sigmas.is_floating_point():
+        raise TypeError(f"sigmas must be a tensor of floating point of one dimension; got {sigmas!r}")
+    values = sigmas.tolist()
+    return {i: value for i, value in enumerate(values) if i == 0 or value != values[i - 1]}
+
+
+def _node(sigma: float, flow: bool) -> Node:
+    if flow and sigma > 1:
+        raise ValueError(f"the sigmas of a flow must lie in [0, 1]; got {sigma!r}: take those made for its model")
+    return Node(sigma, 1 - sigma if flow else 1.0, sigma)
+
+
+def _ratio(sigma: float) -> float:
+    """sigma / alpha of a flow, up to the end of its grids in log-SNR."""
+    if not 0 < sigma <= 1:
+        raise ValueError(f"the sigmas of a flow must lie in (0, 1]; got {sigma!r}")
+    most = math.exp(Flow.LAM_END)
+    return min(sigma / (1 - sigma), most) if sigma < 1 else most
+
+
+def _bar(total: int, disable: bool | None) -> Any:
+    if disable:
+        return nullcontext()
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError("a bar needs tqdm: pip install tqdm, or give disable=True") from error
+    return tqdm(total=total, disable=disable)

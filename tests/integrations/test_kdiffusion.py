@@ -1,0 +1,187 @@
+"""Solvers as k-diffusion's samplers: the same numbers as our loop's, in that convention."""
+
+import math
+
+import pytest
+import torch
+
+import fewstep as fs
+from fewstep.integrations.kdiffusion import get_sigmas_focused, sample_evodiff, sampler
+from peers import k_diffusion, rational_model
+from table import every_solver
+
+SIGMAS = torch.tensor([14.0, 6.0, 2.5, 0.9, 0.3, 0.05, 0.0])
+FLOW_SIGMAS = torch.tensor([1.0, 0.9, 0.7, 0.45, 0.2, 0.06, 0.0])
+
+
+def picture(x, sigma):
+    """A denoiser as k-diffusion calls it; sigma is (B,)."""
+    level = sigma.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+    return (x + 0.3 * torch.sin(x)) / (1.5 + level**2) + 0.25
+
+
+def start(dtype=torch.float64):
+    return torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+@pytest.mark.parametrize("flow", [False, True], ids=["VE", "flow"])
+@every_solver
+def test_equals_our_own_loop(entry, flow):
+    """Bit for bit, over nodes made by hand, for every solver of the table."""
+    sigmas = FLOW_SIGMAS if flow else SIGMAS
+    nodes = [fs.Node(s, 1 - s if flow else 1.0, s) for s in sigmas.tolist()]
+    solver, schedule, x = entry.on_flow if flow else entry.solver, fs.Flow() if flow else fs.EDM(), start()
+    if not flow:
+        x = x * 14
+    seeds = range(2) if entry.stochastic else None
+    calls = []
+
+    def denoiser(x, t):
+        calls.append(t)
+        return picture(x, torch.full((len(x),), t, dtype=torch.float32))
+
+    wanted = fs.integrate(denoiser, x, nodes, solver=solver, schedule=schedule, seeds=seeds)
+    told = []
+
+    def model(x, sigma):
+        told.append(sigma)
+        return picture(x, sigma)
+
+    got = sampler(solver, flow=flow)(model, x, sigmas, disable=True, seeds=seeds)
+    assert torch.equal(got, wanted)
+    assert [sigma.tolist() for sigma in told] == [[float(torch.tensor(t))] * 2 for t in calls]
+
+
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [("euler", fs.DDIM()), ("heun", fs.Heun()), ("dpmpp_2m", fs.DPMSolverPP(order=2))],
+)
+def test_takes_the_place_of_k_diffusions_own(name, solver):
+    sampling = k_diffusion()
+    model, x, _, sigmas = rational_model()
+    wanted = getattr(sampling, f"sample_{name}")(lambda x, s: model(x, s[:, None, None, None]), x, sigmas, disable=True)
+    got = sampler(solver)(lambda x, s: model(x, s[:, None, None, None]), x, sigmas, disable=True)
+    assert torch.allclose(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_euler_of_two_levels_is_its_formula():
+    """x + (x - D) / sigma (sigma' - sigma); on a flow, where the velocity is (x - D) / sigma too."""
+    x = start()
+    for flow in (False, True):
+        denoised = picture(x, torch.tensor([0.8, 0.8]))
+        got = sampler(fs.DDIM(), flow=flow)(picture, x, torch.tensor([0.8, 0.5]), disable=True)
+        wanted = x + (x - denoised) / 0.8 * (0.5 - 0.8)
+        assert torch.allclose(got, wanted, rtol=0, atol=1e-6)  # 0.8 and 0.5 are float32 there
+
+
+def test_the_model_is_given_what_k_diffusion_gives_it():
+    seen = []
+
+    def model(x, sigma, *, cond, scale):
+        seen.append((x.dtype, sigma.dtype, tuple(sigma.shape), sigma[0].item(), cond, scale))
+        return picture(x, sigma)
+
+    for dtype in (torch.float32, torch.bfloat16):
+        x = start(dtype) * 14
+        out = sample_evodiff(model, x, SIGMAS, {"cond": "a cat", "scale": 7.5}, disable=True)
+        assert (out.dtype, out.shape) == (dtype, x.shape)
+        assert seen == [(dtype, torch.float32, (2,), s, "a cat", 7.5) for s in SIGMAS[:-1].tolist()]
+        seen.clear()
+
+
+@pytest.mark.parametrize("solver", [fs.EVODiff(), fs.DDIM(), fs.Heun(), fs.DPMSolver(order=3, method="singlestep")])
+@pytest.mark.parametrize("end", [0.0, 0.05])
+def test_the_callback_hears_of_every_step_once(solver, end):
+    """As k-diffusion tells it: x before the step, and what the model said of it."""
+    sigmas = torch.tensor([14.0, 6.0, 2.5, 0.9, 0.3, end])
+    told = []
+    x = start() * 14
+    sampler(solver)(picture, x, sigmas, callback=told.append, disable=True)
+    assert [each["i"] for each in told] == list(range(5))
+    assert torch.equal(told[0]["x"], x)
+    for each in told:
+        assert set(each) == {"i", "x", "sigma", "sigma_hat", "denoised"}
+        assert each["sigma"] == sigmas[each["i"]]
+        assert torch.equal(each["denoised"], picture(each["x"], each["sigma_hat"].repeat(2)))
+        assert each["sigma_hat"] == each["sigma"] or isinstance(solver, fs.DPMSolver)  # its steps take 1 to 3 calls
+
+
+@pytest.mark.parametrize("sigmas", [torch.tensor([]), torch.tensor([3.0]), torch.tensor([3.0, 3.0])])
+def test_nothing_to_do_returns_x(sigmas):
+    x = start()
+    assert sample_evodiff(lambda *_: pytest.fail("called"), x, sigmas) is x
+
+
+def test_a_level_that_repeats_is_left_out():
+    repeated = torch.tensor([14.0, 6.0, 6.0, 2.5, 0.9, 0.3, 0.05, 0.05, 0.0])
+    told, x = [], start() * 14
+    got = sample_evodiff(picture, x, repeated, callback=told.append, disable=True)
+    assert torch.equal(got, sample_evodiff(picture, x, SIGMAS, disable=True))
+    assert [each["i"] for each in told] == [0, 1, 3, 4, 5, 6]  # places in the list that was given
+    assert [each["sigma"].item() for each in told] == SIGMAS[:-1].tolist()
+
+
+def test_a_linear_solver_inverts():
+    """Up and down again over 60 steps; second order leaves 2e-3 of a state of 14."""
+    sigmas = torch.logspace(-1, 1, 61, dtype=torch.float64)
+    x, solver = start(), sampler(fs.UniPC(order=2))
+    there = solver(picture, x, sigmas, disable=True)
+    assert (solver(picture, there, sigmas.flip(0), disable=True) - x).abs().max() < 2e-3
+    assert (there - x).abs().max() > 1
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "flow", "message"),
+    [
+        (SIGMAS.flip(0), False, "must not start at sigma = 0"),
+        (torch.tensor([0.1, 1.0, 9.0]), False, "falling noise"),
+        (torch.tensor([5.0, 1.0, 2.0]), False, "strictly sorted"),
+        (torch.tensor([5.0, float("nan"), 2.0]), False, "must be finite"),
+        (torch.tensor([14.0, 0.5, 0.0]), True, "sigmas of a flow must lie in"),
+    ],
+)
+def test_sigmas_that_are_no_run_are_refused(sigmas, flow, message):
+    with pytest.raises(ValueError, match=message):
+        sampler(fs.EVODiff(), flow=flow)(picture, start(), sigmas, disable=True)
+
+
+@pytest.mark.parametrize("sigmas", [[14.0, 1.0, 0.0], torch.tensor([3, 2, 1]), SIGMAS[None]])
+def test_sigmas_must_be_a_tensor_of_levels(sigmas):
+    with pytest.raises(TypeError, match="sigmas must be a tensor"):
+        sample_evodiff(picture, start(), sigmas)
+
+
+def test_a_stochastic_solver_asks_for_seeds():
+    with pytest.raises(ValueError, match="seeds="):
+        sampler(fs.SDEDPMSolverPP(order=2))(picture, start(), SIGMAS, disable=True)
+
+
+def test_a_broken_model_is_named():
+    with pytest.raises(fs.sampling.DenoiserError, match="call 0"):
+        sample_evodiff(lambda x, s: x * math.nan, start(), SIGMAS, disable=True)
+
+
+def test_the_bar_is_shown_unless_disabled(capfd):
+    pytest.importorskip("tqdm")
+    sample_evodiff(picture, start() * 14, SIGMAS, disable=False)
+    assert "6/6" in capfd.readouterr().err
+    sample_evodiff(picture, start() * 14, SIGMAS, disable=True)
+    sample_evodiff(picture, start() * 14, SIGMAS)  # None: not a terminal
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 20])
+def test_levels_of_its_own_are_those_of_the_grid(n):
+    sigmas = get_sigmas_focused(n, 0.03, 14.6)
+    assert sigmas.tolist() == pytest.approx([node.sigma for node in fs.focused(fs.EDM(0.03, 14.6), n, to_zero=True)])
+    flow = get_sigmas_focused(n, 0.001, 1.0, flow=True)  # the ends of Flow's grids in log-SNR
+    assert flow.tolist() == pytest.approx([node.sigma for node in fs.focused(fs.Flow(), n, to_zero=True)], rel=1e-6)
+    for each in (sigmas, flow):
+        assert (each.dtype, each.shape, each[-1].item()) == (torch.float32, (n + 1,), 0.0)
+        assert (each[1:] < each[:-1]).all()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.1, 1.5)])
+def test_levels_of_a_flow_lie_in_0_to_1(low, high):
+    with pytest.raises(ValueError, match=r"must lie in \(0, 1\]"):
+        get_sigmas_focused(5, low, high, flow=True)
