@@ -281,7 +281,7 @@ def _flow_between(config: Any, grid: Grid, values: Array, steps: int) -> list[fl
         low, high = config.sigma_min, config.sigma_max
     elif config.use_lu_lambdas or config.use_focused_sigmas:
         most = math.exp(Flow.LAM_END)
-        low, high = (min(v / (1 - v), most) if v < 1 else most for v in (values[-1], values[0]))
+        low, high = (min(Node(v, 1 - v, v).nsr, most) for v in (values[-1], values[0]))
     else:
         return _between(grid, float(values[-1]), float(values[0]), steps, config)
     return [ratio / (1 + ratio) for ratio in _between(grid, low, high, steps, config)]

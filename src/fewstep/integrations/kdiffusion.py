@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,27 +25,13 @@ from ..sampling import trajectory
 from ..schedule import EDM, Flow, Node, Schedule
 from ..solvers import EVODiff, Solver
 
-__all__ = ["Sampler", "get_sigmas_focused", "sample_evodiff", "sampler"]
+__all__ = ["get_sigmas_focused", "sample_evodiff", "sampler"]
 
 
-class Sampler(Protocol):
-    """A function in k-diffusion's convention; `seeds`, one integer a sample, is for stochastic solvers."""
-
-    def __call__(
-        self,
-        model: Callable[..., Tensor],
-        x: Tensor,
-        sigmas: Tensor,
-        extra_args: Mapping[str, Any] | None = None,
-        callback: Callable[[dict[str, Any]], object] | None = None,
-        disable: bool | None = None,
-        *,
-        seeds: Iterable[int] | None = None,
-    ) -> Tensor: ...
-
-
-def sampler(solver: Solver, *, flow: bool = False) -> Sampler:
+def sampler(solver: Solver, *, flow: bool = False) -> Callable[..., Tensor]:
     """`solver` as a function of k-diffusion: sample(model, x, sigmas, extra_args=None, callback=None, disable=None).
+
+    It takes `seeds=` besides, one integer a sample, for stochastic solvers.
 
     Args:
         solver: any of fewstep's. EVODiff's sigmas must fall; those of a linear solver may rise (inversion).
@@ -133,8 +119,7 @@ def _ratio(sigma: float) -> float:
     """sigma / alpha of a flow, up to the end of its grids in log-SNR."""
     if not 0 < sigma <= 1:
         raise ValueError(f"the sigmas of a flow must lie in (0, 1]; got {sigma!r}")
-    most = math.exp(Flow.LAM_END)
-    return min(sigma / (1 - sigma), most) if sigma < 1 else most
+    return min(_node(sigma, flow=True).nsr, math.exp(Flow.LAM_END))
 
 
 def _bar(total: int, disable: bool | None) -> Any:
