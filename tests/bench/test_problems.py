@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import fewstep as fs
+from fewstep.adapters import load_model
+from fewstep.bench.metrics import Moments
 from fewstep.bench.problems import (
     PROBLEMS,
     SPLITS,
@@ -231,3 +233,18 @@ def test_twice_the_steps_change_the_solution_by_a_twentieth_of_the_least_error_o
 def test_too_few_images_of_a_class_are_refused(small):
     with pytest.raises(ValueError, match="class 3 needs 61 images; the data hold 60: use a larger set"):
         small.of_class(3, 8, 61)
+
+
+def test_a_networks_own_distribution_is_of_other_noise_than_the_samples(monkeypatch):
+    for name, few in (("OWN_IMAGES", 3), ("STEPS", 4), ("STATISTICS_IMAGES", 10)):
+        monkeypatch.setattr(suite, name, few)
+    pixels, labels = smooth_pictures()
+    enlarged = pixels.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    source = Source(enlarged, labels, SPLITS["report"], lambda: load_model("cifar32"))
+    found = PROBLEMS["model"].make("model", source)
+    own, seeds = found.targets["network"](), range(suite.OWN_SEED, suite.OWN_SEED + 3)
+    expected = Moments.of(found.features(found.solution(fs.EDM(), seeds)))
+    torch.testing.assert_close(own.mean, expected.mean, rtol=0, atol=0)
+    torch.testing.assert_close(own.covariance, expected.covariance, rtol=0, atol=0)
+    for split in SPLITS.values():
+        assert set(range(split.first_seed, split.first_seed + found.many)).isdisjoint(seeds)

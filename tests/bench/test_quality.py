@@ -11,12 +11,13 @@ from typer.testing import CliRunner
 
 import fewstep as fs
 from fewstep.bench import quality
+from fewstep.bench.metrics import Moments
 from fewstep.bench.problems import ClassGaussians, Empirical, Entry, Problem, gaussian, suite
 from fewstep.bench.problems.base import pooled
 from fewstep.bench.quality import FULL, QUICK, cells, fill, trial
 from fewstep.bench.quality_page import page
 from fewstep.bench.quality_ratios import NEGLIGIBLE, OURS, PUBLISHED, Cell, apart, by_frechet, by_rmse, geometric_mean
-from fewstep.bench.quality_results import Measurement, Results
+from fewstep.bench.quality_results import Distance, Measurement, Results
 from fewstep.cli import app
 from smooth import smooth_pictures
 
@@ -56,7 +57,7 @@ def smooth(name, source):
         steps=None,
         samples=4,
         many=80,
-        moments=lambda: mixture.moments().through(lambda flat: pooled(flat.reshape(-1, *SHAPE))),
+        targets={"exact": lambda: mixture.moments().through(lambda flat: pooled(flat.reshape(-1, *SHAPE)))},
     )
 
 
@@ -93,7 +94,8 @@ def others(schedule):
 
 
 def measurement(solver=OURS, grid="own", nfe=5, errors=(0.1, 0.2), frechet=None, frechets=()):
-    return Measurement("VE", nfe, solver, grid, list(errors), [1.0] * len(errors), [], frechet, list(frechets))
+    distances = {} if frechet is None else {"exact": Distance(frechet, 9, list(frechets))}
+    return Measurement("VE", nfe, solver, grid, list(errors), [1.0] * len(errors), [], distances)
 
 
 def test_each_cell_has_ours_and_every_peer_on_every_grid_and_is_measured_once(problems, tmp_path):
@@ -107,7 +109,9 @@ def test_each_cell_has_ours_and_every_peer_on_every_grid_and_is_measured_once(pr
         assert [each.key[2:] for each in cell.elsewhere] == [(OURS, grid) for grid in others(cell.schedule)]
         assert all(len(each.errors) == 4 for each in (cell.ours, *cell.elsewhere, *cell.peers))
         assert bool(cell.ours.agrees) == (cell.problem == "sharp")
-        assert (cell.ours.frechet is not None) == (cell.problem == "smooth" and cell.nfe == 5)
+        expected = {"exact": 80} if cell.problem == "smooth" and cell.nfe == 5 else {}
+        for each in (cell.ours, *cell.elsewhere, *cell.peers):
+            assert {to: distance.samples for to, distance in each.distances.items()} == expected
         assert (cell.floor is not None) == (cell.problem == "smooth")
     # 6 peers in the heat, and of a budget these and 4 runs of ours, in two batches of 64 where 80 samples are drawn:
     # calls are the budget's, odd or even.
@@ -129,8 +133,11 @@ def test_a_peer_runs_on_all_samples_where_it_is_near_the_best_of_a_heat_in_eithe
         assert set(ran) == set(everyone(cell.schedule))
         assert all(len(each.errors) == 1 for each in ran.values())
         expected = {each for each in ran if each[0] == PUBLISHED}
-        for metric in ("rmse", "frechet") if cell.ours.frechet is not None else ("rmse",):
-            values = {each: getattr(measured, metric) for each, measured in ran.items()}
+        metrics = [lambda measured: measured.rmse]
+        if cell.ours.distances:
+            metrics.append(lambda measured: measured.distances["exact"].value)
+        for metric in metrics:
+            values = {each: metric(measured) for each, measured in ran.items()}
             expected |= {each for each, value in values.items() if value <= 1.2 * max(min(values.values()), NEGLIGIBLE)}
         assert {each.key[2:] for each in cell.peers} == expected
 
@@ -189,7 +196,7 @@ def test_a_ratio_is_to_the_best_peer_and_its_interval_is_paired():
     twice = measurement("b", errors=[0.2, 0.6, 0.4], frechet=1.0, frechets=[1.5, 2.0])
     worse = measurement("c", errors=[2.0, 2.0, 2.0], frechet=9.0, frechets=[1.0, 1.0])
     cell = Cell("smooth", "exact", "VE", 5, ours, [], [worse, twice], None)
-    by_errors, by_sets = by_rmse(cell), by_frechet(cell)
+    by_errors, by_sets = by_rmse(cell), by_frechet(cell, "exact")
     assert (by_errors.peer, by_sets.peer) == (twice, twice)
     # Whatever is resampled, one half: pairs scatter together.
     assert (by_errors.value, *by_errors.interval) == pytest.approx((0.5, 0.5, 0.5), rel=1e-12)
@@ -204,16 +211,11 @@ def test_a_ratio_of_exact_runs_is_one():
     assert (ratio.value, *ratio.interval) == (1, 1, 1)
 
 
-def test_a_cell_without_distances_has_no_ratio_of_them():
-    cell = Cell("smooth", "exact", "VE", 5, measurement(), [], [measurement("b")], None)
-    assert by_frechet(cell) is None
-
-
 def test_the_page_shows_every_cell_with_its_winner_in_bold_and_says_what_is_met(problems, tmp_path):
     found = fill_all(tmp_path)
     text = page(found, PLAN, "dev", "make quality")
     rows = [line for line in text.splitlines() if line.startswith(("| 5 |", "| 7 |"))]
-    assert len(rows) == len(found) + sum(cell.ours.frechet is not None for cell in found)
+    assert len(rows) == len(found) + sum(len(cell.ours.distances) for cell in found)
     for row in rows:
         _, _, ours, _, best, *_ = (each.strip() for each in row.split("|"))
         numbers = [float(each.strip("*")) for each in (ours, best)]
@@ -256,6 +258,23 @@ def test_the_page_tells_what_the_grid_and_the_converged_solution_would_gain():
     assert sum(line.startswith("| exact problems |") for line in alone.splitlines()) == 2
 
 
+def test_a_networks_distances_to_images_and_to_its_own_are_told_apart():
+    def of(solver, grid, images, own):
+        distances = {"images": Distance(images, 9, [images]), "network": Distance(own, 9, [own])}
+        return dataclasses.replace(measurement(solver, grid, errors=[1.0, 1.0]), distances=distances)
+
+    peers = [of(PUBLISHED, "log-SNR", 4.0, 8.0), of("heun", "log-SNR", 5.0, 4.0)]
+    cell = Cell("model", "unguided", "VE", 5, of(OURS, "own", 6.0, 1.0), [], peers, of("converged", "own", 2.0, 0.5))
+    text = page([cell], PLAN, "dev", "make quality")
+    to_images, to_own, *floors = (line for line in text.splitlines() if line.startswith("| trained model, to "))
+    assert to_images.startswith("| trained model, to training images | 1.500 (")
+    assert to_own.startswith("| trained model, to its own distribution | 0.250 (")
+    assert ["| 0.500 (" in floors[0], "| 0.125 (" in floors[1]] == [True, True]
+    rows = [line for line in text.splitlines() if line.startswith("| 5 |")]
+    assert rows[1] == f"| 5 | 6.000 | 4.000 | **4.000** | {PUBLISHED}, log-SNR | 1.500 (1.500–1.500) | 2.000 |"
+    assert rows[2] == "| 5 | **1.000** | 8.000 | 4.000 | heun, log-SNR | 0.250 (0.250–0.250) | 0.500 |"
+
+
 def test_samples_gone_astray_are_counted_and_left_out_of_the_ratio():
     ours = measurement(errors=[0.02, 0.02, 0.5, 0.02])
     peer = measurement(PUBLISHED, "log-SNR", errors=[0.04, 0.04, 0.04, 0.3])
@@ -275,7 +294,7 @@ def test_the_page_names_what_is_above_the_target_and_what_was_not_measured(probl
     some = [cell for cell in found if cell.schedule == "VE" and (cell.problem, cell.nfe) != ("sharp", 7)]
     assert "**Not measured yet:** smooth, flow; sharp, VE at 7 calls; sharp, flow." in page(some, PLAN, "dev", "")
     (five, *_) = found
-    six = five._replace(nfe=6, ours=dataclasses.replace(five.ours, nfe=6, frechet=None))
+    six = five._replace(nfe=6, ours=dataclasses.replace(five.ours, nfe=6, distances={}))
     assert "Fréchet distances of smooth, VE at 6 calls." in page([*found, six], PLAN, "dev", "")
 
 
@@ -292,8 +311,29 @@ def test_results_survive_being_read_again(tmp_path):
     assert list(again) == list(results)
     made = again.solution("VE", lambda: torch.ones(2, 3))
     assert torch.equal(made, Results(tmp_path).solution("VE", None))
+    moments = again.moments("exact", lambda: Moments.of(torch.tensor([[0.0, 1], [2, 5]])))
+    kept = Results(tmp_path).moments("exact", None)
+    assert torch.equal(kept.mean, moments.mean)
+    assert torch.equal(kept.covariance, moments.covariance)
     again.forget("b")
     assert [each.solver for each in Results(tmp_path)] == [OURS]
+
+
+def test_distances_of_fewer_samples_are_measured_again(problems, tmp_path, monkeypatch):
+    before = fill_all(tmp_path)
+    monkeypatch.setattr(
+        quality,
+        "PROBLEMS",
+        {"smooth": Entry("exact", lambda *told: dataclasses.replace(smooth(*told), many=160))},
+    )
+    CALLS.clear()
+    fill(None, tmp_path, PLAN, ["smooth"], lambda text: None)
+    # With 5 calls 6 peers run in a heat of 40 samples, and these and 4 of ours in 3 batches of 64 at most.
+    assert len(CALLS) == 2 * 5 * (6 + 3 * 10)
+    monkeypatch.undo()
+    after = Results(tmp_path / "smooth")
+    ours = [after.get(cell.ours.key) for cell in before if cell.problem == "smooth"]
+    assert [sum(each.samples for each in found.distances.values()) for found in ours] == [160, 0, 160, 0]
 
 
 def test_measurements_of_two_networks_do_not_mix(problems, tmp_path, monkeypatch):

@@ -26,8 +26,9 @@ from ..statistics import EMS
 from ..table import SOLVERS
 from .metrics import Moments, frechet_distance, gains, resamples, rmses
 from .problems import PROBLEMS, Problem, Source
+from .problems.base import batches
 from .quality_ratios import NEGLIGIBLE, OURS, PUBLISHED, Cell
-from .quality_results import Key, Measurement, Results
+from .quality_results import Distance, Key, Measurement, Results
 
 __all__ = ["FULL", "OURS_ELSEWHERE", "QUICK", "SETTINGS", "SINGLE_IMAGES", "Plan", "cells", "fill", "trial"]
 
@@ -36,10 +37,11 @@ OWN_GRID = "own"
 HEAT = 4  # one in so many
 CONTENDS = 1.25  # of the best peer's RMSE, or Fréchet distance, in the heat: who is further behind runs no further
 INFORMED = "dpm-solver-v3-3"  # the peer that needs statistics
-BATCH = 64
 FRECHET_BUDGETS = (5, 6, 8)
 FRECHET_RESAMPLES = 50  # each takes as long as the distance itself
 POINTS, STATISTICS_SAMPLES = 60, 128  # of the statistics of DPM-Solver-v3
+
+Targets = Mapping[str, Moments]
 
 
 class Setting(NamedTuple):
@@ -127,34 +129,35 @@ def fill(
         for solver in again:
             results.forget(solver)
             results.heats.forget(solver)
-        target = problem.moments() if plan.frechet and problem.moments is not None else None
+        targets = _targets(problem, results) if plan.frechet else {}
         statistics = _statistics(problem, results.folder) if INFORMED in plan.peers else None
         for schedule in plan.schedules:
             say(f"{name}, {schedule} ...")
-            _fill_schedule(problem, schedule, plan, results, target, statistics)
+            _fill_schedule(problem, schedule, plan, results, targets, statistics)
 
 
 def _fill_schedule(
-    problem: Problem, name: str, plan: Plan, results: Results, target: Moments | None, statistics: EMS | None
+    problem: Problem, name: str, plan: Plan, results: Results, targets: Targets, statistics: EMS | None
 ) -> None:
-    exact, target = _references(problem, name, results, target)
+    exact, targets = _references(problem, name, results, targets)
     floor: Key = (name, 0, CONVERGED, OWN_GRID)
-    if target is not None and floor not in results:
+    if targets and not results.holds(floor, targets, problem.many):
         schedule = SETTINGS[name].schedule
-        images = torch.cat([problem.solution(schedule, part) for part in _batches(problem.seeds(problem.many))])
-        distances = _frechet(problem.features(images), target, FRECHET_RESAMPLES)
-        results.add(Measurement(*floor, [], [], [], *distances))
+        images = torch.cat([problem.solution(schedule, part) for part in batches(problem.seeds(problem.many))])
+        results.add(Measurement(*floor, [], [], [], _distances(problem, images, targets, FRECHET_RESAMPLES)))
     heat, heats = _heat(problem), results.heats
     candidates = list(_candidates(name, plan, statistics))
     for nfe in plan.budgets:
+        wanted = targets if nfe in FRECHET_BUDGETS else {}
         for candidate in candidates:
-            if candidate.name != OURS and (name, nfe, candidate.name, candidate.grid_name) not in heats:
-                heats.add(_measured(heat, name, candidate, nfe, exact[: heat.samples], target, resampled=0))
+            key = name, nfe, candidate.name, candidate.grid_name
+            if candidate.name != OURS and not heats.holds(key, wanted, heat.many):
+                heats.add(_measured(heat, name, candidate, nfe, exact[: heat.samples], wanted, resampled=0))
         contenders = _contenders(heats, name, nfe)
         for candidate in candidates:
             key = name, nfe, candidate.name, candidate.grid_name
-            if (candidate.name == OURS or key[2:] in contenders) and key not in results:
-                results.add(_measured(problem, name, candidate, nfe, exact, target, FRECHET_RESAMPLES))
+            if (candidate.name == OURS or key[2:] in contenders) and not results.holds(key, wanted, problem.many):
+                results.add(_measured(problem, name, candidate, nfe, exact, wanted, FRECHET_RESAMPLES))
 
 
 def _heat(problem: Problem) -> Problem:
@@ -162,16 +165,16 @@ def _heat(problem: Problem) -> Problem:
 
 
 def _contenders(heats: Results, schedule: str, nfe: int) -> set[tuple[str, str]]:
-    """The solvers and grids near the best of a heat in either metric, and published EVODiff, which the page shows."""
+    """The solvers and grids near the best of a heat in any metric, and published EVODiff, which the page shows."""
     ran = [each for each in heats if (each.schedule, each.nfe) == (schedule, nfe)]
     least = min(each.rmse for each in ran)
-    nearest = min((each.frechet for each in ran if each.frechet is not None), default=0.0)
+    nearest = {to: min(each.distances[to].value for each in ran) for to in ran[0].distances}
     return {
         (each.solver, each.grid)
         for each in ran
         if each.solver == PUBLISHED
         or each.rmse <= CONTENDS * max(least, NEGLIGIBLE)
-        or (each.frechet is not None and each.frechet <= CONTENDS * nearest)
+        or any(each.distances[to].value <= CONTENDS * value for to, value in nearest.items())
     }
 
 
@@ -192,23 +195,28 @@ def trial(
     for name in names:
         results = Results(folder / name)
         problem = _cut(PROBLEMS[name].make(name, source), plan)
-        target = problem.moments() if frechet and problem.moments is not None else None
+        targets = _targets(problem, results) if frechet else {}
         for schedule in plan.schedules:
-            exact, compared = _references(problem, schedule, results, target)
+            exact, compared = _references(problem, schedule, results, targets)
             for nfe in plan.budgets:
-                ours = _measured(problem, schedule, candidate, nfe, exact, compared, FRECHET_RESAMPLES)
+                wanted = compared if nfe in FRECHET_BUDGETS else {}
+                ours = _measured(problem, schedule, candidate, nfe, exact, wanted, FRECHET_RESAMPLES)
                 cell = _cell(name, results, plan, ours)
                 if cell is None:
                     raise ValueError(f"{folder} lacks peers of {name}, {schedule}, {nfe} calls: fill it first")
                 yield cell
 
 
-def _references(problem: Problem, name: str, results: Results, target: Moments | None) -> tuple[Tensor, Moments | None]:
+def _targets(problem: Problem, results: Results) -> Targets:
+    return {name: results.moments(name, make) for name, make in problem.targets.items()}
+
+
+def _references(problem: Problem, name: str, results: Results, targets: Targets) -> tuple[Tensor, Targets]:
     """The solutions that errors refer to, and the moments that Fréchet distances on this schedule do."""
     seeds = problem.seeds(problem.samples)
     exact = results.solution(name, lambda: problem.solution(SETTINGS[name].schedule, seeds))
     # A network's many samples are worth their price on the schedule that it was trained on only.
-    return exact, target if PROBLEMS[problem.name].group == "exact" or name == "VE" else None
+    return exact, targets if PROBLEMS[problem.name].group == "exact" or name == "VE" else {}
 
 
 def cells(folder: Path, plan: Plan) -> list[Cell]:
@@ -231,7 +239,7 @@ def _cell(name: str, results: Results, plan: Plan, ours: Measurement) -> Cell | 
     heats = results.heats
     # The statistics of the informed peer are not at hand for every problem.
     entered = product({PUBLISHED, *plan.peers} - {INFORMED}, list(SETTINGS[schedule].grids)[: plan.grids])
-    if any((schedule, nfe, *each) not in heats for each in entered):
+    if any(heats.get((schedule, nfe, *each)) is None for each in entered):
         return None
     found = [results.get((schedule, nfe, *each)) for each in sorted(_contenders(heats, schedule, nfe))]
     peers = [peer for peer in found if peer is not None]
@@ -280,37 +288,41 @@ def _measured(
     candidate: Candidate,
     nfe: int,
     exact: Tensor,
-    target: Moments | None,
+    targets: Targets,
     resampled: int,
 ) -> Measurement:
     schedule = SETTINGS[name].schedule
-    if nfe not in FRECHET_BUDGETS:
-        target = None
     images = torch.cat(
         [
             problem.drawn(schedule, part, candidate.solver, nfe, candidate.grid)
-            for part in _batches(problem.seeds(len(exact) if target is None else problem.many))
+            for part in batches(problem.seeds(problem.many if targets else len(exact)))
         ]
     )
     first = images[: len(exact)]
     agrees = [] if problem.nearest is None else (problem.nearest(first) == problem.nearest(exact)).tolist()
-    distance, distances = (None, []) if target is None else _frechet(problem.features(images), target, resampled)
+    distances = _distances(problem, images, targets, resampled)
     errors, slopes = (_rounded(metric(first, exact)) for metric in (rmses, gains))
-    return Measurement(name, nfe, candidate.name, candidate.grid_name, errors, slopes, agrees, distance, distances)
+    return Measurement(name, nfe, candidate.name, candidate.grid_name, errors, slopes, agrees, distances)
 
 
-def _frechet(features: Tensor, target: Moments, resampled: int) -> tuple[float, list[float]]:
-    drawn = [frechet_distance(target, Moments.of(features[rows])) for rows in resamples(len(features), resampled)]
-    return frechet_distance(target, Moments.of(features)), _rounded(torch.tensor(drawn, dtype=torch.float64))
+def _distances(problem: Problem, images: Tensor, targets: Targets, resampled: int) -> dict[str, Distance]:
+    if not targets:
+        return {}
+    features = problem.features(images)
+    drawn = [Moments.of(features[rows]) for rows in resamples(len(features), resampled)]
+    return {
+        name: Distance(
+            frechet_distance(target, Moments.of(features)),
+            len(features),
+            _rounded(torch.tensor([frechet_distance(target, each) for each in drawn], dtype=torch.float64)),
+        )
+        for name, target in targets.items()
+    }
 
 
 def _rounded(values: Tensor) -> list[float]:
     """Seven digits, of sixteen that say nothing."""
     return [float(f"{value:.7g}") for value in values.tolist()]
-
-
-def _batches(seeds: range) -> Iterator[range]:
-    return (seeds[first : first + BATCH] for first in range(0, len(seeds), BATCH))
 
 
 def _cut(problem: Problem, plan: Plan) -> Problem:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import groupby, product
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, groupby, product
 from typing import NamedTuple
 
 from .markdown import table
-from .problems.suite import IDEAL_IMAGES, LOCAL_IMAGES, MANY, MANY_GAUSSIAN, MANY_NETWORK, SPLITS, STEPS
+from .problems.suite import DATA, EXACT, IDEAL_IMAGES, LOCAL_IMAGES, OWN, OWN_IMAGES, SPLITS, STEPS
 from .quality import (
     CONTENDS,
     FRECHET_BUDGETS,
@@ -26,7 +26,7 @@ __all__ = ["page"]
 
 
 class Group(NamedTuple):
-    """Problems reported together, and the target of their geometric mean of RMSE ratios."""
+    """Cells reported together, and the target of the geometric mean of their ratios."""
 
     title: str
     target: float
@@ -37,7 +37,13 @@ GROUPS = {
     "unguided": Group("trained model, no guidance", 0.95),
     "guided": Group("trained model, guided", 0.95),
 }
-WORST_RMSE, MEAN_FRECHET, WORST_FRECHET = 1.15, 0.95, 1.05
+DISTANCES = {  # by what they are to
+    EXACT: Group("exact problems", 0.95),
+    DATA: Group("trained model, to training images", 0.95),
+    OWN: Group("trained model, to its own distribution", 0.95),
+}
+HEADS = {EXACT: "Fréchet", DATA: "Fréchet, training images", OWN: "Fréchet, its own images"}
+WORST_RMSE, WORST_FRECHET = 1.15, 1.05
 ASTRAY = 0.1  # an RMSE of one sample: a twentieth of the range of pixels
 NOTHING = "–"
 
@@ -64,16 +70,16 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
             grids="; ".join(
                 f"{name}: {', '.join(list(SETTINGS[name].grids)[: plan.grids])}" for name in plan.schedules
             ),
-            frechet=_frechet_note() if plan.frechet else "",
+            frechet=_frechet_note(cells) if plan.frechet else "",
             steps=STEPS,
             ideal=f"{IDEAL_IMAGES:,}",
             local=LOCAL_IMAGES,
-            samples=_samples(cells),
+            samples=_samples((cell.problem, len(cell.ours.errors)) for cell in cells),
         ),
         _missing(cells, plan) + "## Summary\n\n### RMSE to the converged solution, EVODiff() over the best peer\n",
         _errors(cells),
     ]
-    measured = [cell for cell in cells if cell.ours.frechet is not None]
+    measured = [cell for cell in cells if cell.ours.distances]
     if measured:
         parts += ["### Fréchet distance, EVODiff() over the best peer\n", _distances(measured)]
     parts.append(WHY)
@@ -93,29 +99,32 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
     return "\n".join(parts)
 
 
-def _frechet_note() -> str:
-    budgets = ", ".join(map(str, FRECHET_BUDGETS))
-    return FRECHET_NOTE.format(budgets=budgets, many=MANY, gaussian=MANY_GAUSSIAN, network=MANY_NETWORK)
+def _frechet_note(cells: Sequence[Cell]) -> str:
+    samples = _samples((cell.problem, each.samples) for cell in cells for each in cell.ours.distances.values())
+    return FRECHET_NOTE.format(budgets=", ".join(map(str, FRECHET_BUDGETS)), samples=samples, own=f"{OWN_IMAGES:,}")
 
 
-def _samples(cells: Sequence[Cell]) -> str:
-    """How many errors each cell is of, by problem."""
+def _samples(counted: Iterable[tuple[str, int]]) -> str:
+    """How many samples were measured of each problem."""
     counts: dict[int, list[str]] = {}
-    for cell in cells:
-        names = counts.setdefault(len(cell.ours.errors), [])
-        if cell.problem not in names:
-            names.append(cell.problem)
-    return "; ".join(f"{count} for {', '.join(names)}" for count, names in sorted(counts.items()))
+    for problem, count in counted:
+        names = counts.setdefault(count, [])
+        if problem not in names:
+            names.append(problem)
+    return "; ".join(f"{count:,} for {', '.join(names)}" for count, names in sorted(counts.items()))
 
 
 def _errors(cells: Sequence[Cell]) -> str:
-    targets = {name: group.target for name, group in GROUPS.items()}
-    return _summary([by_rmse(cell) for cell in cells], targets, WORST_RMSE)
+    found = {group: [by_rmse(cell) for cell in cells if cell.group == name] for name, group in GROUPS.items()}
+    return _summary(found, WORST_RMSE)
 
 
 def _distances(cells: Sequence[Cell]) -> str:
-    ratios = [ratio for cell in cells if (ratio := by_frechet(cell)) is not None]
-    return _summary(ratios, dict.fromkeys(GROUPS, MEAN_FRECHET), WORST_FRECHET)
+    return _summary({group: _by_frechet(cells, to) for to, group in DISTANCES.items()}, WORST_FRECHET)
+
+
+def _by_frechet(cells: Sequence[Cell], to: str) -> list[Ratio]:
+    return [by_frechet(cell, to) for cell in cells if to in cell.ours.distances]
 
 
 def _converged(cells: Sequence[Cell]) -> list[Cell]:
@@ -125,12 +134,12 @@ def _converged(cells: Sequence[Cell]) -> list[Cell]:
 
 def _beyond(cells: Sequence[Cell]) -> str:
     """How many of the distances above the target no solver true to the ODE would win."""
-
-    def above(among: Sequence[Cell], value: float) -> list[Cell]:
-        return [cell for cell in among if (ratio := by_frechet(cell)) is not None and ratio.value > value]
-
-    lost = above(cells, WORST_FRECHET)
-    return CONVERGED.format(beyond=len(above(_converged(lost), 1)), above=len(lost), worst=WORST_FRECHET)
+    lost = beyond = 0
+    for to in DISTANCES:
+        above = [ratio.cell for ratio in _by_frechet(cells, to) if ratio.value > WORST_FRECHET]
+        lost += len(above)
+        beyond += sum(ratio.value > 1 for ratio in _by_frechet(_converged(above), to))
+    return CONVERGED.format(beyond=beyond, above=lost, worst=WORST_FRECHET)
 
 
 def _at_best(cell: Cell) -> Cell:
@@ -150,40 +159,38 @@ def _astray(cells: Sequence[Cell], budgets: Sequence[int]) -> str:
     return table(["calls", *map(str, budgets)], rows)
 
 
-def _summary(ratios: Sequence[Ratio], targets: Mapping[str, float], worst_target: float) -> str:
+def _summary(ratios: Mapping[Group, Sequence[Ratio]], worst_target: float) -> str:
     rows = []
-    for name, group in GROUPS.items():
-        within = [ratio for ratio in ratios if ratio.cell.group == name]
+    for group, within in ratios.items():
         if not within:
             continue
         mean, low, high = geometric_mean(within)
         worst = max(within, key=lambda ratio: ratio.value)
         won = sum(ratio.value < 1 for ratio in within)
-        target = targets[name]
         rows.append(
             [
                 group.title,
                 f"{mean:.3f} ({low:.3f}–{high:.3f})",
-                f"≤ {target:.2f}: {_verdict(mean, target)}",
+                f"≤ {group.target:.2f}: {_verdict(mean, group.target)}",
                 f"{worst.value:.3f}: {worst.cell.problem}, {worst.cell.schedule}, {worst.cell.nfe} calls",
                 f"≤ {worst_target:.2f}: {_verdict(worst.value, worst_target)}",
                 f"{won} of {len(within)}",
             ]
         )
     head = ["problems", "geometric mean (95 %)", "target", "worst cell", "target", "cells won"]
-    return table(head, rows) + _above(ratios, worst_target)
+    return table(head, rows) + _above(list(chain.from_iterable(ratios.values())), worst_target)
 
 
 def _missing(cells: Sequence[Cell], plan: Plan) -> str:
     """What the plan has and the cells have not: a run that was not finished, or problems that were not asked for."""
     there = {(cell.problem, cell.schedule, cell.nfe) for cell in cells}
-    measured = {(cell.problem, cell.schedule) for cell in cells if cell.ours.frechet is not None}
+    measured = {(cell.problem, cell.schedule) for cell in cells if cell.ours.distances}
     missing = []
     for place in product(plan.problems, plan.schedules):
         lacking = [nfe for nfe in plan.budgets if (*place, nfe) not in there]
         if lacking:
             missing.append(", ".join(place) + ("" if len(lacking) == len(plan.budgets) else f" at {_calls(lacking)}"))
-    without = [cell for cell in cells if cell.nfe in FRECHET_BUDGETS and cell.ours.frechet is None]
+    without = [cell for cell in cells if cell.nfe in FRECHET_BUDGETS and not cell.ours.distances]
     for place, rows in groupby(without, key=lambda cell: (cell.problem, cell.schedule)):
         if place in measured:
             missing.append(f"Fréchet distances of {', '.join(place)} at {_calls([cell.nfe for cell in rows])}")
@@ -219,17 +226,19 @@ def _tables(cells: Sequence[Cell]) -> list[str]:
         row += [f"{each.gain:.3f}" for each in (cell.ours, ratio.peer)]
         rows.append(row + ([_agreement(each) for each in (cell.ours, ratio.peer)] if nearest else []))
     found = [table([*head, *(["nearest", "its nearest"] if nearest else [])], rows)]
-    distances = []
-    for cell in cells:
-        versus = by_frechet(cell)
-        if versus is not None and cell.ours.frechet is not None and versus.peer.frechet is not None:
-            published = min(each.frechet for each in cell.published if each.frechet is not None)
-            floor = NOTHING if cell.floor is None else f"{cell.floor.frechet:.3f}"
-            values = _paired(cell.ours.frechet, published, versus.peer.frechet, "{:.3f}")
-            distances.append([str(cell.nfe), *values, *_versus(versus), floor])
-    if distances:
-        found.append(table(["calls", "Fréchet: EVODiff()", *head[2:6], "converged"], distances))
+    for to, title in HEADS.items():
+        distances = [_distance_row(ratio, to) for ratio in _by_frechet(cells, to)]
+        if distances:
+            found.append(table(["calls", f"{title}: EVODiff()", *head[2:6], "converged"], distances))
     return found
+
+
+def _distance_row(ratio: Ratio, to: str) -> list[str]:
+    cell = ratio.cell
+    published = min(each.distances[to].value for each in cell.published)
+    values = _paired(cell.ours.distances[to].value, published, ratio.peer.distances[to].value, "{:.3f}")
+    floor = NOTHING if cell.floor is None else f"{cell.floor.distances[to].value:.3f}"
+    return [str(cell.nfe), *values, *_versus(ratio), floor]
 
 
 def _paired(ours: float, published: float, best: float, form: str) -> list[str]:
@@ -287,9 +296,10 @@ choice of the best peer is not resampled.
 INFORMED_NOTE = """ DPM-Solver-v3 takes part where it was given its statistics, on *mixture* and *model* ({samples}
 images at {points} noise levels)."""
 FRECHET_NOTE = """ Fréchet distance, at {budgets} calls: on exact problems in means over 8×8 squares to the
-distribution's exact moments; on the network in the features of the packaged classifier to those of training images, on
-VE without guidance; of {many:,} samples, {gaussian} of *gaussian*, {network} of the network. "Converged" is the
-converged solution's own distance with as many samples, the floor."""
+distribution's exact moments; on the network in the features of the packaged classifier, on VE without guidance, to
+training images, and to {own} converged solutions from other noise: the network's own distribution, which is all that a
+solver can get right. Samples: {samples}. "Converged" is the converged solution's own distance with as many samples,
+the floor."""
 WHY = """## Where it loses, and why
 
 - **Sharp against smooth.** The denoisers of single images decide within a narrow band of noise levels; the more of a

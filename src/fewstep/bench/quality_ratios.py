@@ -62,14 +62,12 @@ def by_rmse(cell: Cell) -> Ratio:
     return Ratio(cell, peer, max(cell.ours.rmse, NEGLIGIBLE) / max(peer.rmse, NEGLIGIBLE), ours - theirs)
 
 
-def by_frechet(cell: Cell) -> Ratio | None:
-    """Against the peer of the least Fréchet distance; None where none was measured."""
-    measured = [(each.frechet, each) for each in cell.peers if each.frechet is not None]
-    if cell.ours.frechet is None or not measured:
-        return None
-    least, peer = min(measured, key=lambda each: each[0])
-    ours, theirs = (torch.tensor(each.frechets, dtype=torch.float64).log() for each in (cell.ours, peer))
-    return Ratio(cell, peer, cell.ours.frechet / least, ours - theirs)
+def by_frechet(cell: Cell, to: str) -> Ratio:
+    """Against the peer of the least Fréchet distance to `to`, where it was measured."""
+    peer = min(cell.peers, key=lambda each: each.distances[to].value)
+    ours, theirs = (each.distances[to] for each in (cell.ours, peer))
+    logs = [torch.tensor(each.resampled, dtype=torch.float64).log() for each in (ours, theirs)]
+    return Ratio(cell, peer, ours.value / theirs.value, logs[0] - logs[1])
 
 
 def geometric_mean(ratios: Sequence[Ratio]) -> tuple[float, float, float]:

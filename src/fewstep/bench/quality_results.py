@@ -6,7 +6,7 @@ import io
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,18 +16,28 @@ import torch
 from torch import Tensor
 
 from ..files import check_writable, write_atomically
+from .metrics import Moments
 
-__all__ = ["Key", "Measurement", "Results"]
+__all__ = ["Distance", "Key", "Measurement", "Results"]
 
 Key = tuple[str, int, str, str]
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A Fréchet distance of `samples` images, and those of its resamples."""
+
+    value: float
+    samples: int
+    resampled: list[float]
 
 
 @dataclass(frozen=True)
 class Measurement:
     """One solver on one grid, schedule and budget of one problem.
 
-    errors and gains are one a sample; agrees says of each whether its nearest training image is the solution's. The
-    Fréchet distance, of more samples, has those of its resamples beside it. Empty where nothing is measured.
+    errors and gains are one a sample; agrees says of each whether its nearest training image is the solution's.
+    distances are of more samples, by what they are to. Empty where nothing is measured.
     """
 
     schedule: str
@@ -37,8 +47,13 @@ class Measurement:
     errors: list[float]
     gains: list[float]
     agrees: list[bool]
-    frechet: float | None
-    frechets: list[float]
+    distances: dict[str, Distance]
+
+    @classmethod
+    def read(cls, line: str) -> Measurement:
+        found = json.loads(line)
+        distances = {to: Distance(**each) for to, each in found.pop("distances").items()}
+        return cls(**found, distances=distances)
 
     @property
     def key(self) -> Key:
@@ -67,7 +82,7 @@ class Results:
         whole = text[: text.rfind("\n") + 1]  # an interruption may have cut the last line
         if whole != text:
             write_atomically(self.path, whole.encode())
-        found = (Measurement(**json.loads(line)) for line in whole.splitlines())
+        found = (Measurement.read(line) for line in whole.splitlines())
         self._found = {each.key: each for each in found}
 
     @cached_property
@@ -84,8 +99,12 @@ class Results:
                 f"{self.folder} holds measurements of another network: remove it, or choose another folder"
             )
 
-    def __contains__(self, key: Key) -> bool:
-        return key in self._found
+    def holds(self, key: Key, targets: Collection[str], samples: int) -> bool:
+        """Whether it was measured, with distances to all `targets` of so many samples."""
+        found = self._found.get(key)
+        return found is not None and all(
+            to in found.distances and found.distances[to].samples == samples for to in targets
+        )
 
     def __iter__(self) -> Iterator[Measurement]:
         return iter(self._found.values())
@@ -94,6 +113,7 @@ class Results:
         return self._found.get(key)
 
     def add(self, measurement: Measurement) -> None:
+        """Of measurements of the same, the last counts."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(measurement)) + "\n")
         self._found[measurement.key] = measurement
@@ -105,7 +125,20 @@ class Results:
 
     def solution(self, schedule: str, make: Callable[[], Tensor]) -> Tensor:
         """The converged solution on a schedule, made once."""
-        path = self.folder / f"solution-{schedule}.npy"
+        return self._once(f"solution-{schedule}", make)
+
+    def moments(self, name: str, make: Callable[[], Moments]) -> Moments:
+        """Those that distances to `name` refer to, made once."""
+
+        def rows() -> Tensor:
+            made = make()
+            return torch.vstack((made.mean, made.covariance))
+
+        found = self._once(f"moments-{name}", rows)
+        return Moments(found[0], found[1:])
+
+    def _once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        path = self.folder / f"{name}.npy"
         if path.exists():
             return torch.from_numpy(np.load(path, allow_pickle=False))
         made = make()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,10 +18,11 @@ from ...solvers import Solver, UniPC
 from ..images import resized
 from ..metrics import Moments
 
-__all__ = ["FAR", "Law", "Problem", "ends", "pooled", "solved"]
+__all__ = ["FAR", "Law", "Problem", "batches", "ends", "pooled", "solved"]
 
 FAR = 8.0  # half log-SNR beyond which one step is as good as many: a noise, or a signal, of 3e-4
 POOLED_SIDE = 8
+BATCH = 64
 
 
 class Law(Protocol):
@@ -43,7 +44,7 @@ class Problem:
     law: of a batch, given its seeds, which choose the classes.
     steps: of UniPC-3, evenly in log-SNR, that the converged solution takes; None if the law has it in closed form.
     samples, many: how many images give a distance to the solution, and how many one between sets.
-    features, moments: of the images' features (N, k) the true mean and covariance; None where they are not known.
+    features, targets: the images' features (N, k), and the moments of the features that distances are to, by name.
     nearest: of images, which training image each of them has become; None where that says nothing.
     images: training images, where DPM-Solver-v3 is given its statistics.
     fingerprint: of the network, where there is one.
@@ -58,7 +59,7 @@ class Problem:
     many: int = 1000
     dtype: torch.dtype = torch.float64
     features: Callable[[Tensor], Tensor] = pooled
-    moments: Callable[[], Moments] | None = None
+    targets: Mapping[str, Callable[[], Moments]] = field(default_factory=dict)
     nearest: Callable[[Tensor], Tensor] | None = None
     images: Tensor | None = None
     fingerprint: str | None = None
@@ -90,6 +91,10 @@ class Problem:
             exact: Tensor = self.law(seeds).solution(x, s, t)
             return exact
         return solved(self.denoiser(schedule, seeds), schedule, x, s, t, self.steps)
+
+
+def batches(seeds: range) -> Iterator[range]:
+    return (seeds[first : first + BATCH] for first in range(0, len(seeds), BATCH))
 
 
 def ends(schedule: Schedule) -> tuple[Node, Node]:

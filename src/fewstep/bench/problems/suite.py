@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ...schedule import EDM
 from ..classifier import Classifier, load_classifier
 from ..images import resized, to_unit_range
 from ..metrics import Moments
-from .base import Problem, pooled
+from .base import Problem, batches, pooled
 from .empirical import Empirical
 from .local import Local
 from .mixtures import ClassGaussians, fitted
@@ -28,7 +29,10 @@ FEW_CLASSES = 2  # of the Gaussians at full size, whose eigenvectors take a whil
 IDEAL_IMAGES = 2000
 LOCAL_IMAGES = 500
 STATISTICS_IMAGES = 1000  # that DPM-Solver-v3 is told the statistics of
-MANY, MANY_GAUSSIAN, MANY_NETWORK = 512, 256, 192  # samples that Fréchet distances are of
+# Samples that Fréchet distances are of. Of a quarter as many, sampling noise is most of nearly every distance.
+MANY, MANY_GAUSSIAN, MANY_NETWORK = 2048, 1024, 512
+OWN_IMAGES, OWN_SEED = 2048, 1_000_000  # of the network, solved from noise of its own, that distances are to
+EXACT, DATA, OWN = "exact", "images", "network"  # what distances are to: the distribution, training images, its own
 CLASSIFIED_IMAGES = 1000  # of each class, for the moments of a classifier's features
 # Of UniPC-3. Twice as many change the solution by less than a twentieth of the best solver's error after 20 calls:
 # tests/bench/test_problems.py. On the network they change it by 0.0001, at guidance 7.5 by 0.0005.
@@ -91,7 +95,7 @@ def class_gaussians(name: str, source: Source) -> Problem:
         lambda seeds: ClassGaussians(mixture, tuple(seed % len(classes) for seed in seeds)),
         steps=None,
         many=MANY_GAUSSIAN,
-        moments=lambda: pooled_moments(mixture.moments(), mixture.shape),
+        targets={EXACT: lambda: pooled_moments(mixture.moments(), mixture.shape)},
     )
 
 
@@ -104,7 +108,7 @@ def mixture_of_classes(name: str, source: Source) -> Problem:
         lambda seeds: mixture,
         STEPS,
         many=MANY,
-        moments=lambda: pooled_moments(mixture.moments(), mixture.shape),
+        targets={EXACT: lambda: pooled_moments(mixture.moments(), mixture.shape)},
         images=source.some(STATISTICS_IMAGES),
     )
 
@@ -120,7 +124,7 @@ def empirical(name: str, source: Source, blur: float) -> Problem:
         STEPS,
         samples=256,  # runs that end at another image than the solution decide the error: few a cell
         many=MANY,
-        moments=lambda: pooled_moments(law.moments(), shape),
+        targets={EXACT: lambda: pooled_moments(law.moments(), shape)},
         nearest=None if blur else law.nearest,
     )
 
@@ -142,12 +146,16 @@ def network(name: str, source: Source, guidance: float | None) -> Problem:
             return Reclocked(model, model.schedule)
         return Reclocked(model.conditioned([classes[seed % len(classes)] for seed in seeds], guidance), model.schedule)
 
-    def moments() -> Moments:
+    def images() -> Moments:
         side = model.shape[-1]
         known = range(len(model.classes))
         return Moments.of(torch.cat([seen(source.of_class(label, side, CLASSIFIED_IMAGES)) for label in known]))
 
-    return Problem(
+    def own() -> Moments:
+        seeds = range(OWN_SEED, OWN_SEED + OWN_IMAGES)
+        return Moments.of(torch.cat([seen(problem.solution(EDM(), part)) for part in batches(seeds)]))
+
+    problem = Problem(
         name,
         model.shape,
         source.split.first_seed,
@@ -157,10 +165,11 @@ def network(name: str, source: Source, guidance: float | None) -> Problem:
         many=MANY_NETWORK,
         dtype=torch.float32,
         features=seen,
-        moments=moments if guidance is None else None,
+        targets={DATA: images, OWN: own} if guidance is None else {},
         images=source.some(STATISTICS_IMAGES, model.shape[-1]).float() if guidance is None else None,
         fingerprint=model.fingerprint,
     )
+    return problem
 
 
 def pooled_moments(pixels: Moments, shape: tuple[int, ...]) -> Moments:
