@@ -16,7 +16,17 @@ from fewstep.bench.problems import ClassGaussians, Empirical, Entry, Problem, ga
 from fewstep.bench.problems.base import pooled
 from fewstep.bench.quality import FULL, QUICK, cells, fill, trial
 from fewstep.bench.quality_page import page
-from fewstep.bench.quality_ratios import NEGLIGIBLE, OURS, PUBLISHED, Cell, apart, by_frechet, by_rmse, geometric_mean
+from fewstep.bench.quality_ratios import (
+    NEGLIGIBLE,
+    OURS,
+    PUBLISHED,
+    Cell,
+    against,
+    apart,
+    by_frechet,
+    by_rmse,
+    geometric_mean,
+)
 from fewstep.bench.quality_results import Distance, Measurement, Results
 from fewstep.cli import app
 from smooth import smooth_pictures
@@ -113,9 +123,9 @@ def test_each_cell_has_ours_and_every_peer_on_every_grid_and_is_measured_once(pr
         for each in (cell.ours, *cell.elsewhere, *cell.peers):
             assert {to: distance.samples for to, distance in each.distances.items()} == expected
         assert (cell.floor is not None) == (cell.problem == "smooth")
-    # 6 peers in the heat, and of a budget these and 4 runs of ours, in two batches of 64 where 80 samples are drawn:
-    # calls are the budget's, odd or even.
-    once = 2 * (6 * (5 + 7) + 10 * (2 * 5 + 7))
+    # 6 peers and ours in the heat, and of a budget these and 3 more runs of ours, in two batches of 64 where 80 samples
+    # are drawn: calls are the budget's, odd or even.
+    once = 2 * (7 * (5 + 7) + 10 * (2 * 5 + 7))
     assert len(CALLS) == once
     fill_all(tmp_path)
     assert len(CALLS) == once
@@ -130,7 +140,8 @@ def test_a_peer_runs_on_all_samples_where_it_is_near_the_best_of_a_heat_in_eithe
     for cell in found:
         heats = Results(tmp_path / cell.problem).heats
         ran = {each.key[2:]: each for each in heats if (each.schedule, each.nfe) == (cell.schedule, cell.nfe)}
-        assert set(ran) == set(everyone(cell.schedule))
+        assert set(ran) == {*everyone(cell.schedule), (OURS, "own")}
+        del ran[OURS, "own"]
         assert all(len(each.errors) == 1 for each in ran.values())
         expected = {each for each in ran if each[0] == PUBLISHED}
         metrics = [lambda measured: measured.rmse]
@@ -178,7 +189,7 @@ def test_a_solver_is_measured_again_alone(problems, tmp_path):
     before = fill_all(tmp_path)
     CALLS.clear()
     assert fill_all(tmp_path, again=[OURS]) == before
-    assert len(CALLS) == 4 * 2 * (2 * 5 + 7)
+    assert len(CALLS) == 2 * ((5 + 7) + 4 * (2 * 5 + 7))
 
 
 def test_a_trial_puts_a_solver_in_our_place_and_stores_nothing(problems, tmp_path):
@@ -203,6 +214,22 @@ def test_a_ratio_is_to_the_best_peer_and_its_interval_is_paired():
     assert (by_sets.value, *by_sets.interval) == pytest.approx((3, 3, 3), rel=1e-12)
     mean, *_ = geometric_mean([by_errors, by_errors._replace(value=2.0)])
     assert mean == pytest.approx(1.0, rel=1e-12)
+
+
+def test_a_peer_alone_stays_on_the_grid_of_each_schedule_that_is_best_for_it():
+    def cell(schedule, nfe, ours, **peers):
+        heat = [measurement(errors=[ours]), *(measurement("heun", grid, errors=[e]) for grid, e in peers.items())]
+        return Cell("smooth", "exact", schedule, nfe, measurement(), [], [], None, heat)
+
+    first, second = cell("VE", 5, 1.0, a=2.0, b=8.0), cell("VE", 7, 1.0, a=4.0, b=0.5)
+    other = cell("flow", 5, 3.0, a=4.0, b=2.0)
+    # a: 1/2 and 1/4; b: 1/8 and 2, the better mean for the peer.
+    assert against([first, second, other], "heun", lambda each: each.rmse) == [1 / 8, 2, 3 / 2]
+    assert against([first], "heun", lambda each: each.rmse) == [1 / 2]
+    assert against([first], "ddim", lambda each: each.rmse) == []
+    text = page([first._replace(peers=[measurement(PUBLISHED, "a")])], PLAN, "dev", "make quality")
+    assert "| heun | 0.500: 1 of 1 |" in text
+    assert "| dpmpp-2m | – |" in text
 
 
 def test_a_ratio_of_exact_runs_is_one():
@@ -328,8 +355,8 @@ def test_distances_of_fewer_samples_are_measured_again(problems, tmp_path, monke
     )
     CALLS.clear()
     fill(None, tmp_path, PLAN, ["smooth"], lambda text: None)
-    # With 5 calls 6 peers run in a heat of 40 samples, and these and 4 of ours in 3 batches of 64 at most.
-    assert len(CALLS) == 2 * 5 * (6 + 3 * 10)
+    # With 5 calls 6 peers and ours run in a heat of 40 samples, and these and 3 more in 3 batches of 64 at most.
+    assert len(CALLS) == 2 * 5 * (7 + 3 * 10)
     monkeypatch.undo()
     after = Results(tmp_path / "smooth")
     ours = [after.get(cell.ours.key) for cell in before if cell.problem == "smooth"]
@@ -377,8 +404,8 @@ def test_the_command_writes_the_page_of_the_problems_that_it_is_given(pictures, 
     assert "### ideal, VE" in first
     assert "### mixture" not in first
     measured = tmp_path / "results" / "report-quick" / "ideal" / "results.jsonl"
-    # Published EVODiff and the peers on two grids each; ours has no heat.
-    runs = len(QUICK.schedules) * len(QUICK.budgets) * 2 * (1 + len(QUICK.peers))
+    # Published EVODiff and the peers on two grids each, and ours on its own.
+    runs = len(QUICK.schedules) * len(QUICK.budgets) * (2 * (1 + len(QUICK.peers)) + 1)
     assert len((measured.parent / "heats" / "results.jsonl").read_text().splitlines()) == runs
     assert run(*told, "--problem", "ideal", "--again", "evodiff").exit_code == 0
     assert (tmp_path / "page.md").read_text() == first

@@ -1,8 +1,8 @@
 """The bench of image quality: EVODiff's default beside the field, on problems whose solution is known.
 
 A cell is a problem, a schedule and a budget. In each, EVODiff() runs on its own grid, and every peer on three; the best
-peer and grid are chosen per cell and metric afterwards, an oracle for the peers. Peers run in a heat first, on a part
-of the samples, and only those that come near the best of it on all.
+peer and grid are chosen per cell and metric afterwards, an oracle for the peers. All run in a heat first, on a part of
+the samples, and only those peers that come near the best of it on all.
 """
 
 from __future__ import annotations
@@ -151,9 +151,10 @@ def _fill_schedule(
         wanted = targets if nfe in FRECHET_BUDGETS else {}
         for candidate in candidates:
             key = name, nfe, candidate.name, candidate.grid_name
-            if candidate.name != OURS and not heats.holds(key, wanted, heat.many):
+            enters = candidate.name != OURS or candidate.grid is None
+            if enters and not heats.holds(key, wanted, heat.many):
                 heats.add(_measured(heat, name, candidate, nfe, exact[: heat.samples], wanted, resampled=0))
-        contenders = _contenders(heats, name, nfe)
+        contenders = _contenders(_ran(heats, name, nfe))
         for candidate in candidates:
             key = name, nfe, candidate.name, candidate.grid_name
             if (candidate.name == OURS or key[2:] in contenders) and not results.holds(key, wanted, problem.many):
@@ -164,14 +165,18 @@ def _heat(problem: Problem) -> Problem:
     return dataclasses.replace(problem, samples=-(-problem.samples // HEAT), many=-(-problem.many // HEAT))
 
 
-def _contenders(heats: Results, schedule: str, nfe: int) -> set[tuple[str, str]]:
-    """The solvers and grids near the best of a heat in any metric, and published EVODiff, which the page shows."""
-    ran = [each for each in heats if (each.schedule, each.nfe) == (schedule, nfe)]
-    least = min(each.rmse for each in ran)
-    nearest = {to: min(each.distances[to].value for each in ran) for to in ran[0].distances}
+def _ran(heats: Results, schedule: str, nfe: int) -> list[Measurement]:
+    return sorted((each for each in heats if each.key[:2] == (schedule, nfe)), key=lambda each: each.key)
+
+
+def _contenders(ran: Sequence[Measurement]) -> set[tuple[str, str]]:
+    """The peers near the best of them in a heat in any metric, and published EVODiff, which the page shows."""
+    peers = [each for each in ran if each.solver != OURS]
+    least = min(each.rmse for each in peers)
+    nearest = {to: min(each.distances[to].value for each in peers) for to in peers[0].distances}
     return {
         (each.solver, each.grid)
-        for each in ran
+        for each in peers
         if each.solver == PUBLISHED
         or each.rmse <= CONTENDS * max(least, NEGLIGIBLE)
         or any(each.distances[to].value <= CONTENDS * value for to, value in nearest.items())
@@ -236,12 +241,12 @@ def cells(folder: Path, plan: Plan) -> list[Cell]:
 def _cell(name: str, results: Results, plan: Plan, ours: Measurement) -> Cell | None:
     """`ours` beside the peers that were measured; None while any is missing, which might be the best."""
     schedule, nfe = ours.schedule, ours.nfe
-    heats = results.heats
+    heat = _ran(results.heats, schedule, nfe)
     # The statistics of the informed peer are not at hand for every problem.
     entered = product({PUBLISHED, *plan.peers} - {INFORMED}, list(SETTINGS[schedule].grids)[: plan.grids])
-    if any(heats.get((schedule, nfe, *each)) is None for each in entered):
+    if not {each.key[2:] for each in heat}.issuperset(entered):
         return None
-    found = [results.get((schedule, nfe, *each)) for each in sorted(_contenders(heats, schedule, nfe))]
+    found = [results.get((schedule, nfe, *each)) for each in sorted(_contenders(heat))]
     peers = [peer for peer in found if peer is not None]
     if len(peers) < len(found):
         return None
@@ -255,6 +260,7 @@ def _cell(name: str, results: Results, plan: Plan, ours: Measurement) -> Cell | 
         [each for each in elsewhere if each is not None],
         peers,
         results.get((schedule, 0, CONVERGED, OWN_GRID)),
+        heat,
     )
 
 

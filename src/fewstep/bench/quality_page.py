@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain, groupby, product
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ from .quality import (
     STATISTICS_SAMPLES,
     Plan,
 )
-from .quality_ratios import Cell, Ratio, apart, by_frechet, by_rmse, geometric_mean
+from .quality_ratios import PUBLISHED, Cell, Ratio, against, apart, by_frechet, by_rmse, geometric_mean
 from .quality_results import Measurement
 
 __all__ = ["page"]
@@ -82,6 +84,9 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
     measured = [cell for cell in cells if cell.ours.distances]
     if measured:
         parts += ["### Fréchet distance, EVODiff() over the best peer\n", _distances(measured)]
+    parts += [AGAINST, _errors_against(cells, (PUBLISHED, *plan.peers))]
+    if measured:
+        parts += ["By Fréchet distance:\n", _distances_against(measured, (PUBLISHED, *plan.peers))]
     parts.append(WHY)
     exact = [cell for cell in cells if cell.group == "exact"]
     if exact:
@@ -117,6 +122,31 @@ def _samples(counted: Iterable[tuple[str, int]]) -> str:
 def _errors(cells: Sequence[Cell]) -> str:
     found = {group: [by_rmse(cell) for cell in cells if cell.group == name] for name, group in GROUPS.items()}
     return _summary(found, WORST_RMSE)
+
+
+def _errors_against(cells: Sequence[Cell], peers: Sequence[str]) -> str:
+    def ratios(name: str, peer: str) -> list[float]:
+        return against([cell for cell in cells if cell.group == name], peer, lambda each: each.rmse)
+
+    return _against({group.title: partial(ratios, name) for name, group in GROUPS.items()}, peers)
+
+
+def _distances_against(cells: Sequence[Cell], peers: Sequence[str]) -> str:
+    def ratios(to: str, peer: str) -> list[float]:
+        there = [cell for cell in cells if to in cell.ours.distances]
+        return against(there, peer, lambda each: each.distances[to].value)
+
+    return _against({group.title: partial(ratios, to) for to, group in DISTANCES.items()}, peers)
+
+
+def _against(columns: Mapping[str, Callable[[str], list[float]]], peers: Sequence[str]) -> str:
+    """A row for each peer: the geometric mean of our ratios to it, and how many cells are won."""
+
+    def text(ratios: Sequence[float]) -> str:
+        won = sum(ratio < 1 for ratio in ratios)
+        return f"{statistics.geometric_mean(ratios):.3f}: {won} of {len(ratios)}" if ratios else NOTHING
+
+    return table(["solver", *columns], [[peer, *(text(of(peer)) for of in columns.values())] for peer in peers])
 
 
 def _distances(cells: Sequence[Cell]) -> str:
@@ -323,6 +353,11 @@ WHY = """## Where it loses, and why
   calls go that way by up to a quarter, its last step not at all in samples that have decided by then. A grid that
   decides more at 5 calls has less distance on single images, more on the network, and more error on smooth problems
   ([least-variance.md](least-variance.md)).
+"""
+AGAINST = """### EVODiff() over one solver on one grid
+
+What a change would bring. Each peer stays on one grid a schedule, the one that is best for it over all cells of a
+column. Geometric mean and cells won, on the samples that all ran on. By RMSE:
 """
 ASTRAY_NOTE = """### Samples that go astray
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -12,7 +14,18 @@ from torch import Tensor
 from .metrics import interval, resamples
 from .quality_results import Measurement
 
-__all__ = ["NEGLIGIBLE", "OURS", "PUBLISHED", "Cell", "Ratio", "apart", "by_frechet", "by_rmse", "geometric_mean"]
+__all__ = [
+    "NEGLIGIBLE",
+    "OURS",
+    "PUBLISHED",
+    "Cell",
+    "Ratio",
+    "against",
+    "apart",
+    "by_frechet",
+    "by_rmse",
+    "geometric_mean",
+]
 
 OURS, PUBLISHED = "evodiff", "evodiff-published"
 RESAMPLES = 1000
@@ -23,7 +36,8 @@ NEGLIGIBLE = 1e-5
 class Cell(NamedTuple):
     """What was measured of one problem, schedule and budget.
 
-    Ours on its own grid, and on others as far as it was; all peers; the converged solution if there are distances.
+    Ours on its own grid, and on others as far as it was; the peers near the best; the converged solution if there are
+    distances; ours and all peers on all grids in the heat, on the first samples only.
     """
 
     problem: str
@@ -34,6 +48,7 @@ class Cell(NamedTuple):
     elsewhere: list[Measurement]
     peers: list[Measurement]
     floor: Measurement | None
+    heat: Sequence[Measurement] = ()
 
     @property
     def published(self) -> list[Measurement]:
@@ -60,6 +75,25 @@ def by_rmse(cell: Cell) -> Ratio:
     drawn = (torch.tensor(each.errors, dtype=torch.float64)[rows].square().mean(1).sqrt() for each in (cell.ours, peer))
     ours, theirs = (each.clamp_min(NEGLIGIBLE).log() for each in drawn)
     return Ratio(cell, peer, max(cell.ours.rmse, NEGLIGIBLE) / max(peer.rmse, NEGLIGIBLE), ours - theirs)
+
+
+def against(cells: Sequence[Cell], solver: str, value: Callable[[Measurement], float]) -> list[float]:
+    """Ours over one peer in the heats by `value`, in the cells where it ran.
+
+    The peer stays on one grid a schedule, the best for it over these cells, each counting alike.
+    """
+    found = []
+    for schedule in dict.fromkeys(cell.schedule for cell in cells):
+        by_grid: dict[str, list[float]] = {}
+        for cell in cells:
+            ours = [each for each in cell.heat if cell.schedule == schedule and each.solver == OURS]
+            for own, peer in product(ours, cell.heat):
+                if peer.solver == solver:
+                    ratio = max(value(own), NEGLIGIBLE) / max(value(peer), NEGLIGIBLE)
+                    by_grid.setdefault(peer.grid, []).append(ratio)
+        if by_grid:
+            found += max(by_grid.values(), key=statistics.geometric_mean)
+    return found
 
 
 def by_frechet(cell: Cell, to: str) -> Ratio:
