@@ -339,7 +339,8 @@ WHY = """## Where it loses, and why
   The oracle takes another peer, on another grid, for each: on VP even time for *ideal*, even log-SNR for *mixture*.
   Below, EVODiff's rule has that choice too.
 - **Gaussians.** On the way from 5 to 8 calls the gain of second-order peers passes 1 and their error a minimum, so that
-  on VE and VP the best peer is better at 6 calls than at 8: the oracle finds the crossing.
+  on VE and VP the best peer is better at 6 calls than at 8: the oracle finds the crossing. At 20 calls on VE both are
+  right to a twentieth of a grey level; the limit to the last step is what is left there.
 - **Few samples decide.** From 12 calls on nearly all runs on *ideal* end at the solution's own image ("nearest"), and
   those on *blurred* near it; the error is that of the few that do not, and its ratio that of two small numbers: its
   intervals say so. The table below counts them, and compares the others. On VP from 10 calls on, even time loses fewer
@@ -347,12 +348,15 @@ WHY = """## Where it loses, and why
   samples that neither loses, EVODiff's error on *blurred* is there 0.04 to 0.54 of the peer's.
 - **Fréchet distances have a floor.** Samples of the converged solution are not at distance 0 either. Where both are
   near that floor no ratio can be much below 1; what the converged solution itself would get is below.
-- **Fréchet distance at 5 and 6 calls.** The least error and the least distance are different aims. An average of two
+- **Fréchet distance of sharp problems.** The least error and the least distance are different aims: an average of two
   images is nearer to both than either is to the other, and has too little contrast. The best peer by distance is mostly
-  one that extrapolates far, at a larger error than ours: compare "which" in the two tables of a problem. EVODiff's
-  calls go that way by up to a quarter, its last step not at all in samples that have decided by then. A grid that
-  decides more at 5 calls has less distance on single images, more on the network, and more error on smooth problems
-  ([least-variance.md](least-variance.md)).
+  one that extrapolates far. Now and then it lands well: of 5 calls on the flow, DEIS-3 on even log-SNR has the right
+  mixture of images on *ideal* and *blurred-0.05*, and with a call more, or on *blurred-0.3* and *mixture*, it is among
+  the last. Nobody can pick it in advance: the tables of one solver on one grid show what can be picked. EVODiff's calls
+  go that way by up to a quarter, its last step not at all in samples that have decided by then.
+- **Fréchet distance of the network to training images.** A short training's own images are further from training images
+  than those of a solver that leaves out what it would add: the converged solution is no better than the best peer.
+  Against the network's own distribution, which a solver is to sample, it is another story.
 """
 AGAINST = """### EVODiff() over one solver on one grid
 
