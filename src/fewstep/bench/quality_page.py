@@ -291,8 +291,8 @@ def _agreement(measured: Measurement) -> str:
 INTRODUCTION = """# Image quality
 
 EVODiff's default beside the field, on problems whose solution is known. This page is written by `{command}`; no figure
-is typed by hand. It is of the split "{split}". Solvers are developed on "dev" and reported on "report", which share
-neither classes nor noise: {splits}.
+in its tables is typed by hand. It is of the split "{split}". Solvers are developed on "dev" and reported on "report",
+which share neither classes nor noise: {splits}.
 
 **Problems.** All are made of real images, in [-1, 1].
 
@@ -354,9 +354,12 @@ WHY = """## Where it loses, and why
   mixture of images on *ideal* and *blurred-0.05*, and with a call more, or on *blurred-0.3* and *mixture*, it is among
   the last. Nobody can pick it in advance: the tables of one solver on one grid show what can be picked. EVODiff's calls
   go that way by up to a quarter, its last step not at all in samples that have decided by then.
-- **Fréchet distance of the network to training images.** A short training's own images are further from training images
-  than those of a solver that leaves out what it would add: the converged solution is no better than the best peer.
-  Against the network's own distribution, which a solver is to sample, it is another story.
+- **Fréchet distance of the network.** To training images the converged solution itself is no better than the best peer:
+  the network is further from them than a solver takes it. To the network's own distribution EVODiff() loses at 5 and 6
+  calls, though its images are the nearest to the solution: the classifier looks at details, and its last step, from
+  n = 0.2 down in one, makes their mean. The highest octave of frequencies has two thirds of the solution's energy after
+  5 calls. Even log-SNR, where the best peers are, has two calls below n = 0.2, all of that energy, and up to twice the
+  error.
 """
 AGAINST = """### EVODiff() over one solver on one grid
 
