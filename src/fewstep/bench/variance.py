@@ -223,9 +223,9 @@ TRIED = """
   0.2 for 8 and nothing for many). A mean lacks the variance of details, and classifiers look at them: with the limit at
   2 and a fall of 0.22 + 0.8 / steps the distance of 5, 6, 8 calls to the network's own distribution goes from 1.51,
   0.80, 0.58 to 0.69, 0.56, 0.55 at the same error (0.0475, 0.0318, 0.0176 to 0.0467, 0.0326, 0.0170), and that of 3 and
-  4 calls by half. But the error of 5 calls under guidance grows by a fifth, and on VP by as much on *mixture*. With the
-  limit at 1.25 that is not so (*mixture* 0.65 of its error, guidance 4 1.06) and the distance of 5 calls is 1.01. Not
-  settled.
+  4 calls by half. But the error of 5 calls under guidance grows by a fifth, and on VP the distance of *mixture* by two
+  fifths. With the limit at 1.25 that is not so (*mixture* 0.65 of its error, guidance 4 1.06) and the distance of 5
+  calls is 1.01. Not settled.
 - **Another reach.** With 2 in place of 1.25 times at most the error of 5 to 8 calls on *ideal* falls by a tenth, while
   5 and 6 calls on smooth problems and under guidance are up to twice as wrong; from 10 calls on the bound hardly
   matters. The Fréchet distance of 5 and 6 calls on *ideal* is 0.79 to 1.16 of the default's with it, that of *mixture*
