@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import chain, groupby, product
+from itertools import groupby, product
 from typing import NamedTuple
 
 from .markdown import table
@@ -208,7 +208,7 @@ def _summary(ratios: Mapping[Group, Sequence[Ratio]], worst_target: float) -> st
             ]
         )
     head = ["problems", "geometric mean (95 %)", "target", "worst cell", "target", "cells won"]
-    return table(head, rows) + _above(list(chain.from_iterable(ratios.values())), worst_target)
+    return table(head, rows) + _above(list(ratios.values()), worst_target)
 
 
 def _missing(cells: Sequence[Cell], plan: Plan) -> str:
@@ -231,14 +231,16 @@ def _calls(budgets: Sequence[int]) -> str:
     return ", ".join(map(str, budgets)) + " calls"
 
 
-def _above(ratios: Sequence[Ratio], target: float) -> str:
-    """The cells above the target for the worst one, by problem and schedule."""
-    lost = [ratio.cell for ratio in ratios if ratio.value > target]
+def _above(groups: Sequence[Sequence[Ratio]], target: float) -> str:
+    """The cells above the target for the worst one, by group, problem and schedule."""
+    lost = [[ratio.cell for ratio in ratios if ratio.value > target] for ratios in groups]
     places = [
         f"{problem}, {schedule}, {_calls([cell.nfe for cell in cells])}"
-        for (problem, schedule), cells in groupby(lost, key=lambda cell: (cell.problem, cell.schedule))
+        for group in lost
+        for (problem, schedule), cells in groupby(group, key=lambda cell: (cell.problem, cell.schedule))
     ]
-    return f"\nAbove {target:.2f} ({len(lost)} of {len(ratios)}): {'; '.join(places) or 'none'}.\n"
+    above, measured = (sum(map(len, each)) for each in (lost, groups))
+    return f"\nAbove {target:.2f} ({above} of {measured}): {'; '.join(places) or 'none'}.\n"
 
 
 def _verdict(value: float, target: float) -> str:
