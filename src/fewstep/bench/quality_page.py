@@ -88,7 +88,7 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
     if measured:
         parts += ["By Fréchet distance:\n", _distances_against(measured, (PUBLISHED, *plan.peers))]
     parts.append(WHY)
-    exact = [cell for cell in cells if cell.group == "exact"]
+    exact = _of(cells, "exact")
     if exact:
         parts += [ASTRAY_NOTE.format(astray=ASTRAY), _astray(exact, plan.budgets)]
     anywhere = [cell for cell in cells if cell.elsewhere]
@@ -120,23 +120,35 @@ def _samples(counted: Iterable[tuple[str, int]]) -> str:
 
 
 def _errors(cells: Sequence[Cell]) -> str:
-    found = {group: [by_rmse(cell) for cell in cells if cell.group == name] for name, group in GROUPS.items()}
+    found = {group: [by_rmse(cell) for cell in _of(cells, name)] for name, group in GROUPS.items()}
     return _summary(found, WORST_RMSE)
 
 
-def _errors_against(cells: Sequence[Cell], peers: Sequence[str]) -> str:
-    def ratios(name: str, peer: str) -> list[float]:
-        return against([cell for cell in cells if cell.group == name], peer, lambda each: each.rmse)
+def _of(cells: Sequence[Cell], group: str) -> list[Cell]:
+    return [cell for cell in cells if cell.group == group]
 
-    return _against({group.title: partial(ratios, name) for name, group in GROUPS.items()}, peers)
+
+def _with(cells: Sequence[Cell], to: str) -> list[Cell]:
+    """Those whose distance to `to` was measured."""
+    return [cell for cell in cells if to in cell.ours.distances]
+
+
+def _errors_against(cells: Sequence[Cell], peers: Sequence[str]) -> str:
+    columns = {
+        group.title: partial(against, _of(cells, name), value=lambda each: each.rmse) for name, group in GROUPS.items()
+    }
+    return _against(columns, peers)
 
 
 def _distances_against(cells: Sequence[Cell], peers: Sequence[str]) -> str:
-    def ratios(to: str, peer: str) -> list[float]:
-        there = [cell for cell in cells if to in cell.ours.distances]
-        return against(there, peer, lambda each: each.distances[to].value)
+    columns = {
+        group.title: partial(against, _with(cells, to), value=partial(_distance, to)) for to, group in DISTANCES.items()
+    }
+    return _against(columns, peers)
 
-    return _against({group.title: partial(ratios, to) for to, group in DISTANCES.items()}, peers)
+
+def _distance(to: str, measured: Measurement) -> float:
+    return measured.distances[to].value
 
 
 def _against(columns: Mapping[str, Callable[[str], list[float]]], peers: Sequence[str]) -> str:
@@ -154,7 +166,7 @@ def _distances(cells: Sequence[Cell]) -> str:
 
 
 def _by_frechet(cells: Sequence[Cell], to: str) -> list[Ratio]:
-    return [by_frechet(cell, to) for cell in cells if to in cell.ours.distances]
+    return [by_frechet(cell, to) for cell in _with(cells, to)]
 
 
 def _converged(cells: Sequence[Cell]) -> list[Cell]:

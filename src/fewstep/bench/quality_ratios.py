@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from itertools import product
+from itertools import chain, product
 from typing import NamedTuple
 
 import torch
@@ -82,18 +82,14 @@ def against(cells: Sequence[Cell], solver: str, value: Callable[[Measurement], f
 
     The peer stays on one grid a schedule, the best for it over these cells, each counting alike.
     """
-    found = []
-    for schedule in dict.fromkeys(cell.schedule for cell in cells):
-        by_grid: dict[str, list[float]] = {}
-        for cell in cells:
-            ours = [each for each in cell.heat if cell.schedule == schedule and each.solver == OURS]
-            for own, peer in product(ours, cell.heat):
-                if peer.solver == solver:
-                    ratio = max(value(own), NEGLIGIBLE) / max(value(peer), NEGLIGIBLE)
-                    by_grid.setdefault(peer.grid, []).append(ratio)
-        if by_grid:
-            found += max(by_grid.values(), key=statistics.geometric_mean)
-    return found
+    by_grid: dict[str, dict[str, list[float]]] = {}
+    for cell in cells:
+        ours, theirs = ([each for each in cell.heat if each.solver == name] for name in (OURS, solver))
+        for own, peer in product(ours, theirs):
+            ratio = max(value(own), NEGLIGIBLE) / max(value(peer), NEGLIGIBLE)
+            by_grid.setdefault(cell.schedule, {}).setdefault(peer.grid, []).append(ratio)
+    best = (max(grids.values(), key=statistics.geometric_mean) for grids in by_grid.values())
+    return list(chain.from_iterable(best))
 
 
 def by_frechet(cell: Cell, to: str) -> Ratio:
