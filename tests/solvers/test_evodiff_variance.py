@@ -75,7 +75,7 @@ def assert_least(nodes, stages, i, name, used, error):
 
 def at_the_mean(steps=8):
     nodes = fs.focused(fs.EDM(), steps)
-    return nodes, evodiff_variance.stages(nodes, False, reach=0.0, limit=math.inf)
+    return nodes, evodiff_variance.stages(nodes, False, reach=0.0, restored=0.0, limit=math.inf)
 
 
 @pytest.mark.parametrize("steps", [3, 5, 8])
@@ -124,9 +124,39 @@ def test_differences_reach_a_quarter_further_at_most():
     assert ours == pytest.approx(1.25 * least, rel=1e-12)
 
 
-def test_the_last_prediction_is_not_called_and_stays_the_mean():
-    nodes, stages = planned(steps=5)
-    assert_least(nodes, stages, 4, "move", 4, replay(nodes, stages)[4, "move"])
+@pytest.mark.parametrize("steps", [2, 3, 5, 8])
+def test_the_image_goes_half_the_way_to_the_variance_of_what_its_last_step_decides(steps):
+    """From the mean, which has less; each mode counts by the share of it that is undecided."""
+    nodes = fs.focused(fs.EDM(), steps)
+    path = Paths(PathPrior(), [node.lam for node in nodes])
+
+    def image(restored):
+        return list(followed(nodes, evodiff_variance.stages(nodes, False, restored=restored, limit=math.inf)))[-1][0]
+
+    def variance(y):
+        return (path.undecided(steps - 1) * y**2).sum()
+
+    assert variance(image(0.0)) < (1 - 1e-4) * variance(path.state[-1])
+    assert variance(image(1.0)) == pytest.approx(variance(path.state[-1]), rel=1e-9)
+    half = list(followed(nodes, evodiff_variance.stages(nodes, False, limit=math.inf)))[-1][0]
+    np.testing.assert_allclose(half, (image(0.0) + image(1.0)) / 2, rtol=1e-9, atol=1e-12)
+
+
+def test_how_far_the_image_goes_is_bounded():
+    """Where the prior hardly expects a difference that could grow: 166 times as far would be full variance here."""
+    nodes = fs.log_snr(fs.EDM(), 5)
+    image, mean = (
+        evodiff_variance.stages(nodes, False, limit=math.inf, restored=restored)[-1].move.weights
+        for restored in (1.0, 0.0)
+    )
+    assert image[1:] == pytest.approx([(1 + evodiff_variance.LAST_REACH) * w for w in mean[1:]], rel=1e-12)
+
+
+def test_the_last_noisy_level_before_zero_is_reached_at_the_mean():
+    nodes = fs.focused(fs.EDM(), 6, to_zero=True)
+    *stages, denoised = evodiff_variance.stages(nodes, False, restored=1.0, limit=math.inf)
+    assert_least(nodes[:-1], stages, 4, "move", 4, replay(nodes[:-1], stages)[4, "move"])
+    assert denoised.move.weights == (1.0,)
 
 
 def test_the_last_step_is_linear_where_changes_go_on_and_ddim_where_they_have_ended():
@@ -148,8 +178,9 @@ def test_the_last_step_is_linear_where_changes_go_on_and_ddim_where_they_have_en
     assert (free - ddim).norm(dim=1)[2] > 100 * added
 
 
-def test_the_limit_is_what_the_prior_expects_and_a_quarter():
-    nodes, stages = planned(steps=5)
+def test_the_limit_is_what_the_prior_expects_of_the_mean_and_a_quarter():
+    nodes = planned(steps=5)[0]
+    stages = evodiff_variance.stages(nodes, False, restored=0.0, limit=math.inf)
     *_, (_, past) = followed(nodes, stages)
     total = sum(stages[-1].move.weights)
     added = sum(w * m for w, m in zip(stages[-1].move.weights, past, strict=False)) - total * past[0]

@@ -101,6 +101,11 @@ class Paths:
         """What is left of y in the step from node i, if all else is the denoiser's: 1 if both nodes are beyond FAR."""
         return math.exp(self.place[i] - self.place[i + 1])
 
+    def undecided(self, i: int) -> Functional:
+        """1 - J at node i: the share of each mode's variance that is not known there, as (modes, 1)."""
+        undecided: Functional = 1 - self._wiener[i]
+        return undecided
+
     def answer(self, i: int, y: Functional) -> Functional:
         """D at node i, from the state y that a solver has reached."""
         answer: Functional = self._wiener[i] * y + self._surprise[i]
