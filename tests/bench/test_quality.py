@@ -270,12 +270,15 @@ def test_targets_follow_from_the_numbers(loss):
 def test_the_page_tells_what_the_grid_and_the_converged_solution_would_gain():
     peer = measurement(PUBLISHED, "log-SNR", errors=[1.0, 1.0], frechet=1.0, frechets=[1.0])
     ours = measurement(errors=[2.0, 2.0], frechet=3.0, frechets=[3.0])
-    elsewhere = [measurement(grid=grid, errors=[error]) for grid, error in (("ρ = 7", 0.5), ("log-SNR", 0.75))]
+    elsewhere = [
+        measurement(grid=grid, errors=[error], frechet=frechet, frechets=[frechet])
+        for grid, error, frechet in (("ρ = 7", 0.5, 2.0), ("log-SNR", 0.75, 1.5))
+    ]
     floor = measurement("converged", frechet=0.25, frechets=[0.25])
     cell = Cell("ideal", "exact", "VE", 5, ours, elsewhere, [peer], floor)
     text = page([cell], PLAN, "dev", "make quality")
-    rmse, frechet, best, converged = (line for line in text.splitlines() if line.startswith("| exact problems |"))
-    for line, value in ((rmse, 2.0), (frechet, 3.0), (best, 0.5), (converged, 0.25)):
+    lines = [line for line in text.splitlines() if line.startswith("| exact problems |")]
+    for line, value in zip(lines, (2.0, 3.0, 0.5, 1.5, 0.25), strict=True):
         assert line.startswith(f"| exact problems | {value:.3f} (")
     assert "It is above 1 in 0 of the\n1 cells where EVODiff()'s is above 1.05." in text
     beyond = cell._replace(nfe=6, floor=measurement("converged", frechet=2.0, frechets=[2.0]))
@@ -317,7 +320,7 @@ def test_the_page_names_what_is_above_the_target_and_what_was_not_measured(probl
     found = fill_all(tmp_path)
     whole = page(found, PLAN, "dev", "make quality")
     assert "Not measured" not in whole
-    assert f"Above 1.15 ({sum(by_rmse(cell).value > 1.15 for cell in found)} of {len(found)}):" in whole
+    assert f"Above 1.15 ({sum(by_rmse(cell).value > 1.15 for cell in found)} of {len(found)})." in whole
     some = [cell for cell in found if cell.schedule == "VE" and (cell.problem, cell.nfe) != ("sharp", 7)]
     assert "**Not measured yet:** smooth, flow; sharp, VE at 7 calls; sharp, flow." in page(some, PLAN, "dev", "")
     (five, *_) = found

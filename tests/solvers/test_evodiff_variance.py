@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fewstep as fs
+from fewstep.bench.variance import LeastVariance
 from fewstep.grid import trailing
 from fewstep.sampling import plan
 from fewstep.solvers import evodiff_variance
@@ -125,38 +126,67 @@ def test_differences_reach_a_quarter_further_at_most():
 
 
 @pytest.mark.parametrize("steps", [2, 3, 5, 8])
-def test_the_image_goes_half_the_way_to_the_variance_of_what_its_last_step_decides(steps):
+@pytest.mark.parametrize("to_zero", [False, True])
+def test_the_last_prediction_goes_half_the_way_to_the_variance_of_what_it_decides(steps, to_zero):
     """From the mean, which has less; each mode counts by the share of it that is undecided."""
-    nodes = fs.focused(fs.EDM(), steps)
-    path = Paths(PathPrior(), [node.lam for node in nodes])
+    nodes = fs.focused(fs.EDM(), steps + to_zero, to_zero=to_zero)
+    noisy = nodes[: steps + 1]
+    paths = Paths(PathPrior(), [node.lam for node in noisy])
 
-    def image(restored):
-        return list(followed(nodes, evodiff_variance.stages(nodes, False, restored=restored, limit=math.inf)))[-1][0]
+    def image(**options):
+        stages = evodiff_variance.stages(nodes, False, limit=math.inf, **options)[:steps]
+        return list(followed(noisy, stages))[-1][0]
 
     def variance(y):
-        return (path.undecided(steps - 1) * y**2).sum()
+        return (paths.undecided(steps - 1) * y**2).sum()
 
-    assert variance(image(0.0)) < (1 - 1e-4) * variance(path.state[-1])
-    assert variance(image(1.0)) == pytest.approx(variance(path.state[-1]), rel=1e-9)
-    half = list(followed(nodes, evodiff_variance.stages(nodes, False, limit=math.inf)))[-1][0]
-    np.testing.assert_allclose(half, (image(0.0) + image(1.0)) / 2, rtol=1e-9, atol=1e-12)
-
-
-def test_how_far_the_image_goes_is_bounded():
-    """Where the prior hardly expects a difference that could grow: 166 times as far would be full variance here."""
-    nodes = fs.log_snr(fs.EDM(), 5)
-    image, mean = (
-        evodiff_variance.stages(nodes, False, limit=math.inf, restored=restored)[-1].move.weights
-        for restored in (1.0, 0.0)
-    )
-    assert image[1:] == pytest.approx([(1 + evodiff_variance.LAST_REACH) * w for w in mean[1:]], rel=1e-12)
+    mean, full = image(restored=0.0), image(restored=1.0)
+    assert variance(mean) < (1 - 1e-4) * variance(paths.state[-1])
+    assert variance(full) == pytest.approx(variance(paths.state[-1]), rel=1e-9)
+    np.testing.assert_allclose(image(), (mean + full) / 2, rtol=1e-9, atol=1e-12)
 
 
-def test_the_last_noisy_level_before_zero_is_reached_at_the_mean():
-    nodes = fs.focused(fs.EDM(), 6, to_zero=True)
-    *stages, denoised = evodiff_variance.stages(nodes, False, restored=1.0, limit=math.inf)
-    assert_least(nodes[:-1], stages, 4, "move", 4, replay(nodes[:-1], stages)[4, "move"])
-    assert denoised.move.weights == (1.0,)
+def last_weights(nodes, extra=False, **options):
+    return evodiff_variance.stages(nodes, extra, limit=math.inf, **options)[len(nodes) - 2].move.weights
+
+
+@pytest.mark.parametrize(
+    ("nodes", "extra"),
+    [
+        (fs.log_snr(fs.EDM(), 6), False),
+        (fs.log_snr(fs.EDM(), 5), False),
+        (fs.focused(fs.EDM(sigma_min=0.1), 5, to_zero=False), False),
+        (fs.focused(fs.EDM(), 5), True),
+    ],
+    ids=["varied already", "varied less by more", "ends at visible noise", "corrected"],
+)
+def test_the_last_prediction_stays_the_mean(nodes, extra):
+    assert last_weights(nodes, extra, restored=1.0) == last_weights(nodes, extra, restored=0.0)
+
+
+def test_how_far_the_last_prediction_goes_is_bounded():
+    """Where the prior hardly expects a difference that could grow."""
+    nodes = fs.karras(fs.Flow(), 2)
+    alpha = nodes[-1].alpha
+    full, mean = (last_weights(nodes, restored=restored) for restored in (1.0, 0.0))
+    assert full[1] == pytest.approx(6 * mean[1], rel=1e-9)
+    assert 0 < abs(mean[1]) < 0.1 * alpha
+
+
+def test_the_limit_is_the_same_on_a_flow():
+    """Of the same noise levels, relative to the image, wherever the run ends."""
+    ratios = (80.0, 12.0, 4.0, 1.5, 1.0)
+    flow = [n / (1 + n) for n in ratios]
+
+    def denoiser(x, n):
+        return torch.tanh(3 * x / n**2)
+
+    noise = torch.randn(64, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    edm = fs.sample(denoiser, noise, grid=ratios)
+    there = fs.sample(lambda x, t: denoiser(x / (1 - t), t / (1 - t)), noise, schedule=fs.Flow(), grid=flow)
+    torch.testing.assert_close(there / (1 - flow[-1]), edm, rtol=1e-9, atol=1e-9)
+    unlimited = fs.sample(denoiser, noise, grid=ratios, solver=LeastVariance(limit=math.inf))
+    assert (edm - unlimited).abs().max() > 1e-5  # it takes part
 
 
 def test_the_last_step_is_linear_where_changes_go_on_and_ddim_where_they_have_ended():

@@ -93,7 +93,10 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
         parts += [ASTRAY_NOTE.format(astray=ASTRAY), _astray(exact, plan.budgets)]
     anywhere = [cell for cell in cells if cell.elsewhere]
     if anywhere:
-        parts += [ANYWHERE.format(grids=", ".join(OURS_ELSEWHERE)), _errors([_at_best(cell) for cell in anywhere])]
+        at_best = [_at_best(cell, lambda each: each.rmse) for cell in anywhere]
+        parts += [ANYWHERE.format(grids=", ".join(OURS_ELSEWHERE)), _errors(at_best)]
+        if measured:
+            parts += ["By Fréchet distance, of the best grid by that:\n", _distances_at_best(anywhere)]
     floors = _converged(measured)
     if floors:
         parts += [_beyond(measured), _distances(floors)]
@@ -184,9 +187,17 @@ def _beyond(cells: Sequence[Cell]) -> str:
     return CONVERGED.format(beyond=beyond, above=lost, worst=WORST_FRECHET)
 
 
-def _at_best(cell: Cell) -> Cell:
-    """The cell with ours on the best of all grids that it ran on."""
-    return cell._replace(ours=min((cell.ours, *cell.elsewhere), key=lambda each: each.rmse))
+def _at_best(cell: Cell, value: Callable[[Measurement], float]) -> Cell:
+    """The cell with ours on the grid, of all that it ran on, that is best by `value`."""
+    return cell._replace(ours=min((cell.ours, *cell.elsewhere), key=value))
+
+
+def _distances_at_best(cells: Sequence[Cell]) -> str:
+    found = {
+        group: [by_frechet(_at_best(cell, partial(_distance, to)), to) for cell in _with(cells, to)]
+        for to, group in DISTANCES.items()
+    }
+    return _summary(found, WORST_FRECHET)
 
 
 def _astray(cells: Sequence[Cell], budgets: Sequence[int]) -> str:
@@ -220,7 +231,7 @@ def _summary(ratios: Mapping[Group, Sequence[Ratio]], worst_target: float) -> st
             ]
         )
     head = ["problems", "geometric mean (95 %)", "target", "worst cell", "target", "cells won"]
-    return table(head, rows) + _above(list(ratios.values()), worst_target)
+    return table(head, rows) + _above(ratios, worst_target)
 
 
 def _missing(cells: Sequence[Cell], plan: Plan) -> str:
@@ -243,16 +254,17 @@ def _calls(budgets: Sequence[int]) -> str:
     return ", ".join(map(str, budgets)) + " calls"
 
 
-def _above(groups: Sequence[Sequence[Ratio]], target: float) -> str:
+def _above(groups: Mapping[Group, Sequence[Ratio]], target: float) -> str:
     """The cells above the target for the worst one, by group, problem and schedule."""
-    lost = [[ratio.cell for ratio in ratios if ratio.value > target] for ratios in groups]
-    places = [
-        f"{problem}, {schedule}, {_calls([cell.nfe for cell in cells])}"
-        for group in lost
-        for (problem, schedule), cells in groupby(group, key=lambda cell: (cell.problem, cell.schedule))
-    ]
-    above, measured = (sum(map(len, each)) for each in (lost, groups))
-    return f"\nAbove {target:.2f} ({above} of {measured}): {'; '.join(places) or 'none'}.\n"
+    lost = {group: [ratio.cell for ratio in ratios if ratio.value > target] for group, ratios in groups.items()}
+    texts = []
+    for group, cells in lost.items():
+        places = groupby(cells, key=lambda cell: (cell.problem, cell.schedule))
+        named = [f"{', '.join(place)}, {_calls([cell.nfe for cell in within])}" for place, within in places]
+        if named:
+            texts.append(f"*{group.title}*: {'; '.join(named)}.")
+    above, measured = (sum(map(len, each.values())) for each in (lost, groups))
+    return f"\nAbove {target:.2f} ({above} of {measured}). {' '.join(texts)}".rstrip() + "\n"
 
 
 def _verdict(value: float, target: float) -> str:
@@ -354,8 +366,7 @@ WHY = """## Where it loses, and why
   Below, EVODiff's rule has that choice too.
 - **Gaussians.** On the way from 5 to 8 calls the gain of second-order peers passes 1 and their error a minimum, so that
   on VE and VP the best peer is better at 6 calls than at 8: the oracle finds the crossing. At 20 calls on VE both are
-  right to a twentieth of a grey level; the limit to the last step is what is left there. Of 5 calls on VP the last
-  step goes too far on them and on *mixture*: a gain of 1.02, and a distance above that of UniPC-2.
+  right to a twentieth of a grey level; the limit to the last step is what is left there.
 - **Few samples decide.** From 12 calls on nearly all runs on *ideal* end at the solution's own image ("nearest"), and
   those on *blurred* near it; the error is that of the few that do not, and its ratio that of two small numbers: its
   intervals say so. The table below counts them, and compares the others. On VP from 10 calls on, even time loses fewer
@@ -365,20 +376,26 @@ WHY = """## Where it loses, and why
   near that floor no ratio can be much below 1; what the converged solution itself would get is below.
 - **Fréchet distance of sharp problems.** The least error and the least distance are different aims: an average of two
   images is nearer to both than either is to the other, and has too little contrast. The best peer by distance is mostly
-  one that extrapolates far. Now and then it lands well: of 5 calls on the flow, DEIS-3 on even log-SNR has the right
-  mixture of images on *ideal* and *blurred-0.05*, and with a call more, or on *blurred-0.3* and *mixture*, it is among
-  the last. Nobody can pick it in advance: the tables of one solver on one grid show what can be picked. EVODiff's calls
-  go that way by up to a quarter, its last step not at all in samples that have decided by then.
+  one that extrapolates far, and now and then lands well: of 5 calls on the flow, DEIS-3 on even log-SNR is right on
+  *ideal* and *blurred-0.05*, with a call more 3.5 to 5 times as far away, and on *blurred-0.3* and *mixture* out in the
+  heats. Nobody can pick it in advance. It is the grid again: on a narrow one EVODiff() is as near in these cells (0.22
+  and 0.23).
 - **Fréchet distance of the network.** To training images the converged solution itself is no better than the best peer:
   the network is further from them than a solver takes it. To the network's own distribution EVODiff() loses at 5 and 6
-  calls, though its images are the nearest to the solution. Taken apart by frequency (5 calls, 512 images of the
-  development problem, where the solution has 0.48), its coarse half is right and its fine half is not: up to 4 cycles an
-  image with the solution's details it has 0.48, the other way about 1.33. UniPC-3 on even log-SNR has 0.61 and 0.57, at
-  2.5 times the error. The classifier looks at details: solutions with a quarter less energy from 8 cycles on, an error of
-  0.014, are as far (0.66) as with a third less below 2 cycles, an error of 0.07 (0.69). Details are what the last step
-  decides, from n = 0.2 down in one; even log-SNR, where the best peers are, has two calls there. EVODiff() could spend
-  its calls so: with a fall of 0.3 its distance is 0.94 for 1.15, at a quarter more error; with 0.2, 0.86 at twice the
-  error.
+  calls, and at 8 within the interval, though its images are the nearest to the solution. Where the distance comes from,
+  with 5 calls and 512 images of the development problem, in parts below and above 4 cycles an image:
+
+  | | whole | its shapes, the solution's details | the solution's shapes, its details | RMSE |
+  | --- | --- | --- | --- | --- |
+  | EVODiff() | 1.15 | 0.48 | 1.33 | 0.045 |
+  | UniPC-3, even log-SNR | 0.69 | 0.61 | 0.57 | 0.112 |
+  | the solution | 0.48 | 0.48 | 0.48 | 0 |
+
+  EVODiff's shapes are right and its details are not; UniPC-3 has details, on wrong shapes. The classifier weighs
+  details more than pixels do: solutions with a quarter less energy from 8 cycles on, an RMSE of 0.014, are as far
+  (0.66) as with a third less below 2 cycles, one of 0.072 (0.69). Details are what the last step decides, from n = 0.2
+  down in one; even log-SNR, where the best peers are, has two calls there. EVODiff() could spend its calls so: with a
+  fall of 0.3 its distance is 0.94, with 0.2 0.86, at 1.2 and 2 times the error.
 """
 AGAINST = """### EVODiff() over one solver on one grid
 
@@ -393,8 +410,8 @@ of RMSE over the samples that neither loses, where those are at least half.
 """
 ANYWHERE = """### The same rule on the best of several grids
 
-What a loss of RMSE owes to the grid: EVODiff() with the choice that the peers have, in each cell the best of its own
-grid, the peers' and `{grids}`, after the fact.
+What a loss owes to the grid: EVODiff() with the choice that the peers have, in each cell the best of its own grid, the
+peers' and `{grids}`, after the fact. By RMSE:
 """
 CONVERGED = """### The converged solution in our place
 

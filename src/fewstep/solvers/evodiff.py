@@ -31,7 +31,7 @@ class EVODiff:
     `mode` picks the reading. The default, "least-variance", is the one to use: docs/quality.md. Its weights are made
     when a run is planned, all but one factor in the last step, and it runs on `fewstep.grid.focused`; the others, kept
     to compare with, on `uniform`. `lower_order_final=False` corrects the last step too, at the price of one more call
-    where the grid ends above sigma = 0.
+    where the grid ends above sigma = 0; the default mode then ends at the conditional mean.
 
     Of the others alone: `channel_dim` is the dimension that holds channels: "published" measures each sample and
     channel apart, "paper" each sample; use -1 for packed latents (B, L, C), or None to measure each sample as a whole.

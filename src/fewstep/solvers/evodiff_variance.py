@@ -23,21 +23,21 @@ predicts; a sharp denoiser, asked at a mean of images, answers with another mean
 up to e = REACH: over steps that long the prior guesses. The correction, planned with it, takes back what was too much.
 For short steps e goes like their square.
 
-The last prediction is the image, and its mean lacks the details that are decided within the step. Of all estimates, the
-ones on the line from the mean to one of full variance have the least error for their distance from the distribution of
-images (Freirich, Michaeli and Meir, 2021); half-way the distance is half as large, at a quarter of the cost in error.
-So its e is RESTORED = 1/2 of the root of the same equation, in which each mode counts by 1 - J at s, the share of it
-that is undecided there: 0.6 for 5 of EDM's calls, 0.1 for 8, nothing for many. A prediction whose denoised version is
-the image, before a step to sigma = 0, stays the mean.
+The last prediction is the image or, before a step to sigma = 0, what is denoised to it, and a mean lacks the details
+that are decided within the step. On the line from the mean to the nearest estimate that is distributed as images are,
+the squared error grows with the square of the way (Freirich, Michaeli and Meir, 2021): half-way costs a quarter. So its
+e is RESTORED = 1/2 of the root of the same equation, in which each mode counts by 1 - J at s, the share of it that is
+undecided there: 0.6 for 5 of EDM's calls, 0.1 for 8, nothing for many. One factor serves all modes: it is the sum of
+their variances that is restored. A run that ends at visible noise, or corrects its last step, stays at the mean.
 
-Nothing takes back what the last prediction does too much. A denoiser that has decided by then differs little in its
-newest answers and much in older ones, and c, made for changes that go on, adds them. So what the differences add,
+No correction takes back what the last prediction does too much. A denoiser that has decided by then differs little in
+its newest answers and much in older ones, and c, made for changes that go on, adds them. So what the differences add,
 d = (1 + e) sum_j c_j (m_j - m_j+1), is made smaller in samples where it is larger, beside |m_0 - m_1|, than LIMIT times
 what the prior expects of the mean's:
 
     d  <-  d min(1, limit |m_0 - m_1| / |d|),    limit = LIMIT sqrt(E |d|^2 / E |m_0 - m_1|^2) / (1 + e)
 
-Over short steps the answers of no smooth denoiser change so. This factor is all that is measured at run time.
+Of 5 calls most samples come to that, of 8 no smooth denoiser's. This factor is all that is measured at run time.
 
 Kept from DDIM are the weight of x and the sum of the weights, so that what the denoiser does not change passes exactly.
 For short steps the regression finds the derivative, and the order is at least 2.
@@ -56,6 +56,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..grid.base import VISIBLE
 from ..schedule import Node
 from .base import LinearStage, Row, Stage, State, euler_row
 from .path_prior import Functional, PathPrior, Paths
@@ -66,7 +67,7 @@ HISTORY = 4  # predictions that a row weighs
 PRIOR = PathPrior()
 REACH = 0.25  # chosen on the development problems of docs/quality.md
 RESTORED = 0.5  # half-way between least error and full variance
-LAST_REACH = 5.0  # for grids where the prior sees no change; no recommended one of 2 calls or more comes to it
+LAST_REACH = 5.0  # for grids where the prior hardly expects a difference; `focused` has 4.7 for 2 calls on a flow
 LIMIT = 1.25  # chosen on the development problems of docs/quality.md
 RIDGE = 1e-10  # relative; keeps nearly parallel differences from large weights of opposite signs
 
@@ -135,22 +136,22 @@ def stages(
             break
         t, share = nodes[i + 1], paths.share(i)
         kept = share * y
-        called = i + 1 < last + extra
-        moved = _regress(paths.state[i + 1] - kept, answers[: history if share < 1 else 1], 1 - share)
-        most = limit * _expected(moved, answers)
-        if called and corrected:
-            moved = _wider(moved, min(reach, _lacking(moved, kept, answers, paths.state[i + 1])))
-        elif i + 2 == len(nodes):
-            lacking = _lacking(moved, kept, answers, paths.state[i + 1], paths.undecided(i))
-            moved = _wider(moved, restored * min(LAST_REACH, lacking))
+        followed = i + 1 < last + extra  # by a correction
+        mean = moved = _regress(paths.state[i + 1] - kept, answers[: history if share < 1 else 1], 1 - share)
+        if followed and corrected:
+            moved = _wider(mean, min(reach, _lacking(mean, kept, answers, paths.state[i + 1])))
+        elif not followed and nodes[-1].nsr <= VISIBLE:
+            lacking = _lacking(mean, kept, answers, paths.state[i + 1], paths.undecided(i))
+            moved = _wider(mean, restored * min(LAST_REACH, lacking))
         y = kept + _sum(moved, answers)
         newest, *older = moved
         newest += share - t.nsr / s.nsr  # nothing but for nodes beyond FAR
         move = Row(euler_row("data", s, t).scale, tuple(t.alpha * w for w in (newest, *older)))
-        if not called and most < math.inf:
-            plan.append(_last_stage(s, move, correct, most))
+        if not followed and len(mean) > 1 and limit < math.inf:
+            plan.append(_last_stage(s, move, correct, limit * t.alpha * _expected(mean, answers)))
             continue
-        plan.append(LinearStage(s, move, correct=correct, keep=range((history if corrected else history - 1) * called)))
+        kept_answers = range((history if corrected else history - 1) * followed)
+        plan.append(LinearStage(s, move, correct=correct, keep=kept_answers))
     if last < len(nodes) - 1:
         plan.append(LinearStage(nodes[last], euler_row("data", *nodes[-2:])))
     return plan
@@ -181,7 +182,7 @@ def _lacking(
     """e >= 0, by which the differences are to grow so that the state varies as the path; modes count by `counted`."""
     y, d = kept + _sum(weights, answers), _sum(_changes(weights), answers)
     missing, p, q = (counted * (path**2 - y**2)).sum(), (counted * y * d).sum(), (counted * d**2).sum()
-    if missing <= 0 or q == 0:
+    if missing <= 0 or p <= 0:  # with p < 0 the variance falls first
         return 0.0
     return float(missing / (p + math.sqrt(p**2 + q * missing)))  # the form of the root that does not cancel
 
@@ -192,9 +193,7 @@ def _wider(weights: tuple[float, ...], e: float) -> tuple[float, ...]:
 
 
 def _expected(weights: tuple[float, ...], answers: Sequence[Functional]) -> float:
-    """How large what `weights` add to DDIM's is beside the newest difference, by the prior; infinite without one."""
-    if len(weights) < 2:
-        return math.inf
+    """How large what `weights` add to DDIM's is beside the newest difference, by the prior."""
     return float(np.linalg.norm(_sum(_changes(weights), answers)) / np.linalg.norm(answers[0] - answers[1]))
 
 
