@@ -172,8 +172,8 @@ decided within the step, and the fewer the calls the more of them. The least err
 both be had: on the line from the mean to the nearest estimate that is distributed as images are, the squared error
 grows with the square of the way (Freirich, Michaeli and Meir, 2021), so that half-way costs a quarter. So the last
 differences go half the way to where the prior's variance is restored in what is undecided at the start of the step
-(each mode counts by 1 − J; one factor serves all). On VE they would be 1.6 times as large in 5 calls, 1.3 in 6, 1.1 in
-8, and unchanged in many.
+(each mode counts by 1 − J; one factor serves all; before a step to σ = 0 it is the variance of what is denoised, J x̂).
+On VE they would be 1.6 times as large in 5 calls, 1.3 in 6, 1.1 in 8, and unchanged in many.
 
 All this within a limit. No correction takes back what the last prediction does too much, and a sharp denoiser has often
 decided by then: its newest answers are the same, older ones differ, and weights made for changes that go on add what is

@@ -28,7 +28,8 @@ that are decided within the step. On the line from the mean to the nearest estim
 the squared error grows with the square of the way (Freirich, Michaeli and Meir, 2021): half-way costs a quarter. So its
 e is RESTORED = 1/2 of the root of the same equation, in which each mode counts by 1 - J at s, the share of it that is
 undecided there: 0.6 for 5 of EDM's calls, 0.1 for 8, nothing for many. One factor serves all modes: it is the sum of
-their variances that is restored. A run that ends at visible noise, or corrects its last step, stays at the mean.
+their variances that is restored, before a step to sigma = 0 those of J x^, the answer there. A run that ends at visible
+noise, or corrects its last step, stays at the mean.
 
 No correction takes back what the last prediction does too much. A denoiser that has decided by then differs little in
 its newest answers and much in older ones, and c, made for changes that go on, adds them. So what the differences add,
@@ -141,7 +142,10 @@ def stages(
         if followed and corrected:
             moved = _wider(mean, min(reach, _lacking(mean, kept, answers, paths.state[i + 1])))
         elif not followed and nodes[-1].nsr <= VISIBLE:
-            lacking = _lacking(mean, kept, answers, paths.state[i + 1], paths.undecided(i))
+            counted = paths.undecided(i)
+            if t is not nodes[-1]:  # the image is the answer at t, J x^
+                counted = counted * (1 - paths.undecided(i + 1)) ** 2
+            lacking = _lacking(mean, kept, answers, paths.state[i + 1], counted)
             moved = _wider(mean, restored * min(LAST_REACH, lacking))
         y = kept + _sum(moved, answers)
         newest, *older = moved
