@@ -38,7 +38,8 @@ what the prior expects of the mean's:
 
     d  <-  d min(1, limit |m_0 - m_1| / |d|),    limit = LIMIT sqrt(E |d|^2 / E |m_0 - m_1|^2) / (1 + e)
 
-Of 5 calls most samples come to that, of 8 no smooth denoiser's. This factor is all that is measured at run time.
+In 5 calls most samples come to that, in 8 hardly one of a smooth denoiser. This factor is all that is measured at run
+time.
 
 Kept from DDIM are the weight of x and the sum of the weights, so that what the denoiser does not change passes exactly.
 For short steps the regression finds the derivative, and the order is at least 2.
