@@ -387,15 +387,18 @@ WHY = """## Where it loses, and why
 
   | | whole | its shapes, the solution's details | the solution's shapes, its details | RMSE |
   | --- | --- | --- | --- | --- |
-  | EVODiff() | 1.15 | 0.48 | 1.33 | 0.045 |
+  | EVODiff() | 1.14 | 0.48 | 1.33 | 0.045 |
+  | EVODiff(), fall 0.3 | 0.94 | 0.51 | 1.09 | 0.054 |
+  | EVODiff(), fall 0.2 | 0.86 | 0.55 | 0.96 | 0.081 |
   | UniPC-3, even log-SNR | 0.69 | 0.61 | 0.57 | 0.112 |
-  | the solution | 0.48 | 0.48 | 0.48 | 0 |
+  | the solution | 0.48 | 0.48 | 0.48 | 0.000 |
+  | the solution, 0.75 of its energy from 8 cycles on | 0.67 | | | 0.015 |
+  | the solution, 0.67 of its energy below 2 cycles | 0.66 | | | 0.066 |
 
   EVODiff's shapes are right and its details are not; UniPC-3 has details, on wrong shapes. The classifier weighs
-  details more than pixels do: solutions with a quarter less energy from 8 cycles on, an RMSE of 0.014, are as far
-  (0.66) as with a third less below 2 cycles, one of 0.072 (0.69). Details are what the last step decides, from n = 0.2
-  down in one; even log-SNR, where the best peers are, has two calls there. EVODiff() could spend its calls so: with a
-  fall of 0.3 its distance is 0.94, with 0.2 0.86, at 1.2 and 2 times the error.
+  details more than pixels do: the last two rows are as far, at a quarter of the error. Details are what the last step
+  decides, from n = 0.2 down in one; even log-SNR, where the best peers are, has two calls there. A grid that falls less
+  goes there too, at more error. The table is what `scripts/distance_parts.py` prints.
 """
 AGAINST = """### EVODiff() over one solver on one grid
 

@@ -184,7 +184,7 @@ on the network six to nine of ten, whose differences are 1.5 times as large on a
 in 8 hardly one.
 
 What the enlargement is worth, on the development problems, VE: in 5 calls the network's distance to its own
-distribution is 1.15 in place of 1.51, in 6 0.65 in place of 0.80. As the prior is only a prior, the error of 5 calls
+distribution is 1.14 in place of 1.51, in 6 0.65 in place of 0.80. As the prior is only a prior, the error of 5 calls
 falls too, by 18 to 29 % on *gaussian* and *mixture* (on all schedules) and by 7 % on the network. It costs error where
 steps are shorter: up to 14 % of it on those at 8 calls on VP, 2 % on the network at 6, and 1 to 4 % at guidance 4.
 
@@ -244,7 +244,7 @@ Figures are of when it was tried: but for what names the last prediction, the la
   decided.
 - **A last prediction that goes further still.** The whole way to the variance, within the same limit: of 6 calls the
   distance to the network's own distribution is 0.57 for 0.65, but on VP the error of *mixture* a third larger. With the
-  limit at 1.6 that of 5 calls is 0.90 for 1.15, and with one of 2 and a fall of 0.22 + 0.8 / steps 0.69; then the error
+  limit at 1.6 that of 5 calls is 0.90 for 1.14, and with one of 2 and a fall of 0.22 + 0.8 / steps 0.69; then the error
   under guidance 4 grows by a tenth and by a fifth, and the distance of *mixture* on VP by a quarter and by two fifths.
   No more than the reach of calls, a quarter: 1.32.
 - **A gentler fall for few calls**, 0.22 + 0.8 / steps: at 5 calls a tenth less of that distance and of the error of
