@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from fewstep.bench.metrics import Moments, frechet_distance, gains, interval, resamples, rmses
+from fewstep.bench.metrics import Moments, frechet_distance, gains, interval, resamples, rmse, rmses
 
 
 def moments(seed, d=6):
@@ -78,6 +78,7 @@ def test_rmses_and_gains_are_of_each_sample():
     torch.testing.assert_close(gains(images, exact), stretch.flatten(), rtol=1e-12, atol=0)
     assert rmses(images, exact)[1] == pytest.approx(7, rel=1e-14)
     # float32 images are compared in float64: a difference of 1e-9 is not lost to them.
+    assert rmse(images, exact) == pytest.approx(rmses(images, exact).square().mean().sqrt().item(), rel=1e-14)
     assert rmses(exact.float(), exact.float().double() + 1e-9) == pytest.approx([1e-9] * 3, rel=1e-6)
 
 

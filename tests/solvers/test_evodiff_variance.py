@@ -138,8 +138,8 @@ def test_the_last_prediction_goes_half_the_way_to_the_variance_of_what_it_decide
         return list(followed(noisy, stages))[-1][0]
 
     def variance(y):
-        image = (1 - paths.undecided(steps)) * y if to_zero else y
-        return (paths.undecided(steps - 1) * image**2).sum()
+        image = paths.wiener[steps] * y if to_zero else y
+        return ((1 - paths.wiener[steps - 1]) * image**2).sum()
 
     mean, full = image(restored=0.0), image(restored=1.0)
     assert variance(mean) < (1 - 1e-4) * variance(paths.state[-1])

@@ -13,6 +13,7 @@ from ..prediction import Denoiser
 from ..sampling import sample
 from ..schedule import Schedule
 from ..solvers import Solver, UniPC
+from .metrics import rmse
 
 __all__ = ["CONVERGED_NFE", "Result", "compare", "converged"]
 
@@ -76,5 +77,4 @@ def compare(
             started = time.perf_counter()
             images = sample(counted, noise, nfe=nfe, solver=solver, schedule=schedule, grid=grid, seeds=seeds)
             seconds = time.perf_counter() - started
-            rmse = (images.double() - exact.double()).square().mean().sqrt().item()
-            yield Result(name, nfe, images, rmse, seconds, counted.calls)
+            yield Result(name, nfe, images, rmse(images, exact), seconds, counted.calls)

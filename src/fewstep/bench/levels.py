@@ -13,6 +13,7 @@ from ..sampling import unit_noise
 from ..schedule import Discrete, Flow, Node, Schedule
 from .compare import CONVERGED_NFE, converged
 from .markdown import table
+from .metrics import rmse
 from .problems.network import Reclocked
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def rmses(
 
     def error(solver: str, levels: Mapping[str, bool], nfe: int) -> float:
         images = _pulled(scheduler(solver=solver, **config, **levels), law, noise, nfe)
-        return float((images - exact).square().mean().sqrt())
+        return rmse(images, exact)
 
     return {
         (name, solver): [error(solver, levels, nfe) for nfe in BUDGETS]

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Moments", "frechet_distance", "gains", "interval", "resamples", "rmses"]
+__all__ = ["Moments", "frechet_distance", "gains", "interval", "resamples", "rmse", "rmses"]
 
 
 class FeatureNetwork(Protocol):
@@ -60,6 +60,11 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp_min(0).sqrt().sum()
     total = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
     return float(total)
+
+
+def rmse(images: Tensor, exact: Tensor) -> float:
+    """Per pixel, over all samples, in float64."""
+    return (images.double() - exact.double()).square().mean().sqrt().item()
 
 
 def rmses(images: Tensor, exact: Tensor) -> Tensor:

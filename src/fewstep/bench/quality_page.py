@@ -96,7 +96,7 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
         at_best = [_at_best(cell, lambda each: each.rmse) for cell in anywhere]
         parts += [ANYWHERE.format(grids=", ".join(OURS_ELSEWHERE)), _errors(at_best)]
         if measured:
-            parts += ["By Fréchet distance, of the best grid by that:\n", _distances_at_best(anywhere)]
+            parts += ["By Fréchet distance, of the best grid by that:\n", _distances(anywhere, _by_frechet_at_best)]
     floors = _converged(measured)
     if floors:
         parts += [_beyond(measured), _distances(floors)]
@@ -164,12 +164,16 @@ def _against(columns: Mapping[str, Callable[[str], list[float]]], peers: Sequenc
     return table(["solver", *columns], [[peer, *(text(of(peer)) for of in columns.values())] for peer in peers])
 
 
-def _distances(cells: Sequence[Cell]) -> str:
-    return _summary({group: _by_frechet(cells, to) for to, group in DISTANCES.items()}, WORST_FRECHET)
-
-
 def _by_frechet(cells: Sequence[Cell], to: str) -> list[Ratio]:
     return [by_frechet(cell, to) for cell in _with(cells, to)]
+
+
+def _by_frechet_at_best(cells: Sequence[Cell], to: str) -> list[Ratio]:
+    return _by_frechet([_at_best(cell, partial(_distance, to)) for cell in _with(cells, to)], to)
+
+
+def _distances(cells: Sequence[Cell], ratios: Callable[[Sequence[Cell], str], Sequence[Ratio]] = _by_frechet) -> str:
+    return _summary({group: ratios(cells, to) for to, group in DISTANCES.items()}, WORST_FRECHET)
 
 
 def _converged(cells: Sequence[Cell]) -> list[Cell]:
@@ -190,14 +194,6 @@ def _beyond(cells: Sequence[Cell]) -> str:
 def _at_best(cell: Cell, value: Callable[[Measurement], float]) -> Cell:
     """The cell with ours on the grid, of all that it ran on, that is best by `value`."""
     return cell._replace(ours=min((cell.ours, *cell.elsewhere), key=value))
-
-
-def _distances_at_best(cells: Sequence[Cell]) -> str:
-    found = {
-        group: [by_frechet(_at_best(cell, partial(_distance, to)), to) for cell in _with(cells, to)]
-        for to, group in DISTANCES.items()
-    }
-    return _summary(found, WORST_FRECHET)
 
 
 def _astray(cells: Sequence[Cell], budgets: Sequence[int]) -> str:

@@ -16,7 +16,7 @@ from ..solvers.base import Stage, spend
 from ..solvers.evodiff_variance import HISTORY, LIMIT, PRIOR, REACH, RESTORED, stages
 from ..solvers.path_prior import PathPrior
 from .markdown import table
-from .metrics import rmses
+from .metrics import rmse
 from .problems import PROBLEMS, Problem, Source
 from .quality import SINGLE_IMAGES
 
@@ -114,7 +114,7 @@ def ratios(problem: Problem) -> dict[str, float]:
 
     def error(variant: Variant, nfe: int) -> float:
         images = problem.drawn(schedule, seeds, variant.solver, nfe, variant.grid)
-        return float(rmses(images, exact).square().mean().sqrt())
+        return rmse(images, exact)
 
     def mean_log(variant: Variant) -> float:
         return float(torch.tensor([error(variant, nfe) for nfe in BUDGETS]).log().mean())

@@ -143,9 +143,9 @@ def stages(
         if followed and corrected:
             moved = _wider(mean, min(reach, _lacking(mean, kept, answers, paths.state[i + 1])))
         elif not followed and nodes[-1].nsr <= VISIBLE:
-            counted = paths.undecided(i)
+            counted = 1 - paths.wiener[i]
             if t is not nodes[-1]:  # the image is the answer at t, J x^
-                counted = counted * (1 - paths.undecided(i + 1)) ** 2
+                counted = counted * paths.wiener[i + 1] ** 2
             lacking = _lacking(mean, kept, answers, paths.state[i + 1], counted)
             moved = _wider(mean, restored * min(LAST_REACH, lacking))
         y = kept + _sum(moved, answers)

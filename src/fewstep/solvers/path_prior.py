@@ -58,8 +58,9 @@ class Paths:
     """The prior along a run whose calls and end are at the half log-SNRs `lams`, rising, infinite ones included.
 
     state[i] is y at node i on the path; `answer(i, y)` what the denoiser says there at any y. Both in units of s, by
-    the root of the mode's share of the energy. place[i] is where the prior has node i, lam as far as FAR: `share(i)`,
-    n_t / n_s of the step from node i, is of these places. `step` is their mean distance.
+    the root of the mode's share of the energy. wiener[i] is J there, (modes, 1). place[i] is where the prior has node
+    i, lam as far as FAR: `share(i)`, n_t / n_s of the step from node i, is of these places. `step` is their mean
+    distance.
     """
 
     def __init__(self, prior: PathPrior, lams: Sequence[float]):
@@ -82,7 +83,7 @@ class Paths:
         self.step = float(places[-1] - places[0]) / max(1, len(places) - 1)
         surprise = 2 * prior.surprise * self.step**prior.growth * s * wiener * (1 - wiener)
         self.state: list[Functional] = []
-        self._wiener: list[Functional] = []
+        self.wiener: list[Functional] = []
         self._surprise: list[Functional] = []
         rate, halves = surprise / psi, np.diff(knots) / 2
         past, integral = 0, np.zeros((prior.modes, len(knots)))
@@ -94,19 +95,14 @@ class Paths:
             past = k
             path = np.hstack([np.ones_like(s), integral])
             self.state.append(path * psi[:, k : k + 1] * unit)
-            self._wiener.append(wiener[:, k : k + 1])
+            self.wiener.append(wiener[:, k : k + 1])
             self._surprise.append(np.hstack([np.zeros_like(s), surprise[:, k : k + 1] * root[k]]) * unit)
 
     def share(self, i: int) -> float:
         """What is left of y in the step from node i, if all else is the denoiser's: 1 if both nodes are beyond FAR."""
         return math.exp(self.place[i] - self.place[i + 1])
 
-    def undecided(self, i: int) -> Functional:
-        """1 - J at node i: the share of each mode's variance that is not known there, as (modes, 1)."""
-        undecided: Functional = 1 - self._wiener[i]
-        return undecided
-
     def answer(self, i: int, y: Functional) -> Functional:
         """D at node i, from the state y that a solver has reached."""
-        answer: Functional = self._wiener[i] * y + self._surprise[i]
+        answer: Functional = self.wiener[i] * y + self._surprise[i]
         return answer
