@@ -8,10 +8,15 @@
 Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models (2022): with s = sigma_data,
 c_in = 1 / sqrt(sigma^2 + s^2), c_out = sigma s c_in and c_skip = s^2 c_in^2, the loss is the one of their Table 1,
 
-    || F(c_in x, 250 ln sigma, label) - (x_0 - c_skip x) / c_out ||^2,   x = x_0 + sigma n,   ln sigma ~ N(mean, std^2).
+    || F(c_in x, scale ln sigma, label) - (x_0 - c_skip x) / c_out ||^2,  x = x_0 + sigma n,  ln sigma ~ N(mean, std^2).
 
 A share `spread` of the samples has ln(sigma) uniform over the sampling range instead: a short run would otherwise
 hardly see the noisiest levels, where every picture begins.
+
+AdamW trains everything, or, where `matrix_rate` is above 0, all but the matrices inside the network; these Muon trains,
+at that rate: Jordan et al., Muon: An optimizer for hidden layers in neural networks (2024); rates are comparable with
+AdamW's, by Liu et al., Muon is Scalable for LLM Training (2025), section 2.2. A convolution is a matrix of its outputs
+by its inputs and places.
 
 A run can be stopped (Ctrl-C) and started again with the same command: it goes on from its last checkpoint, with the
 same batches as if it had never stopped. Lengthening a run, by raising `images` before the decay sets in, is allowed.
@@ -28,11 +33,12 @@ import signal
 import time
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from diffusers import UNet2DModel
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
@@ -46,8 +52,6 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, rich
 log = Console(stderr=True)
 
 NULL_LABEL = len(CLASSES)
-NOISE_SCALE = 250.0  # the network is told 250 ln(sigma): EDM's ln(sigma) / 4 in diffusers' embedding of 0 ... 1000
-SMOOTHING = 0.2  # of ln(sigma), at export
 SIDE = 32
 SAMPLING_RANGE = (0.002, 80.0)  # of sigma
 
@@ -85,6 +89,8 @@ class NoiseConfig:
     std: float
     spread: float
     sigma_data: float
+    scale: float
+    smoothing: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +98,7 @@ class TrainingConfig:
     images: int
     batch: int
     learning_rate: float
+    matrix_rate: float
     weight_decay: float
     warmup: int
     decay: int
@@ -100,9 +107,9 @@ class TrainingConfig:
     precision: str
     checkpoint_every: int
 
-    def rate(self, seen: int) -> float:
-        """The learning rate after `seen` images: a ramp up, a plateau, a ramp down to zero."""
-        return self.learning_rate * min(1.0, (seen + self.batch) / self.warmup, (self.images - seen) / self.decay)
+    def share(self, seen: int) -> float:
+        """Of the learning rates after `seen` images: a ramp up to 1, a plateau, a ramp down to zero."""
+        return min(1.0, (seen + self.batch) / self.warmup, (self.images - seen) / self.decay)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,12 +145,12 @@ parameters, float16 weights, on images folded by {patch}×{patch} pixels.
 
 | | |
 |---|---|
-| Preconditioning | EDM, σ_data = {sigma_data:g}: `D(x; σ) = c_skip x + c_out F(c_in x, 250 ln σ, label)` |
+| Preconditioning | EDM, σ_data = {sigma_data:g}: `D(x; σ) = c_skip x + c_out F(c_in x, {scale:g} ln σ, label)` |
 | Labels | 0–9 in alphabetical order of the classes; 10 is "no class" ({dropout:.0%} of the training samples) |
 | Noise levels | ln σ ~ N({mean:g}, {std:g}²); of {spread:.0%} of the samples, uniform over the sampling range |
-| Training | EDM loss, AdamW {rate:g}, batch {batch}, flips |
+| Training | EDM loss, {optimizer}, batch {batch}, flips |
 | Length | {steps:,} steps ({images:,} images){initial} |
-| Average | relative length {ema} of the run; the noise embedding over {smoothing:g} in ln σ |
+| Average | relative length {ema} of the run{smoothed} |
 | Loss | {loss:.4f}, over the last {window:,} images |
 | Sampling range | σ from 80 to 0.002 |
 
@@ -185,8 +192,52 @@ def edm_loss(network: torch.nn.Module, config: Config, clean: Tensor, labels: Te
     given = (c_in * x).contiguous(memory_format=torch.channels_last)
     autocast = config.training.precision == "bfloat16"
     with torch.autocast(clean.device.type, torch.bfloat16, enabled=autocast):
-        output = network(given, NOISE_SCALE * sigma.log(), class_labels=labels).sample
+        output = network(given, config.noise.scale * sigma.log(), class_labels=labels).sample
     return (output.float() - target).square().mean()
+
+
+class Optimizers:
+    """AdamW, and Muon for the matrices inside the network where `matrix_rate` is above 0."""
+
+    def __init__(self, network: UNet2DModel, config: TrainingConfig):
+        self.inner: list[torch.nn.Parameter] = []
+        if config.matrix_rate:
+            ends = (network.conv_in, network.conv_out, network.class_embedding)
+            outer = {parameter for module in ends for parameter in module.parameters()}
+            self.inner = [p for p in network.parameters() if p.ndim > 1 and p not in outer]
+        # Muon takes matrices alone: these share their memory with the network's.
+        self.matrices = [torch.nn.Parameter(_matrix(parameter.detach())) for parameter in self.inner]
+        chosen = set(self.inner)
+        rest = [parameter for parameter in network.parameters() if parameter not in chosen]
+        decay = config.weight_decay
+        self.rates = {"adamw": config.learning_rate}
+        self.parts: dict[str, torch.optim.Optimizer] = {
+            "adamw": torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=decay, fused=True)
+        }
+        if self.matrices:
+            self.rates["muon"] = config.matrix_rate
+            self.parts["muon"] = torch.optim.Muon(self.matrices, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+
+    def step(self, share: float) -> None:
+        """A step at `share` of the rates, along the gradients of the network's parameters."""
+        for matrix, parameter in zip(self.matrices, self.inner, strict=True):
+            matrix.grad = _matrix(parameter.grad)
+        for name, optimizer in self.parts.items():
+            for group in optimizer.param_groups:
+                group["lr"] = share * self.rates[name]
+            optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: optimizer.state_dict() for name, optimizer in self.parts.items()}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        for name, optimizer in self.parts.items():
+            optimizer.load_state_dict(saved[name])
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """Outputs by inputs; of a convolution in channels-last memory a view."""
+    return weight if weight.ndim == 2 else weight.permute(0, 2, 3, 1).flatten(1)
 
 
 class Averages:
@@ -225,6 +276,7 @@ def train(
     initial: Annotated[Path | None, typer.Option(help="folder of an exported model to begin from", exists=True)] = None,
     device: Annotated[str, typer.Option(help="torch device")] = "cpu",
     minutes: Annotated[float, typer.Option(help="stop, with a checkpoint, after this long")] = math.inf,
+    compiled: Annotated[bool, typer.Option("--compile", help="compile first: a minute, for faster steps")] = False,
 ) -> None:
     """Train, or go on training; writes OUT/checkpoint.pt and OUT/log.jsonl."""
     config = Config.read(config_path)
@@ -235,9 +287,10 @@ def train(
     if initial is not None:
         begin_from(initial, network)
     network.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), betas=(0.9, 0.99), weight_decay=config.training.weight_decay, fused=True
-    )
+    if device == "cpu":
+        unfuse_attention(network)
+    answer = torch.compile(network, dynamic=False) if compiled else network
+    optimizers = Optimizers(network, config.training)
     averages = Averages(config.training.ema, network)
     checkpoint = out / "checkpoint.pt"
     begun_from = None if initial is None else initial.resolve().name
@@ -252,7 +305,7 @@ def train(
                 param_hint="--initial",
             )
         network.load_state_dict(saved["network"])
-        optimizer.load_state_dict(saved["optimizer"])
+        optimizers.load_state_dict(saved["optimizers"])
         averages.weights, step = saved["averages"], saved["step"]
         log.print(f"going on from step {step:,}")
 
@@ -263,7 +316,7 @@ def train(
             "config": dataclasses.asdict(config),
             "initial": begun_from,
             "network": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
+            "optimizers": optimizers.state_dict(),
             "averages": averages.weights,
             "step": step,
         }
@@ -279,13 +332,11 @@ def train(
         task = progress.add_task("", total=settings.images, completed=step * settings.batch, loss="loss -")
         try:
             while step < total and time.monotonic() - started < 60 * minutes:
-                rate = settings.rate(step * settings.batch)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                loss = edm_loss(network, config, *make_batch(images, labels, config, step))
-                optimizer.zero_grad()
+                share = settings.share(step * settings.batch)
+                loss = edm_loss(answer, config, *make_batch(images, labels, config, step))
+                network.zero_grad()
                 loss.backward()
-                optimizer.step()
+                optimizers.step(share)
                 step += 1
                 averages.update(network, step)
                 losses.append(loss.detach())
@@ -295,7 +346,7 @@ def train(
                         raise RuntimeError(f"the loss is {mean} at step {step}: lower learning_rate")
                     losses = []
                     save()
-                    record = {"images": step * settings.batch, "loss": mean, "rate": rate}
+                    record = {"images": step * settings.batch, "loss": mean, "rate": share * settings.learning_rate}
                     record["seconds"] = round(time.monotonic() - started, 1)
                     with (out / "log.jsonl").open("a") as file:
                         file.write(json.dumps(record) + "\n")
@@ -307,17 +358,25 @@ def train(
     log.print(f"{checkpoint}: step {step:,} of {total:,}")
 
 
-def smooth_noise_embedding(network: UNet2DModel) -> None:
-    """Average what the network is told of its noise level over ln(sigma) + N(0, SMOOTHING^2).
+def unfuse_attention(network: UNet2DModel) -> None:
+    """Attention by two products and a softmax: on CPU the gradient of torch's fused one takes a fourth of a step."""
+    for module in network.modules():
+        if isinstance(module, Attention):
+            module.set_processor(AttnProcessor())
 
-    diffusers tells it sines of up to 1 rad per unit of time, 250 rad per unit of ln(sigma). Training hardly constrains
-    the fast ones, and the answers jitter with them by a hundredth of their range, which no solver can follow and which
-    gains nothing: the packaged model's loss is 0.1816 before and after. The average of sin(w l) is exp(-(w std)^2 / 2)
-    sin(w l): a factor for each column of the first layer.
+
+def smooth_noise_embedding(network: UNet2DModel, noise: NoiseConfig) -> None:
+    """Average what the network is told of its noise level over ln(sigma) + N(0, smoothing^2).
+
+    diffusers tells it sines of up to 1 rad per unit of time: of up to `scale` rad per unit of ln(sigma). EDM's
+    ln(sigma) / 4 in diffusers' embedding of 0 ... 1000 is a scale of 250. Training hardly constrains such fast sines,
+    and the answers jitter with them by a hundredth of their range, which no solver can follow and which gains nothing:
+    the packaged model's loss is 0.1816 before and after. A scale of 4 needs no smoothing. The average of sin(w l) is
+    exp(-(w std)^2 / 2) sin(w l): a factor for each column of the first layer.
     """
     half = network.config.block_out_channels[0] // 2
-    frequencies = NOISE_SCALE * torch.exp(-math.log(10_000) * torch.arange(half) / (half - network.config.freq_shift))
-    factors = torch.exp(-((frequencies * SMOOTHING) ** 2) / 2)
+    frequencies = noise.scale * torch.exp(-math.log(10_000) * torch.arange(half) / (half - network.config.freq_shift))
+    factors = torch.exp(-((frequencies * noise.smoothing) ** 2) / 2)
     with torch.no_grad():
         network.time_embedding.linear_1.weight.mul_(torch.cat([factors, factors]))
 
@@ -338,7 +397,8 @@ def export(
     with torch.no_grad():
         for tensor, average in zip(weights.values(), saved["averages"][ema], strict=True):
             tensor.copy_(average)
-    smooth_noise_embedding(network)
+    noise, training = NoiseConfig(**saved["config"]["noise"]), TrainingConfig(**saved["config"]["training"])
+    smooth_noise_embedding(network, noise)
     check_writable(to)
     network.save_config(to)
     halves = {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in weights.items()}
@@ -346,8 +406,8 @@ def export(
     facts = {
         "preconditioning": "edm",
         "patch": saved["network_config"]["patch"],
-        "sigma_data": saved["config"]["noise"]["sigma_data"],
-        "noise_scale": NOISE_SCALE,
+        "sigma_data": noise.sigma_data,
+        "noise_scale": noise.scale,
         "sigma_min": SAMPLING_RANGE[0],
         "sigma_max": SAMPLING_RANGE[1],
         "classes": list(CLASSES),
@@ -355,23 +415,23 @@ def export(
         "summary": summary,
     }
     write_atomically(to / "fewstep.json", (json.dumps(facts, indent=2) + "\n").encode())
-    noise, training = saved["config"]["noise"], saved["config"]["training"]
     last = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
+    muon = f", Muon {training.matrix_rate:g} for the matrices inside" if training.matrix_rate else ""
     card = CARD.format(
         name=saved["config"]["name"],
         parameters=sum(tensor.numel() for tensor in weights.values()),
         patch=facts["patch"],
-        **noise,
-        dropout=training["label_dropout"],
-        rate=training["learning_rate"],
-        batch=training["batch"],
+        **dataclasses.asdict(noise),
+        dropout=training.label_dropout,
+        optimizer=f"AdamW {training.learning_rate:g}{muon}",
+        batch=training.batch,
         steps=saved["step"],
-        images=saved["step"] * training["batch"],
+        images=saved["step"] * training.batch,
         initial=f", begun from {saved['initial']}" if saved["initial"] else "",
         ema=ema,
-        smoothing=SMOOTHING,
+        smoothed=f"; the noise embedding over {noise.smoothing:g} in ln σ" if noise.smoothing else "",
         loss=last["loss"],
-        window=training["checkpoint_every"],
+        window=training.checkpoint_every,
     )
     write_atomically(to / "README.md", card.encode())
 
