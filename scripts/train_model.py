@@ -197,7 +197,12 @@ def edm_loss(network: torch.nn.Module, config: Config, clean: Tensor, labels: Te
 
 
 class Optimizers:
-    """AdamW, and Muon for the matrices inside the network where `matrix_rate` is above 0."""
+    """AdamW, and Muon for the matrices inside the network where `matrix_rate` is above 0.
+
+    Of three levels of 128 channels in batches of 128, a matrix_rate of 1.5e-3 with a weight_decay of 0.1 was the best
+    in its first 80,000 images (loss 0.2295, where 5e-4 with 0.01 had 0.2376). 3e-3 with 0.01 was as quick, and from
+    130,000 on went back, from 0.2275 to 0.2516 at 260,000; less rate did not mend it: weights grow unless they decay.
+    """
 
     def __init__(self, network: UNet2DModel, config: TrainingConfig):
         self.inner: list[torch.nn.Parameter] = []
