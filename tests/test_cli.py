@@ -327,9 +327,10 @@ def test_a_failure_half_way_keeps_what_was_made_and_the_next_run_goes_on(sample,
 
 # Stalls at the given evaluation of the network, having said so.
 STALLING = """
-import sys, time
+import signal, sys, time
 from fewstep.adapters.edm import EDMModel
 from fewstep.cli import app
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
 evaluate, left = EDMModel._evaluate, int(sys.argv.pop(1))
 def stalling(self, *args):
     global left
@@ -345,19 +346,19 @@ app()
 
 def interrupted(number, args):
     """Exit code and stderr of `fewstep sample` that got a signal during the second call for its fourth image."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", STALLING, "8", "sample", *map(str, args), "--batch-size", "1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    try:
-        assert process.stdout.readline() == "stalled\n"
-        process.send_signal(number)
-        _, said = process.communicate(timeout=120)
-    finally:
-        process.kill()
+    ) as process:
+        try:
+            assert process.stdout.readline() == "stalled\n"
+            process.send_signal(number)
+            _, said = process.communicate(timeout=120)
+        finally:
+            process.kill()
     return process.returncode, said
 
 
