@@ -89,7 +89,9 @@ def main(
         for chosen in track(order.split(config["batch"])[:steps], f"epoch {epoch + 1}", console=log):
             x = augmented(to_unit_range(images[chosen]), config["shift"]).contiguous(memory_format=torch.channels_last)
             optimizer.zero_grad()
-            loss(classifier(x), labels[chosen]).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=config["precision"] == "bfloat16"):
+                logits = classifier(x)
+            loss(logits.float(), labels[chosen]).backward()
             optimizer.step()
             schedule.step()
         log.print(f"epoch {epoch + 1}: {accuracy(classifier, images[kept], labels[kept]):.1%} of the images held out")

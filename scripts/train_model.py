@@ -5,6 +5,13 @@
     python scripts/train_model.py train scripts/configs/cifar32.toml --initial runs/cifar32-start --out runs/cifar32
     python scripts/train_model.py export runs/cifar32 --ema 0.05 --to src/fewstep/models/cifar32
 
+made the packaged model, and its successor, on the images that a classifier finds typical of their class,
+
+    python scripts/train_classifier.py scripts/configs/cifar32_selector.toml --to runs/cifar32-selector
+    python scripts/train_model.py train scripts/configs/cifar32-typical.toml --selector runs/cifar32-selector \\
+        --out runs/typical --compile
+    python scripts/train_model.py export runs/typical --ema 0.05 --to scripts/models/cifar32-typical
+
 Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models (2022): with s = sigma_data,
 c_in = 1 / sqrt(sigma^2 + s^2), c_out = sigma s c_in and c_skip = s^2 c_in^2, the loss is the one of their Table 1,
 
@@ -45,6 +52,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewstep.adapters.edm import WEIGHTS
+from fewstep.bench.classifier import Classifier, load_classifier
 from fewstep.bench.images import CIFAR10, CLASSES, load_images, to_unit_range
 from fewstep.files import check_writable, write_atomically
 
@@ -103,6 +111,7 @@ class TrainingConfig:
     warmup: int
     decay: int
     label_dropout: float
+    typical: float
     ema: list[float]
     precision: str
     checkpoint_every: int
@@ -138,6 +147,23 @@ def training_images(data: str) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
+@torch.no_grad()
+def typical(images: Tensor, labels: Tensor, share: float, classifier: Classifier) -> Tensor:
+    """Which images to train on: of each class the `share` that the classifier is surest of, both ways round.
+
+    What a small network cannot draw it does not see: DeVries et al., Instance Selection for GANs (2020), by density in
+    features where this goes by the probability of the class.
+    """
+    sure = torch.empty(len(images))
+    for part in torch.arange(len(images)).split(500):
+        x = to_unit_range(images[part])
+        logits = classifier(x) + classifier(x.flip(-1))
+        sure[part] = (logits / 2).log_softmax(1).gather(1, labels[part, None])[:, 0]
+    members = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
+    kept = [each[sure[each].argsort(descending=True)[: math.ceil(share * len(each))]] for each in members]
+    return torch.cat(kept).sort().values
+
+
 CARD = """# {name}
 
 A class-conditional denoiser of CIFAR-10 at 32×32, RGB in [−1, 1]: a diffusers `UNet2DModel` of {parameters:,}
@@ -148,7 +174,8 @@ parameters, float16 weights, on images folded by {patch}×{patch} pixels.
 | Preconditioning | EDM, σ_data = {sigma_data:g}: `D(x; σ) = c_skip x + c_out F(c_in x, {scale:g} ln σ, label)` |
 | Labels | 0–9 in alphabetical order of the classes; 10 is "no class" ({dropout:.0%} of the training samples) |
 | Noise levels | ln σ ~ N({mean:g}, {std:g}²); of {spread:.0%} of the samples, uniform over the sampling range |
-| Training | EDM loss, {optimizer}, batch {batch}, flips |
+| Images | {chosen}, flipped half the time |
+| Training | EDM loss, {optimizer}, batch {batch} |
 | Length | {steps:,} steps ({images:,} images){initial} |
 | Average | relative length {ema} of the run{smoothed} |
 | Loss | {loss:.4f}, over the last {window:,} images |
@@ -278,6 +305,7 @@ def train(
     out: Annotated[Path, typer.Option(help="folder of the run")],
     data: Annotated[str, typer.Option(help="npz file, or a name on the Hugging Face hub")] = CIFAR10,
     initial: Annotated[Path | None, typer.Option(help="folder of an exported model to begin from", exists=True)] = None,
+    selector: Annotated[Path | None, typer.Option(help="folder of the classifier that tells typical images")] = None,
     device: Annotated[str, typer.Option(help="torch device")] = "cpu",
     minutes: Annotated[float, typer.Option(help="stop, with a checkpoint, after this long")] = math.inf,
     compiled: Annotated[bool, typer.Option("--compile", help="compile first: a minute, for faster steps")] = False,
@@ -285,7 +313,18 @@ def train(
     """Train, or go on training; writes OUT/checkpoint.pt and OUT/log.jsonl."""
     config = Config.read(config_path)
     check_writable(out)
-    images, labels = (part.to(device) for part in training_images(data))
+    images, labels = training_images(data)
+    if (config.training.typical < 1) != (selector is not None):
+        raise typer.BadParameter(
+            f"{config_path} trains on {config.training.typical:.0%} of each class, and a classifier made by "
+            "scripts/train_classifier.py tells which: give it where that is less than all, and only there",
+            param_hint="--selector",
+        )
+    if selector is not None:
+        log.print("asking the classifier for the images that are typical of their class")
+        chosen = typical(images, labels, config.training.typical, load_classifier(selector))
+        images, labels = images[chosen], labels[chosen]
+    images, labels = images.to(device), labels.to(device)
     torch.manual_seed(config.seed)
     network = config.network.build()
     if initial is not None:
@@ -297,17 +336,18 @@ def train(
     optimizers = Optimizers(network, config.training)
     averages = Averages(config.training.ema, network)
     checkpoint = out / "checkpoint.pt"
-    begun_from = None if initial is None else initial.resolve().name
+    begun_from, chosen_by = (None if folder is None else folder.resolve().name for folder in (initial, selector))
     step, losses = 0, []
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         if saved["network_config"] != dataclasses.asdict(config.network):
             raise typer.BadParameter(f"{checkpoint} is of another network: choose another --out")
-        if saved["initial"] != begun_from:
-            raise typer.BadParameter(
-                f"{checkpoint} began from {saved['initial'] or 'nothing'}: give the same, or another --out",
-                param_hint="--initial",
-            )
+        for option, name in (("initial", begun_from), ("selector", chosen_by)):
+            if saved[option] != name:
+                raise typer.BadParameter(
+                    f"{checkpoint} was begun with {saved[option] or 'none'}: give the same, or another --out",
+                    param_hint=f"--{option}",
+                )
         network.load_state_dict(saved["network"])
         optimizers.load_state_dict(saved["optimizers"])
         averages.weights, step = saved["averages"], saved["step"]
@@ -319,6 +359,7 @@ def train(
             "network_config": dataclasses.asdict(config.network),
             "config": dataclasses.asdict(config),
             "initial": begun_from,
+            "selector": chosen_by,
             "network": network.state_dict(),
             "optimizers": optimizers.state_dict(),
             "averages": averages.weights,
@@ -427,6 +468,9 @@ def export(
         patch=facts["patch"],
         **dataclasses.asdict(noise),
         dropout=training.label_dropout,
+        chosen=f"of each class the {training.typical:.0%} that {saved['selector']} is surest of"
+        if saved["selector"]
+        else "all",
         optimizer=f"AdamW {training.learning_rate:g}{muon}",
         batch=training.batch,
         steps=saved["step"],

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 pytest.importorskip("diffusers", reason="needs the extra train")
+import typer
 from typer.testing import CliRunner
 
 import fewstep as fs
@@ -49,6 +50,7 @@ weight_decay = 0.01
 warmup = 16
 decay = 16
 label_dropout = 0.1
+typical = 1
 ema = [0.05, 0.2]
 precision = "float32"
 checkpoint_every = 16
@@ -64,6 +66,7 @@ momentum = 0.9
 weight_decay = 5e-4
 label_smoothing = 0.1
 shift = 2
+precision = "float32"
 """
 
 
@@ -94,6 +97,17 @@ def config(tmp_path):
     path = tmp_path / "tiny.toml"
     path.write_text(MODEL)
     return path
+
+
+@pytest.fixture
+def classifier(data, tmp_path):
+    """The folder of a tiny one."""
+    config = tmp_path / "classifier.toml"
+    config.write_text(CLASSIFIER)
+    app = typer.Typer()
+    app.command()(script("train_classifier").main)
+    run(app, config, "--to", tmp_path / "classifier", "--data", data)
+    return tmp_path / "classifier"
 
 
 def run(app, *arguments):
@@ -216,7 +230,7 @@ def test_a_run_begins_from_an_exported_model(train_model, data, config, tmp_path
     assert "6 steps (48 images), begun from start |" in (tmp_path / "model" / "README.md").read_text()
     result = CliRunner().invoke(train_model.app, [str(a) for a in second])
     assert result.exit_code == 2
-    assert "began from start" in result.output
+    assert "begun with start" in result.output
 
 
 def test_a_run_does_not_begin_from_another_network(train_model, data, config, tmp_path):
@@ -228,6 +242,42 @@ def test_a_run_does_not_begin_from_another_network(train_model, data, config, tm
         result = CliRunner().invoke(train_model.app, [str(a) for a in arguments])
         assert result.exit_code == 2
         assert "is not of this network" in result.output
+
+
+def test_typical_are_the_images_of_each_class_that_the_classifier_is_surest_of(train_model, data):
+    """For logits that are sums over columns of pixels, with and without the flip, the surest are known."""
+
+    def classifier(x):
+        return torch.stack([x[:, 0, :, i].sum(1) for i in range(10)], dim=1)
+
+    images, labels = load_images(data)
+    chosen = train_model.typical(images, labels, 0.1, classifier)
+    x = to_unit_range(images)[:, 0].sum(1)
+    sure = ((x[:, :10] + x.flip(-1)[:, :10]) / 2).softmax(1)[torch.arange(len(labels)), labels]
+    assert torch.equal(chosen, chosen.unique())
+    for label in range(10):
+        members = sure[labels == label]
+        kept = sure[chosen[labels[chosen] == label]]
+        assert len(kept) == math.ceil(0.1 * len(members))
+        torch.testing.assert_close(kept.sort(descending=True).values, members.sort(descending=True).values[: len(kept)])
+
+
+def test_a_run_on_typical_images_names_the_classifier_that_told_them(train_model, data, config, classifier, tmp_path):
+    command = ["train", config, "--out", tmp_path / "run", "--data", data]
+    config.write_text(MODEL.replace("typical = 1", "typical = 0.2"))
+    run(train_model.app, *command, "--selector", classifier)
+    run(train_model.app, "export", tmp_path / "run", "--to", tmp_path / "tiny")
+    assert "of each class the 20% that classifier is surest of" in (tmp_path / "tiny" / "README.md").read_text()
+    result = CliRunner().invoke(train_model.app, [str(a) for a in command])
+    assert result.exit_code == 2
+    assert "--selector" in result.output
+    config.write_text(MODEL)
+    result = CliRunner().invoke(train_model.app, [str(a) for a in (*command, "--selector", classifier)])
+    assert result.exit_code == 2
+    assert "100%" in result.output
+    result = CliRunner().invoke(train_model.app, [str(a) for a in command])
+    assert result.exit_code == 2
+    assert "begun with classifier" in result.output
 
 
 def test_the_loss_is_the_denoisers_error_under_the_weight_of_edm(train_model, data, config):
@@ -302,21 +352,13 @@ def test_an_unknown_key_is_refused(train_model, config, data, tmp_path, wrong):
     assert "unexpected keyword" in result.output
 
 
-def test_a_classifier_is_trained_saved_and_loaded(data, tmp_path):
-    import typer
-
-    config = tmp_path / "classifier.toml"
-    config.write_text(CLASSIFIER)
-    module = script("train_classifier")
-    app = typer.Typer()
-    app.command()(module.main)
-    run(app, config, "--to", tmp_path / "classifier", "--data", data)
-    classifier = load_classifier(tmp_path / "classifier")
+def test_a_classifier_is_trained_saved_and_loaded(data, classifier):
+    network = load_classifier(classifier)
     images, _ = load_images(data)
     x = to_unit_range(images[:7])
-    assert classifier.features(x).shape == (7, 8)
-    assert torch.equal(classifier(x), classifier.head(classifier.features(x)))
-    assert "Accuracy on 500 training images held out" in (tmp_path / "classifier" / "README.md").read_text()
+    assert network.features(x).shape == (7, 8)
+    assert torch.equal(network(x), network.head(network.features(x)))
+    assert "Accuracy on 500 training images held out" in (classifier / "README.md").read_text()
 
 
 @pytest.fixture
