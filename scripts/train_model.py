@@ -305,7 +305,9 @@ def train(
     out: Annotated[Path, typer.Option(help="folder of the run")],
     data: Annotated[str, typer.Option(help="npz file, or a name on the Hugging Face hub")] = CIFAR10,
     initial: Annotated[Path | None, typer.Option(help="folder of an exported model to begin from", exists=True)] = None,
-    selector: Annotated[Path | None, typer.Option(help="folder of the classifier that tells typical images")] = None,
+    selector: Annotated[
+        Path | None, typer.Option(help="folder of the classifier that tells typical images", exists=True)
+    ] = None,
     device: Annotated[str, typer.Option(help="torch device")] = "cpu",
     minutes: Annotated[float, typer.Option(help="stop, with a checkpoint, after this long")] = math.inf,
     compiled: Annotated[bool, typer.Option("--compile", help="compile first: a minute, for faster steps")] = False,
@@ -313,18 +315,13 @@ def train(
     """Train, or go on training; writes OUT/checkpoint.pt and OUT/log.jsonl."""
     config = Config.read(config_path)
     check_writable(out)
-    images, labels = training_images(data)
     if (config.training.typical < 1) != (selector is not None):
         raise typer.BadParameter(
             f"{config_path} trains on {config.training.typical:.0%} of each class, and a classifier made by "
             "scripts/train_classifier.py tells which: give it where that is less than all, and only there",
             param_hint="--selector",
         )
-    if selector is not None:
-        log.print("asking the classifier for the images that are typical of their class")
-        chosen = typical(images, labels, config.training.typical, load_classifier(selector))
-        images, labels = images[chosen], labels[chosen]
-    images, labels = images.to(device), labels.to(device)
+    images, labels = training_images(data)
     torch.manual_seed(config.seed)
     network = config.network.build()
     if initial is not None:
@@ -352,6 +349,11 @@ def train(
         optimizers.load_state_dict(saved["optimizers"])
         averages.weights, step = saved["averages"], saved["step"]
         log.print(f"going on from step {step:,}")
+    if selector is not None:
+        log.print("asking the classifier for the images that are typical of their class")
+        chosen = typical(images, labels, config.training.typical, load_classifier(selector))
+        images, labels = images[chosen], labels[chosen]
+    images, labels = images.to(device), labels.to(device)
 
     def save() -> None:
         buffer = io.BytesIO()
