@@ -1,6 +1,7 @@
-"""Train the classifier whose features measure distances between sets of images.
+"""Train a classifier: the one whose features measure distances between sets of images, or one that selects images.
 
     python scripts/train_classifier.py scripts/configs/cifar32_classifier.toml --to runs/cifar32-classifier
+    python scripts/train_classifier.py scripts/configs/cifar32_selector.toml --to runs/cifar32-selector
 
 It never sees the diffusion model or its samples. The last `held_out` images of a seeded permutation are kept for the
 accuracy that its card states.
@@ -26,12 +27,12 @@ from fewstep.files import check_writable, write_atomically
 
 log = Console(stderr=True)
 
-CARD = """# A classifier of CIFAR-10 for measuring distances
+CARD = """# {name}
 
-Residual network of {parameters:,} parameters, trained on {trained:,} images by
-`python scripts/train_classifier.py scripts/configs/{config}`; its last {features} features measure Fréchet distances
-in `fewstep.bench`. Accuracy on {held_out:,} training images held out: {accuracy:.1%}. It was trained apart from the
-diffusion model. Distances in its features are comparable with each other only, never with a published FID.
+A classifier of CIFAR-10: a residual network of {parameters:,} parameters, trained on {trained:,} images by
+`python scripts/train_classifier.py scripts/configs/{config}`. Accuracy on {held_out:,} training images held out:
+{accuracy:.1%}. It has seen no diffusion model and no samples of one. Fréchet distances in its last {features} features
+are comparable with each other only, never with a published FID.
 
 CIFAR-10 (Krizhevsky, 2009) carries no explicit licence; it was collected for research.
 """
@@ -102,6 +103,7 @@ def main(
     write_atomically(to / "config.json", (json.dumps(facts) + "\n").encode())
     classifier.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
     card = CARD.format(
+        name=to.resolve().name,
         parameters=sum(p.numel() for p in classifier.parameters()),
         trained=len(ours),
         config=config_path.name,

@@ -1,24 +1,21 @@
 """Train a class-conditional EDM model of CIFAR-10 and export it as a folder that `fewstep` loads.
 
-    python scripts/train_model.py train scripts/configs/cifar32-start.toml --out runs/start
-    python scripts/train_model.py export runs/start --ema 0.02 --to runs/cifar32-start
-    python scripts/train_model.py train scripts/configs/cifar32.toml --initial runs/cifar32-start --out runs/cifar32
-    python scripts/train_model.py export runs/cifar32 --ema 0.05 --to src/fewstep/models/cifar32
-
-made the packaged model, and its successor, on the images that a classifier finds typical of their class,
-
     python scripts/train_classifier.py scripts/configs/cifar32_selector.toml --to runs/cifar32-selector
-    python scripts/train_model.py train scripts/configs/cifar32-typical.toml --selector runs/cifar32-selector \\
-        --out runs/typical --compile
-    python scripts/train_model.py export runs/typical --ema 0.05 --to scripts/models/cifar32-typical
+    python scripts/train_model.py train scripts/configs/cifar32.toml --selector runs/cifar32-selector \\
+        --out runs/cifar32 --compile
+    python scripts/train_model.py export runs/cifar32 --ema 0.05 --to src/fewstep/models/cifar32 \\
+        --summary "CIFAR-10 at 32x32, 7.0 M parameters, class-conditional"
+
+made the packaged model, on the images that a classifier finds typical of their class.
 
 Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models (2022): with s = sigma_data,
 c_in = 1 / sqrt(sigma^2 + s^2), c_out = sigma s c_in and c_skip = s^2 c_in^2, the loss is the one of their Table 1,
 
     || F(c_in x, scale ln sigma, label) - (x_0 - c_skip x) / c_out ||^2,  x = x_0 + sigma n,  ln sigma ~ N(mean, std^2).
 
-A share `spread` of the samples has ln(sigma) uniform over the sampling range instead: a short run would otherwise
-hardly see the noisiest levels, where every picture begins.
+diffusers tells a network sines of up to `scale` rad per unit of ln(sigma); EDM's ln(sigma) / 4 is a scale of 250 there.
+Training hardly constrains sines so fast: at 250 the answers jittered with ln(sigma), on a scale of 0.03, by a hundredth
+of their range, which no solver can follow. At 4 they do not.
 
 AdamW trains everything, or, where `matrix_rate` is above 0, all but the matrices inside the network; these Muon trains,
 at that rate: Jordan et al., Muon: An optimizer for hidden layers in neural networks (2024); rates are comparable with
@@ -95,10 +92,8 @@ class NetworkConfig:
 class NoiseConfig:
     mean: float
     std: float
-    spread: float
     sigma_data: float
     scale: float
-    smoothing: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,11 +168,11 @@ parameters, float16 weights, on images folded by {patch}×{patch} pixels.
 |---|---|
 | Preconditioning | EDM, σ_data = {sigma_data:g}: `D(x; σ) = c_skip x + c_out F(c_in x, {scale:g} ln σ, label)` |
 | Labels | 0–9 in alphabetical order of the classes; 10 is "no class" ({dropout:.0%} of the training samples) |
-| Noise levels | ln σ ~ N({mean:g}, {std:g}²); of {spread:.0%} of the samples, uniform over the sampling range |
+| Noise levels | ln σ ~ N({mean:g}, {std:g}²) |
 | Images | {chosen}, flipped half the time |
 | Training | EDM loss, {optimizer}, batch {batch} |
 | Length | {steps:,} steps ({images:,} images){initial} |
-| Average | relative length {ema} of the run{smoothed} |
+| Average | relative length {ema} of the run |
 | Loss | {loss:.4f}, over the last {window:,} images |
 | Sampling range | σ from 80 to 0.002 |
 
@@ -204,9 +199,6 @@ def make_batch(images: Tensor, labels: Tensor, config: Config, step: int) -> tup
     wanted = labels[chosen.to(labels.device)].masked_fill(dropped.to(labels.device), NULL_LABEL)
     sigma = torch.exp(torch.randn(count, generator=generator) * config.noise.std + config.noise.mean)
     noise = torch.randn(clean.shape, generator=generator)
-    low, high = map(math.log, SAMPLING_RANGE)
-    anywhere = torch.exp(low + (high - low) * uniform())
-    sigma = torch.where(uniform() < config.noise.spread, anywhere, sigma)
     return clean, wanted, sigma.to(clean.device), noise.to(clean.device)
 
 
@@ -412,22 +404,6 @@ def unfuse_attention(network: UNet2DModel) -> None:
             module.set_processor(AttnProcessor())
 
 
-def smooth_noise_embedding(network: UNet2DModel, noise: NoiseConfig) -> None:
-    """Average what the network is told of its noise level over ln(sigma) + N(0, smoothing^2).
-
-    diffusers tells it sines of up to 1 rad per unit of time: of up to `scale` rad per unit of ln(sigma). EDM's
-    ln(sigma) / 4 in diffusers' embedding of 0 ... 1000 is a scale of 250. Training hardly constrains such fast sines,
-    and the answers jitter with them by a hundredth of their range, which no solver can follow and which gains nothing:
-    the packaged model's loss is 0.1816 before and after. A scale of 4 needs no smoothing. The average of sin(w l) is
-    exp(-(w std)^2 / 2) sin(w l): a factor for each column of the first layer.
-    """
-    half = network.config.block_out_channels[0] // 2
-    frequencies = noise.scale * torch.exp(-math.log(10_000) * torch.arange(half) / (half - network.config.freq_shift))
-    factors = torch.exp(-((frequencies * noise.smoothing) ** 2) / 2)
-    with torch.no_grad():
-        network.time_embedding.linear_1.weight.mul_(torch.cat([factors, factors]))
-
-
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="folder of a run")],
@@ -445,7 +421,6 @@ def export(
         for tensor, average in zip(weights.values(), saved["averages"][ema], strict=True):
             tensor.copy_(average)
     noise, training = NoiseConfig(**saved["config"]["noise"]), TrainingConfig(**saved["config"]["training"])
-    smooth_noise_embedding(network, noise)
     check_writable(to)
     network.save_config(to)
     halves = {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in weights.items()}
@@ -479,7 +454,6 @@ def export(
         images=saved["step"] * training.batch,
         initial=f", begun from {saved['initial']}" if saved["initial"] else "",
         ema=ema,
-        smoothed=f"; the noise embedding over {noise.smoothing:g} in ln σ" if noise.smoothing else "",
         loss=last["loss"],
         window=training.checkpoint_every,
     )

@@ -236,14 +236,14 @@ def test_too_few_images_of_a_class_are_refused(small):
 
 
 def test_a_networks_own_distribution_is_of_other_noise_than_the_samples(monkeypatch):
-    for name, few in (("OWN_IMAGES", 3), ("STEPS", 4), ("STATISTICS_IMAGES", 10)):
+    for name, few in (("OWN_IMAGES", 3), ("OWN_STEPS", 4), ("STATISTICS_IMAGES", 10)):
         monkeypatch.setattr(suite, name, few)
     pixels, labels = smooth_pictures()
     enlarged = pixels.repeat_interleave(2, 2).repeat_interleave(2, 3)
     source = Source(enlarged, labels, SPLITS["report"], lambda: load_model("cifar32"))
     found = PROBLEMS["model"].make("model", source)
     own, seeds = found.targets["network"](), range(suite.OWN_SEED, suite.OWN_SEED + 3)
-    expected = Moments.of(found.features(found.solution(fs.EDM(), seeds)))
+    expected = Moments.of(found.features(dataclasses.replace(found, steps=4).solution(fs.EDM(), seeds)))
     torch.testing.assert_close(own.mean, expected.mean, rtol=0, atol=0)
     torch.testing.assert_close(own.covariance, expected.covariance, rtol=0, atol=0)
     for split in SPLITS.values():

@@ -9,7 +9,7 @@ from itertools import groupby, product
 from typing import NamedTuple
 
 from .markdown import table
-from .problems.suite import DATA, EXACT, IDEAL_IMAGES, LOCAL_IMAGES, OWN, OWN_IMAGES, SPLITS, STEPS
+from .problems.suite import DATA, EXACT, IDEAL_IMAGES, LOCAL_IMAGES, OWN, OWN_IMAGES, OWN_STEPS, SPLITS, STEPS
 from .quality import (
     CONTENDS,
     FRECHET_BUDGETS,
@@ -109,7 +109,9 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
 
 def _frechet_note(cells: Sequence[Cell]) -> str:
     samples = _samples((cell.problem, each.samples) for cell in cells for each in cell.ours.distances.values())
-    return FRECHET_NOTE.format(budgets=", ".join(map(str, FRECHET_BUDGETS)), samples=samples, own=f"{OWN_IMAGES:,}")
+    return FRECHET_NOTE.format(
+        budgets=", ".join(map(str, FRECHET_BUDGETS)), samples=samples, own=f"{OWN_IMAGES:,}", own_steps=OWN_STEPS
+    )
 
 
 def _samples(counted: Iterable[tuple[str, int]]) -> str:
@@ -349,9 +351,9 @@ INFORMED_NOTE = """ DPM-Solver-v3 takes part where it was given its statistics, 
 images at {points} noise levels)."""
 FRECHET_NOTE = """ Fréchet distance, at {budgets} calls: on exact problems in means over 8×8 squares to the
 distribution's exact moments; on the network in the features of the packaged classifier, on VE without guidance, to
-training images, and to {own} converged solutions from other noise: the network's own distribution, which is all that a
-solver can get right. Samples: {samples}. "Converged" is the converged solution's own distance with as many samples,
-the floor."""
+training images, and to {own} solutions from other noise, by UniPC-3 in {own_steps} steps: the network's own
+distribution, which is all that a solver can get right. Samples: {samples}. "Converged" is the converged solution's own
+distance with as many samples, the floor."""
 WHY = """## Where it loses, and why
 
 - **Sharp against smooth.** The denoisers of single images decide within a narrow band of noise levels; the more of a
@@ -383,18 +385,19 @@ WHY = """## Where it loses, and why
 
   | | whole | its shapes, the solution's details | the solution's shapes, its details | RMSE |
   | --- | --- | --- | --- | --- |
-  | EVODiff() | 1.14 | 0.48 | 1.33 | 0.045 |
-  | EVODiff(), fall 0.3 | 0.94 | 0.51 | 1.09 | 0.054 |
-  | EVODiff(), fall 0.2 | 0.86 | 0.55 | 0.96 | 0.081 |
-  | UniPC-3, even log-SNR | 0.69 | 0.61 | 0.57 | 0.112 |
-  | the solution | 0.48 | 0.48 | 0.48 | 0.000 |
-  | the solution, 0.75 of its energy from 8 cycles on | 0.67 | | | 0.015 |
-  | the solution, 0.67 of its energy below 2 cycles | 0.66 | | | 0.066 |
+  | EVODiff() | 1.11 | 0.52 | 1.23 | 0.055 |
+  | EVODiff(), fall 0.3 | 1.01 | 0.53 | 1.10 | 0.078 |
+  | EVODiff(), fall 0.2 | 1.03 | 0.59 | 1.05 | 0.116 |
+  | UniPC-3, even log-SNR | 0.75 | 0.61 | 0.62 | 0.121 |
+  | the solution | 0.54 | 0.54 | 0.54 | 0.000 |
+  | the solution, 0.75 of its energy from 8 cycles on | 0.70 | | | 0.015 |
+  | the solution, 0.67 of its energy below 2 cycles | 0.70 | | | 0.071 |
 
   EVODiff's shapes are right and its details are not; UniPC-3 has details, on wrong shapes. The classifier weighs
-  details more than pixels do: the last two rows are as far, at a quarter of the error. Details are what the last step
-  decides, from n = 0.2 down in one; even log-SNR, where the best peers are, has two calls there. A grid that falls less
-  goes there too, at more error. The table is what `scripts/distance_parts.py` prints.
+  details more than pixels do: the last two rows are as far, one at a fifth of the other's error. Details are what the
+  last step decides, from n = 0.2 down in one; even log-SNR, where the best peers are, has two calls there. A grid that
+  falls less goes there too: a tenth less distance for half as much error again. The table is what
+  `scripts/distance_parts.py` prints.
 """
 AGAINST = """### EVODiff() over one solver on one grid
 

@@ -180,13 +180,13 @@ decided by then: its newest answers are the same, older ones differ, and weights
 over. So in each sample what the differences add is cut to 1.25 times what the prior expects of the mean's beside the
 newest of them; where nothing changed between the last two calls the step is DDIM's. Without that the Fréchet distance
 of 5 calls on *ideal* is 1.7 (flow) to 3 times (VP) as large. In 5 calls most samples are cut, on smooth problems too:
-on the network six to nine of ten, whose differences are 1.5 times as large on average; in 6 calls two to four of ten,
-in 8 hardly one.
+on the network six to nine of ten, whose differences are 1.1 times what is allowed, on average; in 6 and 8 calls one to
+two of ten.
 
 What the enlargement is worth, on the development problems, VE: in 5 calls the network's distance to its own
-distribution is 1.14 in place of 1.51, in 6 0.65 in place of 0.80. As the prior is only a prior, the error of 5 calls
+distribution is 1.11 in place of 1.43, in 6 0.70 in place of 0.82. As the prior is only a prior, the error of 5 calls
 falls too, by 18 to 29 % on *gaussian* and *mixture* (on all schedules) and by 7 % on the network. It costs error where
-steps are shorter: up to 14 % of it on those at 8 calls on VP, 2 % on the network at 6, and 1 to 4 % at guidance 4.
+steps are shorter: up to 14 % of it on those at 8 calls on VP, 1 % on the network, and under 1 % at guidance 4.
 
 The weight of x stays σ_t/σ_s and the weights of predictions keep their sum, those of DDIM: a denoiser that answers the
 same everywhere is followed exactly, and all that is uncertain multiplies differences of predictions. But for that one
@@ -213,7 +213,8 @@ Above 1 the default is better. Written by `{command}`.
 TRIED = """
 ## What was tried and is not in it
 
-Figures are of when it was tried: but for what names the last prediction, the last step was the mean.
+Figures are of when it was tried: but for what names the last prediction, the last step was the mean, and the network
+is one that was packaged before, trained on all images where today's is trained on those typical of their class.
 
 - **Weights per sample.** On the paths of the trained network, weights fitted to each sample apart leave only a little
   less variance than weights common to all: images differ in what is decided more than in when. What a measured slope
