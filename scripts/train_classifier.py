@@ -30,9 +30,9 @@ log = Console(stderr=True)
 CARD = """# {name}
 
 A classifier of CIFAR-10: a residual network of {parameters:,} parameters, trained on {trained:,} images by
-`python scripts/train_classifier.py scripts/configs/{config}`. Accuracy on {held_out:,} training images held out:
-{accuracy:.1%}. It has seen no diffusion model and no samples of one. Fréchet distances in its last {features} features
-are comparable with each other only, never with a published FID.
+`python scripts/train_classifier.py scripts/configs/{config}`.
+Accuracy on {held_out:,} training images held out: {accuracy:.1%}. It has seen no diffusion model and no samples of one.
+Fréchet distances in its last {features} features are comparable with each other only, never with a published FID.
 
 CIFAR-10 (Krizhevsky, 2009) carries no explicit licence; it was collected for research.
 """
