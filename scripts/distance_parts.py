@@ -4,7 +4,7 @@
 
 Images of 5 calls are cut at a frequency and joined with the other part of the solution from the same noise. Solutions
 with less energy in one part tell what the features make of that alone. Distances are to the network's own distribution,
-its moments those that `make quality` keeps under RESULTS (made there if missing, in half an hour on two cores).
+its moments those that `make quality` keeps under RESULTS (made there if missing, in ten minutes).
 """
 
 from __future__ import annotations
