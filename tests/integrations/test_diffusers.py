@@ -551,10 +551,27 @@ def test_configs_of_flows():
         assert kept == {key: config[key] for key in kept}
         assert options(EVODiffScheduler.from_config(scheduler.config)) == options(scheduler)
     for changed in ({"flow_shift": 5.0}, {"shift": 5.0}):
-        assert EVODiffScheduler.from_config(source, **changed).config.flow_shift == 5.0
-        assert EVODiffScheduler.from_config(scheduler.config, **changed).config.flow_shift == 5.0
+        for known in (source, scheduler.config):
+            shifted = EVODiffScheduler.from_config(known, **changed).config
+            assert shifted.flow_shift == 5.0
+            assert diffusers.FlowMatchEulerDiscreteScheduler.from_config(shifted).config.shift == 5.0
     back = diffusers.FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
     assert back.config.shift == 3.0
+
+
+def test_what_a_flow_left_at_its_defaults_stays_for_pipelines_to_read():
+    """They compute the dynamic shift from it, each with a fallback of its own."""
+    source = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).config
+    config = EVODiffScheduler.from_config(source).config
+    for key in ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "stochastic_sampling"):
+        assert config[key] == source[key]
+
+
+def test_noise_that_a_flow_adds_at_every_step_is_refused():
+    source = diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True).config
+    with pytest.raises(ValueError, match="stochastic_sampling=True adds noise at every step"):
+        EVODiffScheduler.from_config(source)
+    assert EVODiffScheduler.from_config({**source, "stochastic_sampling": False}).config.use_flow_sigmas
 
 
 def test_flow_configs_of_unipc_keep_what_they_say():
@@ -598,6 +615,8 @@ def test_edm_preconditioning_is_refused(named):
 @pytest.mark.parametrize("config", [
     {"_class_name": "UnCLIPScheduler", "beta_schedule": "squaredcos_cap_v2", "variance_type": "fixed_small_log"},
     {"_class_name": "IPNDMScheduler", "trained_betas": None},
+    diffusers.UnCLIPScheduler().config,
+    diffusers.IPNDMScheduler().config,
     {"num_train_timesteps": 2000, "snr": 0.15, "sigma_min": 0.01, "sigma_max": 1348.0},
     {"scaler": 1.0, "s": 0.008},
 ])  # fmt: skip

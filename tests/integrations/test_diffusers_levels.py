@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fewstep as fs
+from fewstep.grid.base import VISIBLE
 from fewstep.integrations.diffusers import EVODiffScheduler
 
 BETAS = {
@@ -170,11 +171,54 @@ def test_given_levels_of_a_flow_are_treated_as_flow_match_euler_does(config, kin
     torch.testing.assert_close(scheduler.timesteps, other.timesteps, rtol=1e-5, atol=1e-3)
 
 
+GRIDS = ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_focused_sigmas"]
+
+
+@pytest.mark.parametrize("final", ["zero", "sigma_min"])
+@pytest.mark.parametrize("grid", [None, *GRIDS])
+@pytest.mark.parametrize("config", [{"shift": 7.0}, {"use_dynamic_shifting": True}, {"shift_terminal": 0.1}], ids=repr)
+@pytest.mark.parametrize("sigmas", [np.linspace(1, 0, 11)[:-1], np.linspace(1, 0.1, 10)], ids=["Hunyuan", "Flux"])
+def test_levels_that_a_pipeline_gives_end_where_nobody_sees_noise(sigmas, config, grid, final):
+    source = diffusers.FlowMatchEulerDiscreteScheduler(**config).config
+    options = {} if grid is None else {grid: True}
+    scheduler = EVODiffScheduler.from_config(source, final_sigmas_type=final, **options)
+    scheduler.set_timesteps(10, sigmas=sigmas, mu=1.15)
+    assert len(scheduler.timesteps) == 10
+    assert scheduler.sigmas[-1] < VISIBLE
+
+
+@pytest.mark.parametrize("final", ["zero", "sigma_min"])
+@pytest.mark.parametrize("grid", ["use_lu_lambdas", "use_focused_sigmas"])
+def test_grids_in_log_snr_of_a_flow_are_the_same_with_levels_of_the_pipeline(grid, final):
+    scheduler = EVODiffScheduler(**FLOW, flow_shift=3.0, final_sigmas_type=final, **{grid: True})
+    scheduler.set_timesteps(10)
+    alone = scheduler.sigmas
+    scheduler.set_timesteps(10, sigmas=np.linspace(1, 0, 11)[:-1])
+    assert torch.equal(scheduler.sigmas, alone)
+
+
+def test_a_flow_with_a_terminal_shift_ends_at_zero():
+    for steps in (1, 6):
+        found = ours({**FLOW, "shift_terminal": 0.1, "final_sigmas_type": "sigma_min"}, steps)
+        assert torch.equal(found.sigmas, ours({**FLOW, "shift_terminal": 0.1}, steps).sigmas)
+        assert found.sigmas[-1] == 0
+
+
 def test_karras_levels_of_a_flow_with_given_ends_are_those_of_unipc():
     config = {**FLOW, "sigma_min": 0.01, "sigma_max": 200.0, "use_karras_sigmas": True}
     other = diffusers.UniPCMultistepScheduler(**config)
     other.set_timesteps(5)
     torch.testing.assert_close(ours(config, 5).sigmas, other.sigmas, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_either_end_of_a_flow_may_be_given_alone(grid):
+    """As sigma / alpha, like both."""
+    both = ours({**FLOW, "sigma_min": 0.05, "sigma_max": 20.0, grid: True}, 6).sigmas
+    for end, place in (("sigma_min", -2), ("sigma_max", 0)):
+        alone = ours({**FLOW, end: 0.05 if end == "sigma_min" else 20.0, grid: True}, 6).sigmas
+        assert alone[place] == both[place]
+        assert alone[-2 - place] != both[-2 - place]
 
 
 def test_mu_counts_for_dynamic_shifting_only_and_does_not_stick():

@@ -148,7 +148,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """From the config of any scheduler of a diffusion or flow-matching model; see docs/diffusers.md.
 
         Raises:
-            ValueError: for a config that does not say which noise levels the model knows.
+            ValueError: for a config that does not say which noise levels the model knows, or asks for noise on the way.
             TypeError: for a keyword that is not ours. `shift` is `flow_shift`, as in the configs of flows.
         """
         if "shift" in kwargs:
@@ -159,6 +159,8 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise TypeError(f"EVODiffScheduler has no option {', '.join(sorted(unknown))}")
         if isinstance(config, dict):
             config = _translated(config, ours)
+            if "flow_shift" in kwargs and "shift" in config:
+                config["shift"] = kwargs["flow_shift"]  # under the name that FlowMatchEuler reads it by
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     @property
@@ -374,21 +376,30 @@ def _translated(config: dict[str, Any], ours: set[str]) -> dict[str, Any]:
     """A config in our terms: a flow's says so by its class or its `shift` alone."""
     name = str(config.get("_class_name", ""))
     flow = name.startswith("FlowMatch") or ("shift" in config and "beta_schedule" not in config)
-    told = flow or config.get("use_flow_sigmas") or any(key in config for key in BETAS)
+    told = flow or config.get("use_flow_sigmas") or any(config.get(key) is not None for key in BETAS)
     if name.startswith("EDM") or ("sigma_data" in config and not told):
         raise ValueError(
             f"{name or 'this config'} is for models that take EDM's preconditioning from their scheduler, which "
             "EVODiffScheduler does not do: keep it, or wrap the model as a denoiser for fewstep.sample"
         )
-    foreign = {key for key in config if not key.startswith("_")} - ours
-    if name in WITH_OWN_TABLE or (foreign and not told):
+    # A config in memory has no class: IPNDM's has nothing but these, UnCLIP's no ends of its betas.
+    unclip = config.get("variance_type") == "fixed_small_log" and "beta_start" not in config
+    foreign = {key for key in config if not key.startswith("_")} - (ours - {"trained_betas"})
+    if name in WITH_OWN_TABLE or unclip or (foreign and not told):
         raise ValueError(
             f"{name or 'this config'} does not say which noise levels its model knows (neither betas nor a flow): "
             "keep its scheduler, or build EVODiffScheduler(trained_betas=...) yourself"
+        )
+    if config.get("stochastic_sampling"):
+        raise ValueError(
+            "stochastic_sampling=True adds noise at every step, for models that are distilled to few steps: keep their "
+            "scheduler, or use from_config({**config, 'stochastic_sampling': False})"
         )
     own: dict[str, Any] = {}
     if flow:
         own = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": config.get("shift", 1.0)}
         config = {"_class_name": FLOW, **config}  # without a class, diffusers warns of keys that only flows have
-    defaults = [key for key in config.get("_use_default_values", ()) if key not in (*OF_THE_MODEL, *own)]
+    # What only flows have, pipelines read: the range of the dynamic shift, say.
+    kept = {*OF_THE_MODEL, *own, *(config.keys() - ours if flow else ())}
+    defaults = [key for key in config.get("_use_default_values", ()) if key not in kept]
     return {**config, **own, "_use_default_values": defaults}

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..grid import Grid, beta, checked, focused, karras, leading, linspace, log_snr, time_uniform, trailing
-from ..schedule import EDM, ZERO_SNR_FLOOR, Discrete, Flow, Node
+from ..schedule import EDM, Discrete, Flow, Node
 from ..solvers.base import choice
 
 __all__ = ["Levels", "betas", "level", "levels", "table_of", "training_levels"]
@@ -75,10 +75,7 @@ def _zero_snr(found: Array) -> Array:
 
 def table_of(found: Array, lowest_lam: float = -math.inf) -> Discrete:
     """The schedule of these betas, without the entries whose half log-SNR is below `lowest_lam`."""
-    table = np.cumprod(1 - found)
-    if table[-1] == 0:
-        # As small as diffusers has it, where that is less than the entry before; log-SNR must fall.
-        table[-1] = min(ZERO_SNR_FLOOR, table[-2] / 4)
+    table = np.array(Discrete(np.cumprod(1 - found).tolist()).alphas_cumprod)
     kept = table[0.5 * np.log(table / (1 - table)) >= lowest_lam]
     if len(kept) < 2:
         raise ValueError(f"lambda_min_clipped={lowest_lam!r} leaves {len(kept)} of {len(table)} timesteps: lower it")
@@ -164,9 +161,8 @@ def _spaced_in_sigma(config: Any) -> Grid | None:
     return beta if config.use_beta_sigmas else None
 
 
-def _between(grid: Grid, low: float, high: float, steps: int, config: Any) -> list[float]:
+def _between(grid: Grid, low: float, high: float, steps: int, to_zero: bool) -> list[float]:
     """steps + 1 values of sigma from `high` to `low`, or to 0 by one step more than to `low`."""
-    to_zero = config.final_sigmas_type == "zero"
     return [node.sigma for node in grid(EDM(low, high), steps, to_zero=to_zero)]
 
 
@@ -184,7 +180,8 @@ def _discrete(config: Any, schedule: Discrete, steps: int, sigmas: Array | None,
     elif grid is not None:
         low = schedule.node(schedule.t_min).nsr if config.sigma_min is None else config.sigma_min
         high = schedule.node(schedule.t_max).nsr if config.sigma_max is None else config.sigma_max
-        nodes = [_at_ratio(schedule, ratio) for ratio in _between(grid, low, high, steps, config)]
+        to_zero = config.final_sigmas_type == "zero"
+        nodes = [_at_ratio(schedule, ratio) for ratio in _between(grid, low, high, steps, to_zero)]
     else:
         nodes = list(_spaced_in_time(config, schedule, steps))
     if config.timestep_type == "continuous":
@@ -237,18 +234,23 @@ def _flow(config: Any, steps: int, sigmas: Array | None, mu: float | None, times
     size = config.num_train_timesteps
     if sigmas is None and timesteps is not None:
         return _told(config, [*(_flow_sigma(config, t) for t in timesteps.tolist()), 0.0])
-    grid, to_zero = _spaced_in_sigma(config), config.final_sigmas_type == "zero"
-    if sigmas is not None:
-        values = sigmas
+    if sigmas is not None and not (sigmas.min() > 0 and sigmas.max() <= 1):
+        raise ValueError(f"the sigmas of a flow must lie in (0, 1]; got {sigmas.tolist()!r}")
+    grid = _spaced_in_sigma(config)
+    # Given levels, which many pipelines make themselves, lead to 0, and so do those that end at a visible
+    # `shift_terminal`. Grids of log-SNR take where they start from given ones, not where they end: else how the same
+    # option ends would depend on the pipeline.
+    kept = None if _in_log_snr(config) else sigmas
+    to_zero = config.final_sigmas_type == "zero" or kept is not None or bool(config.shift_terminal)
+    if kept is not None:
+        values = kept
     elif grid is not None:
-        values = np.array([1.0, 1 / size])
+        values = np.array([1.0 if sigmas is None else sigmas[0], 1 / size])
     else:
         values = 1 - np.arange(steps) / steps if to_zero else np.linspace(1, 1 / size, steps + 1)
-    if not (values.min() > 0 and values.max() <= 1):
-        raise ValueError(f"the sigmas of a flow must lie in (0, 1]; got {values.tolist()!r}")
     values = _stretched(config, _shifted(config, values, mu))
     if grid is not None and len(values) > 1:
-        return _told(config, _flow_between(config, grid, values, steps))
+        return _told(config, _flow_between(config, grid, values, steps, to_zero))
     # Custom levels that end above sigma = 0 have no level of their own to end at.
     return _told(config, values.tolist() if len(values) > steps else [*values.tolist(), 0.0])
 
@@ -275,16 +277,19 @@ def _stretched(config: Any, values: Array) -> Array:
     return np.asarray(1 - (1 - values) * ((1 - config.shift_terminal) / (1 - values[-1])))
 
 
-def _flow_between(config: Any, grid: Grid, values: Array, steps: int) -> list[float]:
-    """In sigma / alpha if its ends are given or the grid is of log-SNR; else in sigma, between the ends of values."""
-    if config.sigma_min is not None and config.sigma_max is not None:
-        low, high = config.sigma_min, config.sigma_max
-    elif config.use_lu_lambdas or config.use_focused_sigmas:
-        most = math.exp(Flow.LAM_END)
-        low, high = (min(Node(v, 1 - v, v).nsr, most) for v in (values[-1], values[0]))
-    else:
-        return _between(grid, float(values[-1]), float(values[0]), steps, config)
-    return [ratio / (1 + ratio) for ratio in _between(grid, low, high, steps, config)]
+def _in_log_snr(config: Any) -> bool:
+    return bool(config.use_lu_lambdas or config.use_focused_sigmas)
+
+
+def _flow_between(config: Any, grid: Grid, values: Array, steps: int, to_zero: bool) -> list[float]:
+    """In sigma / alpha if an end is given so or the grid is of log-SNR; else in sigma, between the ends of values."""
+    if not _in_log_snr(config) and config.sigma_min is None and config.sigma_max is None:
+        return _between(grid, float(values[-1]), float(values[0]), steps, to_zero)
+    most = math.exp(Flow.LAM_END)
+    low, high = (min(Node(v, 1 - v, v).nsr, most) for v in (values[-1], values[0]))
+    low = low if config.sigma_min is None else config.sigma_min
+    high = high if config.sigma_max is None else config.sigma_max
+    return [ratio / (1 + ratio) for ratio in _between(grid, low, high, steps, to_zero)]
 
 
 def _told(config: Any, values: list[float]) -> Levels:
