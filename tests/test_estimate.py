@@ -3,6 +3,7 @@
 import functools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -171,6 +172,16 @@ def test_the_table_reaches_over_the_schedules_log_snr_grid(schedule):
     solver.plan(schedule, fs.log_snr(schedule, 5))
     gamma = fs.estimate_gamma(PROBLEM.denoiser(schedule), schedule, images()[:16], points=5)
     fs.AnalyticDPM(gamma).plan(schedule, fs.log_snr(schedule, 5))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "points"),
+    [(fs.EDM(0.5, 2.0), 120), (fs.EDM(), 341), (fs.Discrete(np.cumprod(1 - np.linspace(1e-4, 0.02, 500))), 12)],
+    ids=["short", "fine", "rounded"],
+)
+def test_points_may_be_close_together_and_rounding_leaves_no_end_off_the_clock(schedule, points):
+    got = fs.estimate_ems(PROBLEM.denoiser(schedule), schedule, images()[:8], points=points)
+    assert len(got.lam) == points
 
 
 def test_where_f_does_not_vary_s_is_0():

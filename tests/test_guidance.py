@@ -63,7 +63,13 @@ def test_guidance_asks_each_denoiser_once_with_the_same_arguments():
     x = images(2, 3)
     guided(spy, spy, 2.0)(x, 0.5)
     assert len(seen) == 2
-    assert all(given_x is x and t == 0.5 for given_x, t in seen)
+    assert all(torch.equal(given_x, x) and t == 0.5 for given_x, t in seen)
+
+
+def test_guidance_takes_models_that_work_in_place_and_answer_in_one_buffer():
+    x, buffer = images(3, 4, 5), torch.empty(3, 4, 5, dtype=torch.float64)
+    got = guided(lambda x, t: buffer.copy_(x.mul_(t)), lambda x, t: buffer.copy_(x), 7.5)(x.clone(), 0.5)
+    assert torch.equal(got, guided(lambda x, t: x * t, same, 7.5)(x, 0.5))
 
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])

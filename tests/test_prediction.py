@@ -114,8 +114,15 @@ def test_as_denoiser_gives_the_network_its_clock_and_returns_the_data(kind, sche
     denoised = as_denoiser(network, kind, schedule)(x, time)
     assert torch.equal(denoised, to_denoised(kind, MEANING[kind](node.alpha, node.sigma), x, node))
     assert len(seen) == 1
-    assert seen[0][0] is x
+    assert torch.equal(seen[0][0], x)
     assert seen[0][1] == time
+
+
+@over_kinds
+def test_as_denoiser_takes_a_network_that_works_in_place(kind):
+    x, schedule = torch.randn(2, 3, dtype=torch.float64), VPLinear()
+    got = as_denoiser(lambda x, t: x.mul_(t), kind, schedule)(x, 0.5)
+    assert torch.equal(got, to_denoised(kind, x * 0.5, x, schedule.node(0.5)))
 
 
 @pytest.mark.parametrize("kind", ["sample", "v_prediction", "flow_prediction"])

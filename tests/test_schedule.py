@@ -238,6 +238,15 @@ def test_discrete_reads_zero_terminal_snr_as_the_floor():
     assert zero.node(998) == SD.node(998)
 
 
+@pytest.mark.parametrize("betas", [(0.0015, 0.0195, 1000), (0.00085, 0.012, 4000)])
+def test_discrete_reads_zero_terminal_snr_as_less_than_the_entry_before(betas):
+    first, last, size = betas
+    roots = np.sqrt(np.cumprod(1 - np.linspace(first**0.5, last**0.5, size) ** 2))
+    table = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2  # Lin et al. (2023), Algorithm 1
+    assert 0 == table[-1] < table[-2] < ZERO_SNR_FLOOR
+    assert Discrete(table).alphas_cumprod[-1] == table[-2] / 4
+
+
 @given(falls=st.lists(st.floats(1e-4, 0.5), min_size=2, max_size=40))
 def test_discrete_ends_are_on_the_clock_and_beyond_them_is_not(falls):
     schedule = Discrete(np.cumprod(1 - np.array(falls)))

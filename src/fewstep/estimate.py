@@ -37,8 +37,8 @@ __all__ = ["estimate_ems", "estimate_gamma"]
 
 Progress = Callable[[int, int], object]
 
-# Half the length in lam over which D' is a difference: its error is REACH^2 / 6 D''', that of a float32 model's
-# rounding 1e-6 / REACH.
+# Half the length in lam over which D' is a difference, unless the table is finer: its error is REACH^2 / 6 D''', that
+# of a float32 model's rounding 1e-6 / REACH.
 REACH = 1 / 32
 FEWEST = 8
 ROUNDINGS = 16  # of y, in f
@@ -83,8 +83,9 @@ def estimate_ems(
     if derivative not in ("reverse", "forward"):
         raise ValueError(f"derivative must be 'reverse' or 'forward'; got {derivative!r}")
     lams = np.linspace(*schedule.lam_range, points)
-    # The difference for D' stays on the clock: the ends of the table are estimated REACH inside.
-    at = lams.clip(lams[0] + REACH, lams[-1] - REACH)
+    reach = min(REACH, float(lams[1] - lams[0]) / 2)
+    # The difference for D' stays on the clock: the ends of the table are estimated `reach` inside.
+    at = lams.clip(lams[0] + reach, lams[-1] - reach)
     nodes = [schedule.node(schedule.time_at(lam)) for lam in at]
     tell = progress or (lambda done, total: None)
 
@@ -103,7 +104,7 @@ def estimate_ems(
     slopes = torch.gradient(l, spacing=(torch.from_numpy(at),), dim=0, edge_order=2)[0]
     pairs = []
     for i, node in enumerate(nodes):
-        pairs.append(_regression(_f_and_slope(drawn, schedule, node, l[i], slopes[i]) for drawn in draws()))
+        pairs.append(_regression(_f_and_slope(drawn, schedule, node, reach, l[i], slopes[i]) for drawn in draws()))
         tell(points + i + 1, 2 * points)
     s, b = (torch.stack([pair[k] for pair in pairs]) for k in (0, 1))
     return EMS(torch.from_numpy(lams), l, s, b, describe(schedule), fingerprint)
@@ -208,7 +209,7 @@ def _forward(denoise: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tenso
 
 
 def _f_and_slope(
-    drawn: Drawn, schedule: Schedule, node: Node, level: Tensor, slope: Tensor
+    drawn: Drawn, schedule: Schedule, node: Node, reach: float, level: Tensor, slope: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """f, f' for a level l and a slope l', and the size of the rounding of f, of a batch; in float64 on the CPU."""
 
@@ -219,9 +220,11 @@ def _f_and_slope(
 
     y = drawn.x0.cpu().double() + drawn.noise.cpu().double() * node.nsr
     removed = y - denoised(y, node)
-    ahead, behind = (schedule.node(schedule.time_at(node.lam + way)) for way in (REACH, -REACH))
+    # Rounding must not take the ends of the table off the clock.
+    low, high = schedule.lam_range
+    ahead, behind = (schedule.node(schedule.time_at(min(max(node.lam + way, low), high))) for way in (reach, -reach))
     # Along y' = D - y; what its second derivative adds cancels in the difference.
-    change = (denoised(y - REACH * removed, ahead) - denoised(y + REACH * removed, behind)) / (2 * REACH)
+    change = (denoised(y - reach * removed, ahead) - denoised(y + reach * removed, behind)) / (2 * reach)
     rounding = y * (ROUNDINGS * torch.finfo(drawn.x0.dtype).eps)
     return removed - level * y, (level - 1) * removed - slope * y - change, rounding
 

@@ -22,7 +22,8 @@ def guided(denoiser: Denoiser, uncond: Denoiser, scale: float) -> Denoiser:
         raise ValueError(f"scale must be finite; got scale={scale!r}")
 
     def denoise(x: Tensor, t: float) -> Tensor:
-        denoised = denoiser(x, t)
+        # Copies: a model may work in place on its input, and both may answer in one buffer.
+        denoised = denoiser(x.clone(), t).clone()
         return denoised + (scale - 1) * (denoised - uncond(x, t))
 
     return denoise

@@ -78,6 +78,7 @@ def as_denoiser(network: Callable[[Tensor, float], Tensor], kind: Prediction, sc
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
 
     def denoiser(x: Tensor, t: float) -> Tensor:
-        return to_denoised(kind, network(x, t), x, schedule.node(t))
+        # A copy: a network may work in place on its input.
+        return to_denoised(kind, network(x.clone(), t), x, schedule.node(t))
 
     return denoiser

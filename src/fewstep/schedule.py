@@ -193,7 +193,7 @@ class Discrete(Schedule):
     The clock is the table's index, 0 ... n - 1, the integer that the network was trained with;
     between entries log alpha = log(alphas_cumprod) / 2 is linear in it, and index -1 is clean data
     (alphas_cumprod = 1). The interpolation is that of the DPM-Solver code. An entry of exactly 0
-    (zero terminal SNR) is read as 2^-24.
+    (zero terminal SNR) is read as 2^-24, or as a quarter of the entry before it where that is less.
     """
 
     alphas_cumprod: Sequence[float] = field(repr=False)
@@ -204,7 +204,7 @@ class Discrete(Schedule):
         table = tuple(float(a) for a in self.alphas_cumprod)
         if len(table) < 2:
             raise ValueError(f"alphas_cumprod needs at least 2 entries; got {len(table)}")
-        floored = (*table[:-1], table[-1] or ZERO_SNR_FLOOR)
+        floored = (*table[:-1], table[-1] or min(ZERO_SNR_FLOOR, table[-2] / 4))
         for i, (above, below) in enumerate(zip((1.0, *floored), floored, strict=False)):
             if not 0 < below < above:
                 raise ValueError(

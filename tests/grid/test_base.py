@@ -245,13 +245,16 @@ def test_scire_without_a_shift_is_log_snr(schedule):
         assert a.time == pytest.approx(b.time, rel=64 * EPS, abs=1024 * EPS)
 
 
+def before_the_shift(schedule, nodes):
+    """The inverse of shift u / (1 + (shift - 1) u)."""
+    shift = schedule.shift if isinstance(schedule, Flow) else 1.0
+    return [n.time / (shift + (1 - shift) * n.time) if shift != 1 else n.time for n in nodes]
+
+
 @over_schedules
 def test_time_uniform_is_even_in_the_clock_before_the_shift(schedule):
-    nodes = time_uniform(schedule, 9, to_zero=False)
-    shift = schedule.shift if isinstance(schedule, Flow) else 1.0
-    # The inverse of shift u / (1 + (shift - 1) u).
-    ramp = [n.time / (shift + (1 - shift) * n.time) if shift != 1 else n.time for n in nodes]
-    evenly(ramp, 8 * EPS * max(schedule.t_max, 1))
+    times = before_the_shift(schedule, time_uniform(schedule, 9, to_zero=False))
+    evenly(times, 8 * EPS * max(schedule.t_max, 1))
 
 
 def test_time_uniform_shifts_flow_as_published():
@@ -260,9 +263,9 @@ def test_time_uniform_shifts_flow_as_published():
 
 
 @over_schedules
-def test_time_quadratic_is_even_in_the_root_of_the_clock(schedule):
-    nodes = time_quadratic(schedule, 9, to_zero=False)
-    evenly([math.sqrt(n.time) for n in nodes], 8 * EPS * math.sqrt(schedule.t_max))
+def test_time_quadratic_is_even_in_the_root_of_the_clock_before_the_shift(schedule):
+    times = before_the_shift(schedule, time_quadratic(schedule, 9, to_zero=False))
+    evenly([math.sqrt(t) for t in times], 16 * EPS * math.sqrt(schedule.t_max))
 
 
 @over_schedules

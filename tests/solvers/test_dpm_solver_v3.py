@@ -237,6 +237,14 @@ def test_a_grid_beyond_the_statistics_is_refused():
         fs.DPMSolverV3(statistics).plan(fs.EDM(), fs.log_snr(fs.EDM(), 5))
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 4), (8, 8), (3, 8, 8), (4,)])
+def test_images_of_another_shape_are_refused(shape):
+    one = torch.ones(2, 3, 4, 4)
+    solver = fs.DPMSolverV3(fs.EMS([-10.0, 10.0], one, 0 * one, 0 * one))
+    with pytest.raises(ValueError, match=r"statistics are of images of shape \(3, 4, 4\); got x of shape"):
+        fs.sample(lambda x, t: x * 0, torch.randn(2, *shape), nfe=4, solver=solver)
+
+
 def test_a_stage_entered_without_its_history_says_so():
     stages = fs.DPMSolverV3(fs.EMS.constant()).plan(fs.EDM(), fs.log_snr(fs.EDM(), 5))
     with pytest.raises(ValueError, match="plan again from the node you enter at"):

@@ -206,9 +206,12 @@ def time_uniform(schedule: Schedule, steps: int, *, to_zero: bool | None = None)
 
 @Grid
 def time_quadratic(schedule: Schedule, steps: int, *, to_zero: bool | None = None) -> tuple[Node, ...]:
-    """Uniform in the square root of the clock: finer steps near clean data. The grid of DEIS."""
-    high, low = math.sqrt(schedule.t_max), math.sqrt(schedule.t_min)
-    return between(schedule, steps, to_zero, time_ends(schedule), evenly(lambda u: (low + u * (high - low)) ** 2))
+    """Uniform in the square root of the clock (for `Flow`, before its shift): finer near clean data. DEIS' grid."""
+    low = math.sqrt(schedule.t_min)
+    width = math.sqrt(schedule.t_max) - low
+    # ((low + u width)^2 - t_min) / (t_max - t_min), without its cancellation.
+    at = evenly(lambda u: schedule.ramp(u * (2 * low + u * width) / (2 * low + width)))
+    return between(schedule, steps, to_zero, time_ends(schedule), at)
 
 
 @Grid

@@ -55,6 +55,11 @@ class EMSStage(NamedTuple):
     noise: float = 0.0
 
     def __call__(self, state: State | None, x: Tensor, denoised: Tensor) -> tuple[Tensor, State]:
+        if not isinstance(self.tilt, float) and not _broadcasts(self.tilt.shape, x.shape[1:]):
+            raise ValueError(
+                f"the statistics are of images of shape {tuple(self.tilt.shape)}; got x of shape {tuple(x.shape)}: "
+                "estimate them for images of its shape"
+            )
         anchor, past = state or State(None, ())
         past = ((x * _like(self.tilt, x)).sub_(denoised), *past)
         if anchor is None:
@@ -62,6 +67,12 @@ class EMSStage(NamedTuple):
         if self.correct is not None:
             anchor = self.correct.apply(anchor, past)
         return self.move.apply(anchor, past), State(anchor if self.hold else None, past[: self.keep])
+
+
+def _broadcasts(small: Sequence[int], large: Sequence[int]) -> bool:
+    """Whether a tensor of shape `small` can be stretched to `large`."""
+    ends = zip(reversed(small), reversed(large), strict=False)
+    return len(small) <= len(large) and all(a in (1, b) for a, b in ends)
 
 
 def _like(coefficient: Coefficient, x: Tensor) -> Coefficient:
