@@ -48,7 +48,7 @@ def main(
     log = Console(stderr=True)
     source = Source(*load_images(data), SPLITS["dev"], load_model)
     problem, schedule = PROBLEMS["model"].make("model", source), EDM()
-    own = Results(results / "model").moments(OWN, problem.targets[OWN])
+    own = Results(results / "model", problem.fingerprint).moments(OWN, problem.targets[OWN])
 
     def drawn(solver: Solver, nfe: int, grid: GridFunction | None) -> Tensor:
         log.print(f"{nfe} calls of {solver!r} ...")

@@ -59,6 +59,7 @@ log = Console(stderr=True)
 NULL_LABEL = len(CLASSES)
 SIDE = 32
 SAMPLING_RANGE = (0.002, 80.0)  # of sigma
+LENGTH = ("images", "decay", "checkpoint_every")  # keys of [training] that a run may go on under other values of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +134,13 @@ class Config:
             return cls(**{key: parts[key](**value) if key in parts else value for key, value in content.items()})
         except TypeError as error:
             raise typer.BadParameter(f"{path}: {error}") from error
+
+    def changed(self, begun: dict[str, Any]) -> list[str]:
+        """What is not as in the configuration that a run was `begun` with, and has to be to go on."""
+        now = dataclasses.asdict(self)
+        keys = [(part, key) for part in ("network", "noise", "training") for key in now[part] if key not in LENGTH]
+        found = [key for part, key in keys if now[part][key] != begun[part].get(key)]
+        return found if now["seed"] == begun["seed"] else ["seed", *found]
 
 
 def training_images(data: str) -> tuple[Tensor, Tensor]:
@@ -329,14 +337,16 @@ def train(
     step, losses = 0, []
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        if saved["network_config"] != dataclasses.asdict(config.network):
-            raise typer.BadParameter(f"{checkpoint} is of another network: choose another --out")
         for option, name in (("initial", begun_from), ("selector", chosen_by)):
             if saved[option] != name:
                 raise typer.BadParameter(
                     f"{checkpoint} was begun with {saved[option] or 'none'}: give the same, or another --out",
                     param_hint=f"--{option}",
                 )
+        if changed := config.changed(saved["config"]):
+            raise typer.BadParameter(
+                f"{checkpoint} was begun with another {', '.join(changed)}: choose another --out", param_hint="CONFIG"
+            )
         network.load_state_dict(saved["network"])
         optimizers.load_state_dict(saved["optimizers"])
         averages.weights, step = saved["averages"], saved["step"]
@@ -350,7 +360,6 @@ def train(
     def save() -> None:
         buffer = io.BytesIO()
         content = {
-            "network_config": dataclasses.asdict(config.network),
             "config": dataclasses.asdict(config),
             "initial": begun_from,
             "selector": chosen_by,
@@ -383,9 +392,10 @@ def train(
                     mean = torch.stack(losses).mean().item()
                     if not math.isfinite(mean):
                         raise RuntimeError(f"the loss is {mean} at step {step}: lower learning_rate")
+                    record = {"images": step * settings.batch, "loss": mean, "rate": share * settings.learning_rate}
+                    record["over"] = len(losses) * settings.batch
                     losses = []
                     save()
-                    record = {"images": step * settings.batch, "loss": mean, "rate": share * settings.learning_rate}
                     record["seconds"] = round(time.monotonic() - started, 1)
                     with (out / "log.jsonl").open("a") as file:
                         file.write(json.dumps(record) + "\n")
@@ -412,10 +422,13 @@ def export(
     summary: Annotated[str, typer.Option(help="a line for `fewstep models`")] = "",
 ) -> None:
     """Write one of the averages as config.json, float16 safetensors, fewstep.json and a card."""
+    if not (run / "log.jsonl").exists():
+        raise typer.BadParameter(f"{run} has no log.jsonl yet: train on, until the loss is written", param_hint="RUN")
+    last = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
     saved = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
     if ema not in saved["averages"]:
         raise typer.BadParameter(f"{ema!r} is none of {', '.join(saved['averages'])}", param_hint="--ema")
-    network = NetworkConfig(**saved["network_config"]).build()
+    network = NetworkConfig(**saved["config"]["network"]).build()
     weights = dict(network.named_parameters())
     with torch.no_grad():
         for tensor, average in zip(weights.values(), saved["averages"][ema], strict=True):
@@ -427,7 +440,7 @@ def export(
     save_file(halves, to / WEIGHTS)
     facts = {
         "preconditioning": "edm",
-        "patch": saved["network_config"]["patch"],
+        "patch": saved["config"]["network"]["patch"],
         "sigma_data": noise.sigma_data,
         "noise_scale": noise.scale,
         "sigma_min": SAMPLING_RANGE[0],
@@ -437,7 +450,6 @@ def export(
         "summary": summary,
     }
     write_atomically(to / "fewstep.json", (json.dumps(facts, indent=2) + "\n").encode())
-    last = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
     muon = f", Muon {training.matrix_rate:g} for the matrices inside" if training.matrix_rate else ""
     card = CARD.format(
         name=saved["config"]["name"],
@@ -455,7 +467,7 @@ def export(
         initial=f", begun from {saved['initial']}" if saved["initial"] else "",
         ema=ema,
         loss=last["loss"],
-        window=training.checkpoint_every,
+        window=last["over"],
     )
     write_atomically(to / "README.md", card.encode())
 

@@ -231,6 +231,24 @@ def test_a_run_is_not_continued_with_other_weights(sample, model, tmp_path):
         weights.write_bytes(before)
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "named"),
+    [
+        ("config.json", {"norm_eps": 0.1}, "network was"),
+        ("fewstep.json", {"sigma_max": 5.0}, "schedule was"),
+        ("fewstep.json", {"classes": ["star", "square", "circle"]}, "classes was"),
+    ],
+)
+def test_a_run_is_not_continued_with_another_model_of_the_same_weights(sample, model, file, change, named):
+    assert sample(n=2).exit_code == DONE
+    before = (model / file).read_text()
+    try:
+        (model / file).write_text(json.dumps({**json.loads(before), **change}))
+        assert_refused(sample(n=2), FAILED, "another run", named, "choose another --out")
+    finally:
+        (model / file).write_text(before)
+
+
 def test_statistics_that_nobody_asked_for_are_refused(sample, files):
     assert_refused(sample("--statistics", files["ems"]), USAGE, "holds statistics that no solver asked for")
 
@@ -431,6 +449,16 @@ def test_a_folder_in_the_place_of_the_picture_is_refused_before_the_work(compare
     (tmp_path / "x.png").mkdir()
     monkeypatch.setattr(EDMModel, "_evaluate", None)
     assert_refused(compare(out=tmp_path / "x.png"), FAILED, "it is a folder: choose another --out")
+
+
+def test_what_cannot_be_planned_is_told_before_the_long_run(compare, monkeypatch):
+    monkeypatch.setattr(EDMModel, "_evaluate", None)
+    result = compare("--grid", "ays-sd15", solvers="ddim,evodiff")
+    assert_refused(result, FAILED, "ays(model='sd15')")
+
+
+def test_points_of_an_estimate_are_enough_to_be_differenced(tmp_path):
+    assert_refused(run("estimate", "ems", "--points", 7, "--out", tmp_path / "e.safetensors"), USAGE, "--points", "8")
 
 
 WRONG = {

@@ -314,6 +314,36 @@ def test_averages_have_the_length_they_claim(train_model):
         assert age == pytest.approx(length, abs=2e-3)
 
 
+@pytest.mark.parametrize("change", [("seed = 3", "seed = 4"), ("mean = -1.2", "mean = 1.2"), ("batch = 8", "batch = 4"),
+                                    ("[0.05, 0.2]", "[0.2]"), ("matrix_rate = 0", "matrix_rate = 1e-3"),
+                                    ("[8, 8]", "[8, 16]")])  # fmt: skip
+def test_a_run_does_not_go_on_under_another_configuration(train_model, data, config, tmp_path, change):
+    arguments = ["train", str(config), "--out", str(tmp_path / "run"), "--data", str(data)]
+    run(train_model.app, *arguments)
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    assert change[0] in MODEL
+    config.write_text(MODEL.replace(*change))
+    result = CliRunner().invoke(train_model.app, arguments)
+    assert result.exit_code == 2
+    assert "was begun with another" in result.output
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_card_says_how_many_images_its_loss_is_of(train_model, data, config, tmp_path):
+    config.write_text(re.sub("checkpoint_every = [0-9]+", "checkpoint_every = 32", MODEL))
+    run(train_model.app, "train", config, "--out", tmp_path / "run", "--data", data)
+    run(train_model.app, "export", tmp_path / "run", "--to", tmp_path / "model")
+    assert ", over the last 16 images" in (tmp_path / "model" / "README.md").read_text()  # 48 = 32 + 16
+
+
+def test_a_run_without_a_loss_is_not_exported(train_model, data, config, tmp_path):
+    run(train_model.app, "train", config, "--out", tmp_path / "run", "--data", data, "--minutes", "0")
+    result = CliRunner().invoke(train_model.app, ["export", str(tmp_path / "run"), "--to", str(tmp_path / "model")])
+    assert result.exit_code == 2
+    assert "no log.jsonl yet" in result.output
+    assert not (tmp_path / "model").exists()
+
+
 @pytest.mark.parametrize("wrong", ['seed = 3\nspeed = "fast"', "seed = 3\n[extra]\na = 1"])
 def test_an_unknown_key_is_refused(train_model, config, data, tmp_path, wrong):
     config.write_text(MODEL.replace("seed = 3", wrong))

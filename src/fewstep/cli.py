@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -139,7 +140,9 @@ def sample(
         denoiser = _conditioned(loaded, label, guidance)
         chosen = _informed({solver: chosen}, statistics, loaded, label, guidance)[solver]
         settings = {
-            "model": model, "weights": loaded.fingerprint, "solver": solver, "solver_options": repr(chosen),
+            "model": model, "weights": loaded.fingerprint, "network": _digest(loaded.network),
+            "schedule": repr(loaded.schedule), "classes": list(loaded.classes),
+            "solver": solver, "solver_options": repr(chosen),
             "nfe": nfe, "n": n, "seed": seed, "grid": grid, "label": label, "guidance": guidance, "device": device,
             "format": "npz" if npz else "png",
             "statistics": [hashlib.sha256(path.read_bytes()).hexdigest() for path in statistics or []],
@@ -195,13 +198,15 @@ def compare(
         from .bench.compare import compare as measure
         from .files import write_atomically
         from .pictures import Cell, comparison, pixels, sheet
-        from .sampling import unit_noise
+        from .sampling import plan, unit_noise
 
         loaded = _load(model, device)
         seeds = range(seed, seed + n)
         conditioned = _conditioned(loaded, label, guidance)(seeds)
         chosen = _informed(chosen, statistics, loaded, label, guidance)
         _check_out(out)
+        for each, budget in product(chosen.values(), budgets):  # what cannot be planned is told before the long run
+            plan(loaded.schedule, each, nfe=budget, grid=chosen_grid)
         noise = unit_noise(seeds, loaded.shape, device=device)
         with _progress("comparing", CONVERGED_NFE + len(chosen) * sum(budgets), "calls") as advance:
 
@@ -269,7 +274,7 @@ def ems(
     model: Model = DEFAULT_MODEL,
     label: EstimateLabel = "all",
     guidance: Guidance = 1.0,
-    points: Points = 120,
+    points: Annotated[int, typer.Option(min=8, help="Noise levels, evenly in log-SNR, that are differenced.")] = 120,
     samples: Samples = 1024,
     probes: Annotated[int, typer.Option(min=1, help="Random signs for each image.")] = 1,
     seed: StatisticsSeed = 0,
@@ -591,6 +596,12 @@ def _conditioned(model: EDMModel, label: str, guidance: float) -> Callable[[Iter
         known = f"'none', 'all', {', '.join(names)}" if names else "'none', it has no classes"
         raise typer.BadParameter(f"{label!r} is not a class of this model; choose from {known}", param_hint="--label")
     return lambda seeds: model.conditioned(number, guidance)
+
+
+def _digest(network: Any) -> str:
+    """Of the configuration of a network of diffusers, without diffusers' own notes on it."""
+    facts = {key: value for key, value in network.config.items() if not key.startswith("_")}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _versions() -> dict[str, str]:

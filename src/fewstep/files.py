@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zipfile
 from pathlib import Path
 
-__all__ = ["check_writable", "write_atomically"]
+import numpy as np
+
+__all__ = ["check_writable", "read_npz", "write_atomically"]
 
 
 def check_writable(folder: Path) -> None:
@@ -17,6 +20,15 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise OSError(f"cannot write to {folder} ({error.strerror}): choose another --out") from error
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz file, by name; ValueError if it is none, or not whole."""
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            return dict(file)
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:  # TypeError: of a .npy under that name
+        raise ValueError(f"{path} is not a whole npz file of arrays: copy it anew, or remove it") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .files import check_writable, write_atomically
+from .files import check_writable, read_npz, write_atomically
 from .pictures import png, read, sheet
 
 __all__ = ["Run"]
@@ -66,10 +66,7 @@ class Run:
 
     def _read_npz(self) -> list[np.ndarray]:
         path = self.folder / "samples.npz"
-        if not path.exists():
-            return []
-        with np.load(path, allow_pickle=False) as file:
-            return list(file["images"])
+        return list(read_npz(path)["images"]) if path.exists() else []
 
     def _count(self) -> int:
         if self.as_npz:

@@ -51,6 +51,18 @@ def test_other_files_are_refused(tmp_path, arrays, message):
         load_images(saved(tmp_path, **arrays))
 
 
+@pytest.mark.parametrize("content", [b"", b"no zip", "cut", "npy"])
+def test_a_file_that_is_not_whole_is_told(tmp_path, content):
+    path = saved(tmp_path, images=PIXELS)
+    if content == "npy":
+        with path.open("wb") as file:
+            np.save(file, PIXELS)
+    else:
+        path.write_bytes(path.read_bytes()[:-30] if content == "cut" else content)
+    with pytest.raises(ValueError, match="is not a whole npz file of arrays: copy it anew, or remove it"):
+        load_images(path)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*none.npz: give an npz file of images, or a name"):
         load_images(tmp_path / "none.npz")

@@ -382,8 +382,17 @@ def test_measurements_of_two_networks_do_not_mix(problems, tmp_path, monkeypatch
     of("another")
     with pytest.raises(ValueError, match="holds measurements of another network: remove it"):
         filled()
+    with pytest.raises(ValueError, match="holds measurements of another network: remove it"):
+        list(trial(fs.EVODiff(), None, tmp_path, PLAN, ["smooth"]))
     of("one")
     assert sorted(filled().splitlines()) == sorted(before.splitlines())
+
+
+def test_solutions_of_two_networks_do_not_mix(tmp_path):
+    """Though the measurements of the other, with its fingerprint, were put in the place of the one's."""
+    Results(tmp_path, "one").solution("VE", lambda: torch.zeros(2))
+    (tmp_path / "fingerprint.txt").write_text("another")
+    assert torch.equal(Results(tmp_path, "another").solution("VE", lambda: torch.ones(2)), torch.ones(2))
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,10 @@ class EDMModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the weights and of what else D depends on: what statistics of this model are recorded under."""
+        """Of the weights and the preconditioning, under which statistics of this model are recorded.
+
+        Not of the network's configuration, whose keys grow with diffusers.
+        """
         facts = {name: getattr(self, name) for name in ("sigma_data", "noise_scale", "null_label", "patch")}
         return fingerprint(self.network, **facts)
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import read_npz
+
 __all__ = ["CIFAR10", "CLASSES", "load_images", "resized", "to_unit_range"]
 
 CIFAR10 = "uoft-cs/cifar10"  # on the Hugging Face hub
@@ -26,11 +28,11 @@ def load_images(source: str | Path = CIFAR10) -> tuple[Tensor, Tensor | None]:
     if path.suffix == ".npz":
         if not path.exists():
             raise FileNotFoundError(f"no file {path}: give an npz file of images, or a name such as {CIFAR10}")
-        with np.load(path, allow_pickle=False) as file:
-            if not {"images", "jpeg"} & set(file):
-                raise ValueError(f"{path} holds neither `images` nor `jpeg`, but {', '.join(file)}")
-            images = file["images"] if "images" in file else _decoded(file["jpeg"].tobytes(), file["offsets"])
-            labels = file.get("labels", None)
+        file = read_npz(path)
+        if not {"images", "jpeg"} & set(file):
+            raise ValueError(f"{path} holds neither `images` nor `jpeg`, but {', '.join(file)}")
+        images = file["images"] if "images" in file else _decoded(file["jpeg"].tobytes(), file["offsets"])
+        labels = file.get("labels")
     else:
         try:
             from datasets import load_dataset

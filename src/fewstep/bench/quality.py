@@ -122,15 +122,13 @@ def fill(
 ) -> None:
     """Measure what `folder` does not hold yet, problem by problem; `again` names solvers to measure anew."""
     for name in names:
-        results = Results(folder / name)
         problem = _cut(PROBLEMS[name].make(name, source), plan)
-        if problem.fingerprint is not None:
-            results.keep_to(problem.fingerprint)
+        results = Results(folder / name, problem.fingerprint)
         for solver in again:
             results.forget(solver)
             results.heats.forget(solver)
         targets = _targets(problem, results) if plan.frechet else {}
-        statistics = _statistics(problem, results.folder) if INFORMED in plan.peers else None
+        statistics = _statistics(problem, results) if INFORMED in plan.peers else None
         for schedule in plan.schedules:
             say(f"{name}, {schedule} ...")
             _fill_schedule(problem, schedule, plan, results, targets, statistics)
@@ -198,8 +196,8 @@ def trial(
     """
     candidate = Candidate(OURS, solver, OWN_GRID, grid)
     for name in names:
-        results = Results(folder / name)
         problem = _cut(PROBLEMS[name].make(name, source), plan)
+        results = Results(folder / name, problem.fingerprint)
         targets = _targets(problem, results) if frechet else {}
         for schedule in plan.schedules:
             exact, compared = _references(problem, schedule, results, targets)
@@ -335,11 +333,11 @@ def _cut(problem: Problem, plan: Plan) -> Problem:
     return dataclasses.replace(problem, samples=math.ceil(problem.samples / plan.share))
 
 
-def _statistics(problem: Problem, folder: Path) -> EMS | None:
+def _statistics(problem: Problem, results: Results) -> EMS | None:
     """Those of DPM-Solver-v3, estimated once on the flow, whose log-SNRs include the other schedules'."""
     if problem.images is None:
         return None
-    path = folder / "ems.safetensors"
+    path = results.folder / f"ems{results.tag}.safetensors"
     if not path.exists():
         schedule = SETTINGS["flow"].schedule
         denoiser = problem.denoiser(schedule, ())  # of no class: of all batches

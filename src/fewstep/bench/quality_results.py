@@ -21,6 +21,7 @@ from .metrics import Moments
 __all__ = ["Distance", "Key", "Measurement", "Results"]
 
 Key = tuple[str, int, str, str]
+TAG = 8  # digits of a fingerprint in the names of files
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,17 @@ class Measurement:
 class Results:
     """The measurements of one problem, in `folder`: results.jsonl, and the solutions that errors refer to.
 
-    `heats` are those of peers on a part of the samples, in a folder of their own.
+    `heats` are those of peers on a part of the samples, in a folder of their own. `fingerprint` is that of the network,
+    if there is one: a folder with measurements of another is refused, and solutions carry it in their names, since they
+    stay behind where measurements are exchanged.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, fingerprint: str | None = None):
         check_writable(folder)
         self.folder, self.path = folder, folder / "results.jsonl"
+        self.tag = "" if fingerprint is None else f"-{fingerprint[:TAG]}"
+        if fingerprint is not None:
+            self._keep_to(fingerprint)
         text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
         whole = text[: text.rfind("\n") + 1]  # an interruption may have cut the last line
         if whole != text:
@@ -89,8 +95,7 @@ class Results:
     def heats(self) -> Results:
         return Results(self.folder / "heats")
 
-    def keep_to(self, fingerprint: str) -> None:
-        """Hold measurements of the network of this fingerprint, and refuse to add those of another."""
+    def _keep_to(self, fingerprint: str) -> None:
         path = self.folder / "fingerprint.txt"
         if not path.exists():
             write_atomically(path, f"{fingerprint}\n".encode())
@@ -138,7 +143,7 @@ class Results:
         return Moments(found[0], found[1:])
 
     def _once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        path = self.folder / f"{name}.npy"
+        path = self.folder / f"{name}{self.tag}.npy"
         if path.exists():
             return torch.from_numpy(np.load(path, allow_pickle=False))
         made = make()
