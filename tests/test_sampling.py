@@ -269,6 +269,11 @@ def test_unit_noise_belongs_to_its_seed():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_unit_noise_of_no_seeds_is_refused():
+    with pytest.raises(ValueError, match="seeds must hold at least one; got none"):
+        fs.unit_noise([], (3, 4, 4))
+
+
 def test_plan_counts_two_call_solvers():
     for nfe in range(1, 20):
         nodes, stages = plan(fs.EDM(), fs.Heun(), nfe=nfe)

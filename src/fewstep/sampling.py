@@ -162,6 +162,8 @@ def unit_noise(
     Drawn on the CPU in float32, so that a seed means the same image in any batch and on any device.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in _integers(seeds)]
+    if not generators:
+        raise ValueError("seeds must hold at least one; got none")
     return _drawn(generators, shape).to(device=device, dtype=dtype)
 
 

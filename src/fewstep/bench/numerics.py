@@ -206,7 +206,7 @@ How to read it. At EDM's σ_min = 0.002 a call is worth more as a step than as a
 where the noise left there does not show (below two grey levels), and close at 0 elsewhere. For the third-order methods
 on that grid (log-SNR to σ_min) the highest order into the last node is best at 8 calls and the lowest at 5; 2 is the
 compromise, and keeps the measured order of UniPC-3 at 3. On the ρ grid, whose last steps are the longest in log-SNR,
-solvers that extrapolate far suffer, and low orders are better.
+solvers that extrapolate far suffer, and in few calls low orders are better.
 """
 LAST_STEP = """
 ## The last step of published EVODiff
