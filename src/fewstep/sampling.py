@@ -108,8 +108,8 @@ def integrate(
 ) -> Tensor:
     """Carry `x`, the state at `nodes[0]`, to `nodes[-1]`: image to image, inversion, tests.
 
-    `nodes` come from a grid or from `from_times`, with noise falling (sampling) or rising (inversion).
-    `nfe` is by default what the solver needs for them. The rest is as in `sample`.
+    `nodes` come from a grid or from `from_times`, of this `schedule`, with noise falling (sampling) or rising
+    (inversion). `nfe` is by default what the solver needs for them. The rest is as in `sample`.
     """
     steps, calls = _steps_of(denoiser, x, nodes, solver, schedule, nfe, seeds)
     return _last(_with_progress(steps, calls, progress), callback)
