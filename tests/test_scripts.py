@@ -19,6 +19,7 @@ from fewstep.adapters import EDMModel, load_model
 from fewstep.bench.classifier import load_classifier
 from fewstep.bench.images import CLASSES, load_images, to_unit_range
 from fewstep.bench.metrics import Moments, frechet_distance
+from fewstep.bench.quality_results import Results
 from fewstep.pictures import pixels, read
 from tiny import save_model
 
@@ -471,8 +472,8 @@ def test_cut_above_all_frequencies_a_distance_is_that_of_its_shapes(tmp_path, mo
         monkeypatch.setattr(parts, name, value)
     monkeypatch.setattr(parts, "SOLVERS", {"ddim": (fs.DDIM(), fs.karras)})
     size = load_classifier().features(torch.zeros(1, 3, 32, 32)).shape[1]
-    (tmp_path / "model").mkdir()
-    np.save(tmp_path / "model" / "moments-network.npy", np.vstack([np.zeros(size), np.eye(size)]))
+    unit = Moments(torch.zeros(size, dtype=torch.float64), torch.eye(size, dtype=torch.float64))
+    Results(tmp_path / "model", load_model().fingerprint).moments("network", lambda: unit)
     parts.main(results=tmp_path, data=str(data))
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     _, _, (name, whole, shapes, details, error), (solution, distance, *_, zero), *less = rows
