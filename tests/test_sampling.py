@@ -162,34 +162,6 @@ def test_wrong_grids(grid, message):
         fs.sample(half, NOISE, grid=grid)
 
 
-@pytest.mark.parametrize(
-    ("made_of", "schedule"),
-    [
-        (fs.VPLinear(), None),
-        (fs.EDM(), fs.VPLinear()),
-        (fs.Flow(), fs.VPCosine()),
-        (fs.VPLinear(beta_max=19.0), fs.VPLinear()),
-    ],
-    ids=repr,
-)
-def test_nodes_of_another_schedule_are_refused(made_of, schedule):
-    """Solvers ask the schedule for levels between the nodes, which would be others'."""
-    nodes = fs.log_snr(made_of, 5)
-    message = r"must hold nodes of .*; got Node\(.*\) at index 0: give schedule=, the one that they were made with"
-    for run in (fs.integrate, fs.trajectory):
-        with pytest.raises(ValueError, match="nodes " + message):
-            run(half, NOISE, nodes, schedule=schedule)
-    for grid in (nodes, lambda schedule, steps: nodes):
-        with pytest.raises(ValueError, match="grid " + message):
-            fs.sample(half, NOISE, nfe=5, grid=grid, schedule=schedule)
-
-
-def test_nodes_of_a_table_in_float32_are_those_of_the_table():
-    table = torch.tensor([0.9999 * 0.99**i for i in range(1000)], dtype=torch.float64)
-    nodes = fs.log_snr(fs.Discrete(table.float().tolist()), 5)
-    fs.integrate(half, NOISE, nodes, schedule=fs.Discrete(table.tolist()))
-
-
 def test_errors_come_before_the_first_call():
     def never(x, t):
         raise AssertionError("called")
