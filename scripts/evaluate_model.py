@@ -35,7 +35,7 @@ from fewstep.bench.classifier import Classifier, load_classifier
 from fewstep.bench.images import CIFAR10, CLASSES, load_images, resized, to_unit_range
 from fewstep.bench.markdown import table
 from fewstep.bench.metrics import Moments, frechet_distance
-from fewstep.files import check_writable, write_atomically
+from fewstep.files import check_writable, read_npz, write_atomically
 from fewstep.pictures import pixels, png, sheet
 from fewstep.solvers import Solver
 
@@ -217,7 +217,7 @@ def _found(out: Path) -> list[tuple[Measurement, Tensor, Tensor]]:
     """The measurements under OUT; of each image its features, and whether the classifier found its class."""
     found = []
     for record in out.glob(f"*/{RECORD}"):
-        chunks = [np.load(path, allow_pickle=False) for path in sorted(record.parent.glob("[0-9]*.npz"))]
+        chunks = [read_npz(path) for path in sorted(record.parent.glob("[0-9]*.npz"))]
         if chunks:
             features = np.concatenate([chunk["features"] for chunk in chunks])
             right = np.concatenate([chunk["predicted"] == chunk["labels"] for chunk in chunks])
