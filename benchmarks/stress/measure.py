@@ -24,12 +24,11 @@ from fewstep.schedule import Node, Schedule
 from fewstep.solvers import Solver
 
 from .peers import PEERS, peer
-from .problems import LEVELS, Cell, Problem, cells, problems
+from .problems import LEVELS, Cell, Problem, cells, exact, networks
 
 __all__ = ["Bench", "Maker"]
 
 Maker = Callable[[Problem], Solver]
-CONVERGED = 2e-5  # of the data's standard deviation: what twice as many steps change
 FIRST_STEPS, MOST_STEPS = 128, 16_384
 
 
@@ -39,12 +38,13 @@ def _planned(schedule: Schedule, solver: Solver, levels: str, calls: int):
 
 
 class Bench:
-    """The problems of a split, with solutions and peers' errors kept in `folder`."""
+    """The problems of a split, exact or pretrained, with solutions and peers' errors kept in `folder`."""
 
-    def __init__(self, split: str, folder: Path | None = None, only: str = ""):
+    def __init__(self, split: str, folder: Path | None = None, only: str = "", pretrained: bool = False):
         self.folder = Path(tempfile.gettempdir()) / "fewstep-stress" if folder is None else folder
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.problems = {name: each for name, each in problems(split).items() if only in name or only == each.family}
+        found = networks(split, self.folder) if pretrained else exact(split)
+        self.problems = {name: each for name, each in found.items() if only in name or only == each.family}
         self.cells = list(cells(self.problems))
         self._keys = {name: _digest(each) for name, each in self.problems.items()}
         self._solutions: dict[tuple[str, Schedule, Node, Node], Tensor] = {}
@@ -118,7 +118,7 @@ def solution(problem: Problem, schedule: Schedule, s: Node, t: Node) -> Tensor:
     while True:
         steps *= 2
         before, found = found, solved(denoiser, schedule, x, s, t, steps, far)
-        if rmse(before, found) <= CONVERGED * problem.std:
+        if rmse(before, found) <= problem.converged * problem.std:
             return found
         if steps >= MOST_STEPS:
             raise ValueError(f"{problem.name} on {schedule} does not converge: {rmse(before, found):.2g} at {steps}")
@@ -129,7 +129,10 @@ def _digest(problem: Problem) -> str:
     sha = hashlib.sha256()
 
     def add(value: object) -> None:
-        if isinstance(value, Tensor):
+        if isinstance(value, tuple):
+            for each in value:
+                add(each)
+        elif isinstance(value, Tensor):
             sha.update(value.numpy().tobytes())
         elif dataclasses.is_dataclass(value):
             sha.update(type(value).__name__.encode())
@@ -138,6 +141,6 @@ def _digest(problem: Problem) -> str:
         else:
             sha.update(repr(value).encode())
 
-    for part in (problem.law, problem.shape, problem.seed, problem.samples, problem.dtype):
+    for part in (problem.law, problem.shape, problem.seed, problem.samples, problem.converged):
         add(part)
     return sha.hexdigest()

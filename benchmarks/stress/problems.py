@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -20,9 +21,10 @@ from fewstep.grid import Grid, focused, karras, log_snr, time_uniform
 from fewstep.sampling import unit_noise
 from fewstep.schedule import EDM, Flow, Schedule, VPLinear
 
+from . import galaxies
 from .laws import Guided, Mixture, Separate, field
 
-__all__ = ["LEVELS", "SPLITS", "Cell", "Problem", "cells", "problems"]
+__all__ = ["LEVELS", "SPLITS", "Cell", "Problem", "cells", "exact", "networks"]
 
 LEVELS: Mapping[str, Grid] = {
     "focused": focused,
@@ -30,10 +32,11 @@ LEVELS: Mapping[str, Grid] = {
     "log-SNR": log_snr,
     "time": time_uniform,
 }
+CALLS = (5, 6, 8, 10, 15)
 ALL = tuple(LEVELS)
 USUAL = ("focused", "Karras", "log-SNR")
 SPLITS = {"dev": 0, "report": 10_000}  # the first seed
-SAMPLES = 128
+SAMPLES, NETWORK_SAMPLES = 128, 16
 STANDARD: Mapping[str, Schedule] = {"VP": VPLinear(), "flow": Flow(3.0), "EDM": EDM()}
 STABLE_DIFFUSION = EDM(0.0292, 14.61)  # sigmas of its betas
 WIDE = EDM(0.002, 150.0)
@@ -43,7 +46,11 @@ GUIDANCE = (1.0, 3.0, 5.0, 7.5)
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A law of x_0 of (dim,) with all that is asked of it. std is the data's standard deviation."""
+    """A law of x_0 of `shape` with all that is asked of it.
+
+    std: the data's standard deviation. guidance: for the tables. seed: of the first sample's noise. converged: what
+    twice as many steps may change a solution by, in data standard deviations.
+    """
 
     name: str
     family: str
@@ -56,10 +63,10 @@ class Problem:
     levels: tuple[str, ...] = USUAL
     calls: tuple[int, ...] = (5, 8, 15)
     samples: int = SAMPLES
-    dtype: torch.dtype = torch.float64
+    converged: float = 2e-5
 
     def noise(self) -> Tensor:
-        return unit_noise(range(self.seed, self.seed + self.samples), self.shape, dtype=self.dtype)
+        return unit_noise(range(self.seed, self.seed + self.samples), self.shape, dtype=torch.float64)
 
 
 class Cell(NamedTuple):
@@ -78,8 +85,8 @@ def cells(found: Mapping[str, Problem]) -> Iterator[Cell]:
 
 
 @cache
-def problems(split: str) -> Mapping[str, Problem]:
-    """The exact problems of a split, by name."""
+def exact(split: str) -> Mapping[str, Problem]:
+    """The problems of a split that have an exact denoiser, by name."""
     found: dict[str, Problem] = {}
     seed = SPLITS[split]
 
@@ -94,10 +101,10 @@ def problems(split: str) -> Mapping[str, Problem]:
             law = Guided(told, mixture, scale) if scale != 1 else told
             add(
                 f"{label}, guidance {scale:g}", "guided", law, 48, mixture.std, STANDARD,
-                guidance=scale, levels=ALL, calls=(5, 6, 8, 10, 15),
+                guidance=scale, levels=ALL, calls=CALLS,
             )  # fmt: skip
     mixture = _random(4, 48, 0.5, 0.1, seed + 3)
-    add("unconditional", "mixture", mixture, 48, mixture.std, STANDARD, levels=ALL, calls=(5, 6, 8, 10, 15))
+    add("unconditional", "mixture", mixture, 48, mixture.std, STANDARD, levels=ALL, calls=CALLS)
     # Errors of the noise prediction.
     for size, rough in ((0.004, 0.5), (0.004, 2.0), (0.02, 0.5), (0.02, 2.0)):
         law = field(mixture, mixture.std, size, rough, 48, seed + 4)
@@ -135,7 +142,20 @@ def problems(split: str) -> Mapping[str, Problem]:
         add(f"scale {law.std:.2g}", "scale", law, 48, law.std, STANDARD)
     gaussian = _random(1, 16, 0.0, 0.05, seed + 13)
     add("Gaussian 0.05", "scale", gaussian, 16, gaussian.std, STANDARD)
-    add("SD's range", "range", mixture, 48, mixture.std, {"SD": STABLE_DIFFUSION}, calls=(5, 6, 8, 10, 15))
+    add("SD's range", "range", mixture, 48, mixture.std, {"SD": STABLE_DIFFUSION}, calls=CALLS)
+    return found
+
+
+def networks(split: str, folder: Path) -> Mapping[str, Problem]:
+    """The pretrained networks of a split, by name; their wheel is kept in `folder`."""
+    path, seed = galaxies.wheel(folder), SPLITS[split]
+    found = {}
+    for name, file in galaxies.NETWORKS[split].items():
+        law = galaxies.ScoreNetwork.load(path, file)
+        found[name] = Problem(
+            name, "networks", law, (1, law.side, law.side), galaxies.STD, seed, {"VP, beta 1": galaxies.SCHEDULE},
+            levels=ALL, calls=CALLS, samples=NETWORK_SAMPLES, converged=2e-4,
+        )  # fmt: skip
     return found
 
 

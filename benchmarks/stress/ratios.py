@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from fewstep.bench.markdown import table as markdown
@@ -12,12 +12,13 @@ from fewstep.solvers import EVODiff, Solver
 
 from .measure import Bench, Maker
 from .peers import SIMPLE
-from .problems import Cell
+from .problems import LEVELS, Cell
 
 __all__ = ["over_best", "over_simple", "summary", "table"]
 
 NEGLIGIBLE = 1e-4  # of the data's standard deviation; 0 / 0 says nothing
 WORSE = 1.1
+OWN = "focused"  # the levels of EVODiff's default
 Errors = Mapping[Cell, float]
 Peers = Mapping[Cell, Mapping[str, float]]
 
@@ -27,17 +28,15 @@ def over_simple(ours: Errors, peers: Peers) -> dict[Cell, float]:
     return {cell: _ratio(error, min(peers[cell][name] for name in SIMPLE)) for cell, error in ours.items()}
 
 
-def over_best(ours: Errors, peers: Peers, levels: str | None = "focused") -> dict[Cell, float]:
-    """Over the best peer at its best levels; ours on `levels`, or on all of them."""
+def over_best(ours: Errors, peers: Peers, among: Collection[str] = tuple(LEVELS)) -> dict[Cell, float]:
+    """Ours on its own levels over the best peer at the best `among` levels."""
     best: dict[Cell, float] = {}
     for cell, errors in peers.items():
+        if cell.levels not in among:
+            continue
         key = cell._replace(levels="")
         best[key] = min(best.get(key, math.inf), *errors.values())
-    return {
-        cell: _ratio(error, best[cell._replace(levels="")])
-        for cell, error in ours.items()
-        if levels in (None, cell.levels)
-    }
+    return {cell: _ratio(error, best[cell._replace(levels="")]) for cell, error in ours.items() if cell.levels == OWN}
 
 
 def _ratio(ours: float, theirs: float) -> float:
@@ -82,17 +81,29 @@ def summary(bench: Bench, ours: Errors) -> str:
     """Every ratio, by all that a cell has."""
     peers = bench.peers()
     simple = over_simple(ours, peers)
-    focused = {cell: ratio for cell, ratio in simple.items() if cell.levels == "focused"}
+    elsewhere = [levels for levels in LEVELS if levels != OWN]
+    focused = {cell: ratio for cell, ratio in simple.items() if cell.levels == OWN}
     return "\n".join(
         [
             _tell(bench, "over the better of DDIM and 2M", simple),
             _tell(bench, "the same, on focused", focused),
             _tell(bench, "focused, over the best peer at its best levels", over_best(ours, peers)),
+            _tell(
+                bench,
+                "the same, peers not on focused",
+                over_best(ours, peers, elsewhere),
+            ),
         ]
     )
 
 
-def table(solver: Solver | Maker | None = None, split: str = "dev", folder: Path | None = None, only: str = "") -> str:
+def table(
+    solver: Solver | Maker | None = None,
+    split: str = "dev",
+    folder: Path | None = None,
+    only: str = "",
+    pretrained: bool = False,
+) -> str:
     """The ratios of a solver, or of what makes one for a problem, on a split; peers and solutions are kept."""
-    bench = Bench(split, folder, only)
+    bench = Bench(split, folder, only, pretrained)
     return summary(bench, bench.errors(EVODiff() if solver is None else solver))
