@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,24 +18,25 @@ import torch
 from torch import Tensor
 
 from fewstep.bench.problems.base import Law
-from fewstep.grid import Grid, focused, karras, log_snr, time_uniform
+from fewstep.grid import Grid, karras, log_snr, time_uniform
 from fewstep.sampling import unit_noise
 from fewstep.schedule import EDM, Flow, Schedule, VPLinear
 
 from . import galaxies
 from .laws import Guided, Mixture, Separate, field
 
-__all__ = ["LEVELS", "SPLITS", "Cell", "Problem", "cells", "exact", "networks"]
+__all__ = ["LEVELS", "OWN", "SPLITS", "Cell", "Problem", "cells", "exact", "networks", "only"]
 
-LEVELS: Mapping[str, Grid] = {
-    "focused": focused,
+OWN = "own"  # the grid of the solver that is measured
+LEVELS: Mapping[str, Grid | None] = {
+    OWN: None,
     "Karras": karras,
     "log-SNR": log_snr,
     "time": time_uniform,
 }
 CALLS = (5, 6, 8, 10, 15)
 ALL = tuple(LEVELS)
-USUAL = ("focused", "Karras", "log-SNR")
+USUAL = (OWN, "Karras", "log-SNR")
 SPLITS = {"dev": 0, "report": 10_000}  # the first seed
 SAMPLES, NETWORK_SAMPLES = 128, 16
 STANDARD: Mapping[str, Schedule] = {"VP": VPLinear(), "flow": Flow(3.0), "EDM": EDM()}
@@ -60,6 +62,7 @@ class Problem:
     seed: int
     schedules: Mapping[str, Schedule]
     guidance: float = 1.0
+    pretrained: bool = False
     levels: tuple[str, ...] = USUAL
     calls: tuple[int, ...] = (5, 8, 15)
     samples: int = SAMPLES
@@ -76,12 +79,22 @@ class Cell(NamedTuple):
     calls: int
 
 
-def cells(found: Mapping[str, Problem]) -> Iterator[Cell]:
-    for problem in found.values():
-        for schedule in problem.schedules:
-            for levels in problem.levels:
-                for calls in problem.calls:
-                    yield Cell(problem.name, schedule, levels, calls)
+def cells(found: Mapping[str, Problem], quick: bool = False) -> Iterator[Cell]:
+    """All, or for a quick look one schedule and two numbers of calls of each problem."""
+    for i, problem in enumerate(found.values()):
+        schedules, calls = list(problem.schedules), problem.calls
+        if quick:
+            schedules, calls = [schedules[i % len(schedules)]], calls[1::2]
+        for each in product(schedules, problem.levels, calls):
+            yield Cell(problem.name, *each)
+
+
+def only(found: Mapping[str, Problem], part: str) -> Mapping[str, Problem]:
+    """The problems of a family, or with `part` in their names; ValueError if there is none."""
+    kept = {name: each for name, each in found.items() if part in name or part == each.family}
+    if not kept:
+        raise ValueError(f"no problem has {part!r} in its name; they are {', '.join(found)}")
+    return kept
 
 
 @cache
@@ -143,6 +156,8 @@ def exact(split: str) -> Mapping[str, Problem]:
     gaussian = _random(1, 16, 0.0, 0.05, seed + 13)
     add("Gaussian 0.05", "scale", gaussian, 16, gaussian.std, STANDARD)
     add("SD's range", "range", mixture, 48, mixture.std, {"SD": STABLE_DIFFUSION}, calls=CALLS)
+    shifts = {f"flow-{shift:g}": Flow(shift) for shift in (1.0, 7.0)}
+    add("shifts", "range", mixture, 48, mixture.std, shifts, levels=ALL)
     return found
 
 
@@ -154,7 +169,7 @@ def networks(split: str, folder: Path) -> Mapping[str, Problem]:
         law = galaxies.ScoreNetwork.load(path, file)
         found[name] = Problem(
             name, "networks", law, (1, law.side, law.side), galaxies.STD, seed, {"VP, beta 1": galaxies.SCHEDULE},
-            levels=ALL, calls=CALLS, samples=NETWORK_SAMPLES, converged=2e-4,
+            pretrained=True, levels=ALL, calls=CALLS, samples=NETWORK_SAMPLES, converged=2e-4,
         )  # fmt: skip
     return found
 
