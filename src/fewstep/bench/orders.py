@@ -13,7 +13,7 @@ from ..grid import GridFunction, log_snr
 from ..sampling import integrate
 from ..schedule import Node, Schedule
 from ..solvers import Solver
-from ..solvers.base import renoise
+from ..solvers.core.base import renoise
 from .problems import GaussianMixture, gaussian
 from .problems.base import solved
 

@@ -18,11 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..estimate import estimate_ems
 from ..grid import Grid, focused, karras, log_snr, time_uniform
 from ..schedule import EDM, Flow, Schedule, VPLinear
 from ..solvers import DPMSolverV3, EVODiff, Solver
-from ..statistics import EMS
+from ..statistics import EMS, estimate_ems
 from ..table import SOLVERS
 from .metrics import Moments, frechet_distance, gains, resamples, rmses
 from .problems import PROBLEMS, Problem, Source

@@ -12,9 +12,9 @@ import torch
 from ..grid import Grid, focused, karras, log_snr
 from ..schedule import EDM, Node, Schedule
 from ..solvers import DEIS, IPNDM, DPMSolverPP, EVODiff, Solver, UniPC
-from ..solvers.base import Stage, spend
-from ..solvers.evodiff_variance import HISTORY, LIMIT, PRIOR, REACH, RESTORED, stages
-from ..solvers.path_prior import PathPrior
+from ..solvers.core.base import Stage, spend
+from ..solvers.evodiff.path_prior import PathPrior
+from ..solvers.evodiff.variance import HISTORY, LIMIT, PRIOR, REACH, RESTORED, stages
 from .markdown import table
 from .metrics import rmse
 from .problems import PROBLEMS, Problem, Source
@@ -127,7 +127,7 @@ COMMAND = "fewstep bench variance"
 RULE = """# The weights of least variance
 
 What `EVODiff()` does, why, and what each part of it is worth. The equations as coded are in
-`solvers/evodiff_variance.py`, the prior in `solvers/path_prior.py`, the grid is `fewstep.grid.focused`.
+`solvers/evodiff/variance.py`, the prior in `solvers/evodiff/path_prior.py`, the grid is `fewstep.grid.focused`.
 
 ## From entropy to a regression
 
