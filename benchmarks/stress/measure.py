@@ -9,8 +9,8 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from .problems import LEVELS, OWN, Cell, Problem, cells
 __all__ = ["FOLDER", "Bench", "Kept", "Maker", "solution"]
 
 Maker = Callable[[Problem], Solver]
+Plan = tuple[tuple[Node, ...], Sequence[Stage]]
 FOLDER = Path(tempfile.gettempdir()) / "fewstep-stress"
 FIRST_STEPS, MOST_STEPS = 128, 16_384
 
@@ -66,11 +67,16 @@ class Bench:
         self.cells = list(cells(problems, quick))
         self._digests = {name: _digest(each) for name, each in problems.items()}
         self._solutions: dict[tuple[str, Schedule, Node, Node], Tensor] = {}
+        self._plans: dict[tuple[Schedule, Solver, GridFunction, int], Plan] = {}
         self._kept = Kept(folder / "peers.jsonl")
 
-    def errors(self, solver: Solver | Maker, kept: Kept | None = None, levels: Collection[str] = tuple(LEVELS)):
-        """By cell, of a solver, or of what makes one for a problem, on some kinds of levels; those `kept` are not
-        measured again, so that what the solver's repr does not say must not change meanwhile."""
+    def errors(
+        self, solver: Solver | Maker, kept: Kept | None = None, levels: Collection[str] = tuple(LEVELS)
+    ) -> dict[Cell, float]:
+        """By cell, of a solver, or of what makes one for a problem, on some kinds of levels.
+
+        Those in `kept` are not measured again: they are known by the repr of the solver, not by its code.
+        """
         make, kept = _maker(solver), kept or Kept()
         found: dict[Cell, float] = {}
         for cell in self.cells:
@@ -98,11 +104,12 @@ class Bench:
         """RMSE to the converged solution between the same ends, in data standard deviations; inf if not finite."""
         problem = self.problems[cell.problem]
         schedule = problem.schedules[cell.schedule]
-        nodes, stages = _planned(schedule, solver, LEVELS[cell.levels] or own, cell.calls)
+        nodes, stages = self._plan(schedule, solver, LEVELS[cell.levels] or own, cell.calls)
 
         def measure() -> float:
             exact = self._solution(problem, schedule, nodes[0], nodes[-1])
-            x, state = problem.noise() * nodes[0].sigma, None
+            x = problem.noise() * nodes[0].sigma
+            state: Any = None
             with torch.inference_mode():
                 for stage in stages:
                     x, state = stage(state, x, problem.law.denoised(x, stage.node))
@@ -111,6 +118,13 @@ class Bench:
 
         content = _hash(self._digests[cell.problem], repr(nodes), repr(solver))
         return kept.once((*map(str, cell), type(solver).__name__, content), measure)
+
+    def _plan(self, schedule: Schedule, solver: Solver, grid: GridFunction, calls: int) -> Plan:
+        """Made once for all problems."""
+        key = schedule, solver, grid, calls
+        if key not in self._plans:
+            self._plans[key] = plan(schedule, solver, nfe=calls, grid=grid)
+        return self._plans[key]
 
     def _solution(self, problem: Problem, schedule: Schedule, s: Node, t: Node) -> Tensor:
         key = problem.name, schedule, s, t
@@ -145,15 +159,8 @@ def solution(problem: Problem, schedule: Schedule, s: Node, t: Node) -> Tensor:
     raise ValueError(f"{problem.name} on {schedule} has no converged solution: {rmse(before, found):.2g} at {steps}")
 
 
-@lru_cache(maxsize=8192)
-def _planned(
-    schedule: Schedule, solver: Solver, grid: GridFunction, calls: int
-) -> tuple[tuple[Node, ...], Sequence[Stage]]:
-    return plan(schedule, solver, nfe=calls, grid=grid)
-
-
 def _maker(solver: Solver | Maker) -> Maker:
-    return (lambda _: solver) if hasattr(solver, "plan") else solver
+    return solver if callable(solver) else lambda _: solver
 
 
 def _hash(*parts: str) -> str:

@@ -28,7 +28,9 @@ class Measured(NamedTuple):
 def page(exact: Measured, networks: Measured | None, split: str, command: str) -> str:
     """In Markdown; without networks, those parts are left out."""
     parts = [
-        INTRODUCTION.format(command=command, split=split, problems=len(exact.bench.problems), worse=WORSE),
+        INTRODUCTION.format(
+            command=command, split=split, problems=len(exact.bench.problems), worse=WORSE, negligible=NEGLIGIBLE
+        ),
         _claims(exact, networks),
         "## All solvers, on the same nodes\n\n" + BESIDE,
         _solvers(exact),
@@ -119,9 +121,9 @@ DDIM, DPM-Solver++ 2M, UniPC-2 and -3, iPNDM-4, DEIS-3 and gradient estimation. 
 `focused`; the others are Karras', even in log-SNR and even in time. "The better of DDIM and 2M" and "the best peer at
 its best levels" are chosen in each cell afterwards, which nobody could in advance. Below 1 EVODiff() is better; a ratio
 above {worse} counts as worse. Errors below {negligible:g} of the data's standard deviation count as that.
-""".replace("{negligible:g}", f"{NEGLIGIBLE:g}")
-BESIDE = f"""Every solver over the better of DDIM and 2M on the same nodes: geometric mean / worst / share of cells above
-{WORSE}.
+"""
+BESIDE = f"""Every solver over the better of DDIM and 2M on the same nodes: geometric mean / worst / share of cells
+above {WORSE}.
 """
 NETWORKS = """Score networks of galaxies by others (galaxygrad 0.2.1), under VP with constant β; the data are sky, about
 0, and galaxies of up to 8 to 16.

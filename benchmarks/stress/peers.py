@@ -10,7 +10,7 @@ from typing import ClassVar
 from fewstep.grid import Grid, uniform
 from fewstep.schedule import EDM, Flow, Node, Schedule
 from fewstep.solvers import Solver, Stage
-from fewstep.solvers.base import Field, LinearStage, euler_row, spend
+from fewstep.solvers.core.base import Field, LinearStage, euler_row, spend
 from fewstep.table import SOLVERS
 
 __all__ = ["PEERS", "SIMPLE", "GradientEstimation", "Named", "peer"]
@@ -32,7 +32,7 @@ class GradientEstimation:
     calls_per_step: ClassVar[int] = 1
 
     def plan(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None = None) -> list[LinearStage]:
-        stages = []
+        stages: list[LinearStage] = []
         for i, (s, t) in enumerate(pairwise(nodes)):
             weights = (2.0, -1.0) if i and t.sigma else (1.0,)
             stages.append(LinearStage(s, euler_row(self.field, s, t, weights), self.field, keep=(0,)))

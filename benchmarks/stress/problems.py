@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ LEVELS: Mapping[str, Grid | None] = {
 CALLS = (5, 6, 8, 10, 15)
 ALL = tuple(LEVELS)
 USUAL = (OWN, "Karras", "log-SNR")
-SPLITS = {"dev": 0, "report": 10_000}  # the first seed
+SPLITS = {"dev": 0, "report": 1_000_000}  # the first seed
 SAMPLES, NETWORK_SAMPLES = 128, 16
 STANDARD: Mapping[str, Schedule] = {"VP": VPLinear(), "flow": Flow(3.0), "EDM": EDM()}
 STABLE_DIFFUSION = EDM(0.0292, 14.61)  # sigmas of its betas
@@ -103,30 +103,32 @@ def exact(split: str) -> Mapping[str, Problem]:
     found: dict[str, Problem] = {}
     seed = SPLITS[split]
 
-    def add(name: str, family: str, law: Law, dim: int, std: float, schedules: Mapping[str, Schedule], **rest) -> None:
-        found[name] = Problem(name, family, law, (dim,), std, seed + 1000 * len(found), schedules, **rest)
+    def add(
+        name: str, family: str, law: Law, dim: int, std: float, schedules: Mapping[str, Schedule], **rest: Any
+    ) -> None:
+        found[name] = Problem(name, family, law, (dim,), std, seed + 1000 * (1 + len(found)), schedules, **rest)
 
     # Guided sharp mixtures: a class of one component, and of two.
-    for label, size, std in (("one", 1, 0.2), ("pair", 2, 0.05)):
-        mixture = _random(4, 48, 0.5, std, seed + size)
-        told = mixture.of_classes(size, SAMPLES)
+    for label, members, std in (("one", 1, 0.2), ("pair", 2, 0.05)):
+        mixture = _random(4, 48, 0.5, std, seed + members)
+        told = mixture.of_classes(members, SAMPLES)
         for scale in GUIDANCE:
-            law = Guided(told, mixture, scale) if scale != 1 else told
+            guided = Guided(told, mixture, scale) if scale != 1 else told
             add(
-                f"{label}, guidance {scale:g}", "guided", law, 48, mixture.std, STANDARD,
+                f"{label}, guidance {scale:g}", "guided", guided, 48, mixture.std, STANDARD,
                 guidance=scale, levels=ALL, calls=CALLS,
             )  # fmt: skip
     mixture = _random(4, 48, 0.5, 0.1, seed + 3)
     add("unconditional", "mixture", mixture, 48, mixture.std, STANDARD, levels=ALL, calls=CALLS)
     # Errors of the noise prediction.
     for size, rough in ((0.004, 0.5), (0.004, 2.0), (0.02, 0.5), (0.02, 2.0)):
-        law = field(mixture, mixture.std, size, rough, 48, seed + 4)
+        erring = field(mixture, mixture.std, size, rough, 48, seed + 4)
         name = f"error {size:.1%}, {'smooth' if rough < 1 else 'rough'}"
-        add(name, "errors", law, 48, mixture.std, NOISE_TRAINED, calls=(6, 10))
+        add(name, "errors", erring, 48, mixture.std, NOISE_TRAINED, calls=(6, 10))
     for size, rough in ((0.02, 0.5), (0.02, 2.0)):
-        law = replace(field(mixture, mixture.std, size, rough, 48, seed + 4), what="velocity")
+        erring = replace(field(mixture, mixture.std, size, rough, 48, seed + 4), what="velocity")
         name = f"velocity's error {size:.1%}, {'smooth' if rough < 1 else 'rough'}"
-        add(name, "errors", law, 48, mixture.std, {"flow": STANDARD["flow"]}, calls=(6, 10))
+        add(name, "errors", erring, 48, mixture.std, {"flow": STANDARD["flow"]}, calls=(6, 10))
     # Heavy tails: Student's t of 3 degrees of freedom, over all coordinates alike, and in each; a wide range of scales.
     t = _student(3.0, 0.5)
     add("t, common scale", "tails", _broad(t, 16), 16, t.std, STANDARD)

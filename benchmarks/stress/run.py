@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fewstep.files import check_file, write_atomically
+from fewstep.files import check_writable, write_atomically
 from fewstep.solvers import EVODiff, Solver
 
 from .measure import FOLDER, Bench, Kept, Maker
@@ -39,9 +39,7 @@ def main(
     split: Annotated[str, typer.Option(help="dev, to develop solvers on, or report.")] = "dev",
     solver: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Tables of this one: a name, or module:expression; may be repeated. Else the page is written."
-        ),
+        typer.Option(help="Tables of it: a name, or module:expression; may be repeated. Without, the page."),
     ] = None,
     part: Annotated[str, typer.Option("--only", help="A family of problems, or a part of their names.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="One schedule, two numbers of calls.")] = False,
@@ -54,7 +52,7 @@ def main(
     if split not in SPLITS:
         raise typer.BadParameter(f"--split must be one of {', '.join(SPLITS)}; got {split!r}")
     if out is not None:
-        check_file(out)
+        check_writable(out.parent)
     errors = Kept(kept)
 
     def measured(trained: bool, ours: Solver | Maker) -> Measured:
