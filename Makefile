@@ -34,31 +34,31 @@ test: check
 	$(BIN)/pytest --numprocesses auto
 
 numerics: $(VENV)/.installed
-	$(BIN)/fewstep bench numerics --out docs/numerics.md
+	$(BIN)/python -m benchmarks.numerics --out docs/numerics.md
 
 ablation: $(VENV)/.installed
-	$(BIN)/fewstep bench ablation --out docs/evodiff.md
+	$(BIN)/python -m benchmarks.ablation --out docs/evodiff.md
 
 bench-overhead: $(VENV)/.installed
-	$(BIN)/fewstep bench overhead --out docs/overhead.md
+	$(BIN)/python -m benchmarks.overhead --out docs/overhead.md
 	cat docs/overhead.md
 
 levels: $(VENV)/.installed
-	$(BIN)/fewstep bench levels --out docs/levels.md
+	$(BIN)/python -m benchmarks.levels --out docs/levels.md
 
 # DATA may be an npz file of images; by name it needs the extra `train`.
 DATA ?= uoft-cs/cifar10
 # Measurements are kept there; a folder of your own, or a problem's folder removed, measures anew.
-RESULTS ?= benchmarks/quality
+RESULTS ?= benchmarks/quality/records
 
 variance: $(VENV)/.installed
-	$(BIN)/fewstep bench variance --data $(DATA) --out docs/least-variance.md
+	$(BIN)/python -m benchmarks.variance --data $(DATA) --out docs/least-variance.md
 
 quality: $(VENV)/.installed
-	$(BIN)/fewstep bench quality --data $(DATA) --results $(RESULTS) --out docs/quality.md
+	$(BIN)/python -m benchmarks.quality --data $(DATA) --results $(RESULTS) --out docs/quality.md
 
 quality-quick: $(VENV)/.installed
-	$(BIN)/fewstep bench quality --quick --data $(DATA) --results $$(mktemp -d)
+	$(BIN)/python -m benchmarks.quality --quick --data $(DATA) --results $$(mktemp -d)
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

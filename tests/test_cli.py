@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 
 import fewstep
 from fewstep.adapters.edm import EDMModel
-from fewstep.cli import SOLVERS, app
+from fewstep.cli import app
+from fewstep.cli.options import SOME_GRIDS, SOME_SOLVERS
 from fewstep.pictures import png, read
+from fewstep.table import FAMILIES, GRID_FAMILIES, GRIDS, SOLVERS, call
 from tiny import CLASSES, DAMAGES, SIDE, save_model
 
 DONE, FAILED, USAGE = 0, 1, 2
@@ -161,7 +163,7 @@ def test_guidance_one_is_none_and_two_is_not(sample, tmp_path):
     assert not np.array_equal(stored(tmp_path / "2"), stored(tmp_path / "none"))
 
 
-INFORMED = {name: solver for name, solver in SOLVERS.items() if hasattr(solver, "statistics")}
+INFORMED = {name: entry.solver for name, entry in SOLVERS.items() if hasattr(entry.solver, "statistics")}
 
 
 @pytest.mark.parametrize("solver", sorted(SOLVERS.keys() - INFORMED))
@@ -440,8 +442,6 @@ def test_an_output_below_a_file_is_one_error(sample, compare, tmp_path):
     for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
         assert_refused(sample(out=out), FAILED, f"cannot write to {out}", "choose another --out")
     assert_refused(compare(out=tmp_path / "file" / "x.png"), FAILED, "cannot write to", "choose another --out")
-    result = run("bench", "overhead", "--out", tmp_path / "file" / "x.md")
-    assert_refused(result, FAILED, "cannot write to", "choose another --out")
     assert content(tmp_path) == {"file": b"mine"}
 
 
@@ -586,11 +586,48 @@ def test_models_are_listed(model):
     assert list(json.loads(run("models", "--json").stdout)) == ["cifar32"]
 
 
+def test_solvers_are_listed_by_family():
+    told = run("solvers")
+    assert told.exit_code == DONE
+    rows = {row["name"]: row for row in json.loads(run("solvers", "--json").stdout)}
+    assert rows.keys() == SOLVERS.keys()
+    assert FAMILIES.keys() == {type(entry.solver) for entry in SOLVERS.values()}
+    for name, entry in SOLVERS.items():
+        line = next(line for line in told.stdout.splitlines() if line[2:].startswith(f"{name} "))
+        assert line.startswith("*") == (name in SOME_SOLVERS)
+        assert line.endswith(f" {call(entry.solver)}")
+        assert rows[name]["calls"] == entry.calls
+        assert f"\n{rows[name]['family']}: {rows[name]['use']}\n" in told.stdout
+
+
+def test_grids_are_listed_by_family():
+    told = run("grids")
+    assert told.exit_code == DONE
+    rows = {row["name"]: row for row in json.loads(run("grids", "--json").stdout)}
+    assert rows.keys() == GRIDS.keys()
+    for family, members in GRID_FAMILIES.items():
+        part = told.stdout.split(f"\n{family}:\n")[1].split("\n\n")[0]
+        for name, grid in members.items():
+            assert rows[name]["python"] == repr(grid)
+            assert f" {name} " in part
+            assert rows[name]["use"] in part
+
+
+@pytest.mark.parametrize(
+    ("some", "known", "command"), [(SOME_SOLVERS, SOLVERS, "solvers"), (SOME_GRIDS, GRIDS, "grids")]
+)
+def test_the_help_names_some_that_there_are(some, known, command):
+    assert set(some) < set(known)
+    for asking in ("sample", "compare"):
+        words = " ".join(run(asking, "--help").stdout.split()).replace("- ", "-")
+        assert f"{', '.join(some)}; `fewstep {command}` lists all" in words
+
+
 def test_version_and_help():
     assert run("--version").stdout == fewstep.__version__ + "\n"
     told = run("--help")
     assert told.exit_code == DONE
-    for command in ("sample", "compare", "models", "bench"):
+    for command in ("sample", "compare", "models", "solvers", "grids", "estimate"):
         assert command in told.stdout
         assert run(command, "--help").exit_code == DONE
 
@@ -618,6 +655,14 @@ def test_a_missing_extra_is_named(tmp_path, missing, args, extra):
     assert line.startswith("error: ")
     assert line.endswith(f"pip install '{extra}'")
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--version"], ["sample", "--help"], ["estimate", "ems", "--help"], ["models"]]
+)
+def test_help_needs_no_torch(args):
+    code = f"import sys; sys.modules.update(torch=None, numpy=None); from fewstep.cli import app; app({args!r})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
 def test_importing_fewstep_needs_no_extra():
