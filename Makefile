@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check numerics ablation bench-overhead levels variance quality quality-quick clean
+.PHONY: help demo test check numerics ablation bench-overhead bench-imports levels variance quality quality-quick clean
 help:
 	@echo "make demo            compare solvers on the packaged model; says where the picture is"
 	@echo "make test            everything that CI runs: lint, types, tests"
 	@echo "make numerics        measure docs/numerics.md anew"
 	@echo "make ablation        measure the iterations of the EVODiff papers (docs/evodiff.md)"
 	@echo "make bench-overhead  time the solvers beside diffusers' (docs/overhead.md)"
+	@echo "make bench-imports   time imports, the command line's help and the loading of the model (docs/imports.md)"
 	@echo "make levels          measure what noise levels are worth to the scheduler for diffusers (docs/levels.md)"
 	@echo "make variance        measure what each part of EVODiff's default is worth (docs/least-variance.md)"
 	@echo "make quality         measure docs/quality.md: hours; goes on where it was interrupted"
@@ -42,6 +43,9 @@ ablation: $(VENV)/.installed
 bench-overhead: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.overhead --out docs/overhead.md
 	cat docs/overhead.md
+
+bench-imports: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.imports --out docs/imports.md
 
 levels: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.levels --out docs/levels.md
