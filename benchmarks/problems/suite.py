@@ -37,7 +37,7 @@ OWN_IMAGES, OWN_SEED = 2048, 1_000_000  # of the network, solved from noise of i
 EXACT, DATA, OWN = "exact", "images", "network"  # what distances are to: the distribution, training images, its own
 CLASSIFIED_IMAGES = 1000  # of each class, for the moments of a classifier's features
 # Of UniPC-3. Twice as many change the solution by less than a twentieth of the best solver's error after 20 calls:
-# tests/bench/test_problems.py. On the network they change it by 0.00001, at guidance 7.5 by 0.0001.
+# tests/benchmarks/test_problems.py. On the network they change it by 0.00001, at guidance 7.5 by 0.0001.
 STEPS = 128
 OWN_STEPS = 32  # of the samples that are the network's own distribution; an RMSE of 0.0007 to those of STEPS
 
