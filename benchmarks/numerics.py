@@ -16,8 +16,9 @@ from fewstep.bench.markdown import table
 from fewstep.grid import Grid, karras, log_snr
 from fewstep.sampling import plan, sample, unit_noise
 from fewstep.schedule import EDM, Discrete, Flow, Schedule, VPLinear
-from fewstep.solvers import DDIM, DPMSolverPP, EVODiff, Solver, UniPC, evodiff_published
-from fewstep.solvers.base import euler_row
+from fewstep.solvers import DDIM, DPMSolverPP, EVODiff, Solver, UniPC
+from fewstep.solvers.core.base import euler_row
+from fewstep.solvers.evodiff import published as evodiff_published
 from fewstep.table import CASES, SOLVERS, Entry
 
 from .command import Out, packaged, say, write
@@ -185,8 +186,8 @@ ENDS = """
 How to read it. The Gaussian can flatter: over the whole range of noise, on a grid uniform in log-SNR, the h² errors
 of `EVODiff(mode="paper")` and of FD single steps cancel and leave order 3. On the mixture their order falls towards 2
 as steps shorten. DPM-Solver++ 3M, as published, takes half of the second-derivative term and is of order 2
-(`solvers/exponential.py`); UniPC-3 stays between 3 and 4 because its last two steps are lowered. iPNDM and PNDM use
-the weights of equal steps in σ / α, which steps are not; SciRE divides by a φ that does not tend to 1; the RE
+(`solvers/core/exponential.py`); UniPC-3 stays between 3 and 4 because its last two steps are lowered. iPNDM and PNDM
+use the weights of equal steps in σ / α, which steps are not; SciRE divides by a φ that does not tend to 1; the RE
 iterations weigh their second-order term by a prior that tends to 1/2. Published EVODiff is of order 1 with its last
 step left out (`lower_order_final=False`): its factors do not tend to those of a second-order rule. With it, on EDM, it
 does not converge: the printed last step leaves an error of about σ_min, and a fitted 1.2 is that floor meeting the

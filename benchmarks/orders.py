@@ -13,7 +13,7 @@ from fewstep.grid import GridFunction, log_snr
 from fewstep.sampling import integrate
 from fewstep.schedule import Node, Schedule
 from fewstep.solvers import Solver
-from fewstep.solvers.base import renoise
+from fewstep.solvers.core.base import renoise
 
 from .problems import GaussianMixture, gaussian
 from .problems.base import solved

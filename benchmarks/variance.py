@@ -16,9 +16,9 @@ from fewstep.grid import Grid, focused, karras, log_snr
 from fewstep.models import CIFAR10
 from fewstep.schedule import EDM, Node, Schedule
 from fewstep.solvers import DEIS, IPNDM, DPMSolverPP, EVODiff, Solver, UniPC
-from fewstep.solvers.base import Stage, spend
-from fewstep.solvers.evodiff_variance import HISTORY, LIMIT, PRIOR, REACH, RESTORED, stages
-from fewstep.solvers.path_prior import PathPrior
+from fewstep.solvers.core.base import Stage, spend
+from fewstep.solvers.evodiff.path_prior import PathPrior
+from fewstep.solvers.evodiff.variance import HISTORY, LIMIT, PRIOR, REACH, RESTORED, stages
 
 from .command import Data, Out, say, source, write
 from .problems import PROBLEMS, Problem, Source
@@ -130,7 +130,7 @@ def ratios(problem: Problem) -> dict[str, float]:
 RULE = """# The weights of least variance
 
 What `EVODiff()` does, why, and what each part of it is worth. The equations as coded are in
-`solvers/evodiff_variance.py`, the prior in `solvers/path_prior.py`, the grid is `fewstep.grid.focused`.
+`solvers/evodiff/variance.py`, the prior in `solvers/evodiff/path_prior.py`, the grid is `fewstep.grid.focused`.
 
 ## From entropy to a regression
 

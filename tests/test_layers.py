@@ -12,8 +12,8 @@ import fewstep
 SOURCE = Path(fewstep.__file__).parent
 # Each room may import from those before it.
 ROOMS = [
-    "files", "models", "schedule", "grid", "prediction", "statistics", "solvers", "table", "sampling", "estimate",
-    "guidance", "api", "pictures", "runs", "integrations", "adapters", "bench", "cli",
+    "files", "models", "schedule", "grid", "prediction", "statistics", "solvers", "table", "sampling", "guidance",
+    "api", "pictures", "runs", "integrations", "adapters", "bench", "cli",
 ]  # fmt: skip
 TENSOR_FREE = ["files", "models", "schedule", "grid", "prediction"]
 
@@ -56,6 +56,13 @@ def test_imports_go_one_way():
                 assert not module.startswith("benchmarks"), f"{path.name} imports {module}"
                 if module.startswith("fewstep.") and not only_types:
                     assert module.split(".")[1] in allowed, f"{path.name} imports {module}"
+
+
+def test_what_solvers_share_imports_no_solver():
+    core = "fewstep.solvers.core."
+    for path in files("solvers/core"):
+        for module, _ in imports(ast.parse(path.read_text()), path):
+            assert not module.startswith("fewstep.solvers.") or module.startswith(core), f"{path.name} imports {module}"
 
 
 def test_no_torch_below_the_solvers():

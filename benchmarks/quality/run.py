@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from fewstep.bench.metrics import Moments, frechet_distance, gains, resamples, rmses
-from fewstep.estimate import estimate_ems
 from fewstep.grid import Grid, focused, karras, log_snr, time_uniform
 from fewstep.schedule import EDM, Flow, Schedule, VPLinear
 from fewstep.solvers import DPMSolverV3, EVODiff, Solver
-from fewstep.statistics import EMS
+from fewstep.statistics import EMS, estimate_ems
 from fewstep.table import SOLVERS
 
 from ..problems import PROBLEMS, Problem, Source

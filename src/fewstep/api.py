@@ -1,6 +1,5 @@
 """The public names, which `fewstep` hands out. Importing this imports torch."""
 
-from .estimate import estimate_ems, estimate_gamma
 from .grid import focused, from_times, karras, log_snr, time_quadratic, time_uniform, uniform
 from .guidance import clip, guided, threshold
 from .prediction import Denoiser, Prediction, as_denoiser, from_denoised, to_denoised
@@ -28,7 +27,7 @@ from .solvers import (
     Solver,
     UniPC,
 )
-from .statistics import EMS, Gamma, fingerprint
+from .statistics import EMS, Gamma, estimate_ems, estimate_gamma, fingerprint
 
 __all__ = [
     "DDIM",

@@ -15,7 +15,7 @@ from .grid import GridFunction, checked, from_times
 from .prediction import Denoiser
 from .schedule import EDM, Node, Schedule
 from .solvers import EVODiff, Solver, Stage
-from .solvers.base import renoise
+from .solvers.core.base import renoise
 
 __all__ = ["DenoiserError", "Step", "integrate", "plan", "sample", "trajectory", "unit_noise"]
 

@@ -7,7 +7,7 @@ import torch
 import fewstep as fs
 from benchmarks.problems import ClassGaussians, Problem, gaussian
 from benchmarks.variance import BUDGETS, NAMES, VARIANTS, LeastVariance, ratios
-from fewstep.solvers.path_prior import PathPrior
+from fewstep.solvers.evodiff.path_prior import PathPrior
 
 PAGE = Path(__file__).parents[2] / "docs" / "least-variance.md"
 SHAPE = (3, 4, 4)

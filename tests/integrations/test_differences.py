@@ -6,7 +6,7 @@ import torch
 import fewstep as fs
 from benchmarks.problems import gaussian
 from fewstep.integrations.differences import as_differences
-from fewstep.solvers.base import LinearStage
+from fewstep.solvers.core.base import LinearStage
 from fewstep.table import SOLVERS
 
 ONE_CALL = {name: entry for name, entry in SOLVERS.items() if entry.solver.calls_per_step == 1 and not entry.stochastic}

@@ -16,7 +16,7 @@ from benchmarks.numerics import state_tensors
 from benchmarks.problems import gaussian
 from fewstep.bench.compare import Counted
 from fewstep.sampling import _step_noise, plan
-from fewstep.solvers.base import LinearStage, renoise
+from fewstep.solvers.core.base import LinearStage, renoise
 from fewstep.table import CASES, SOLVERS
 from table import ORDER_BAND, deterministic, every_deterministic, every_solver, every_stochastic
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.solvers.base import euler_row
+from fewstep.solvers.core.base import euler_row
 from golden import assert_matches, entries, sd_table, zju_nodes
 from peers import assert_equals_steps
 

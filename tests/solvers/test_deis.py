@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import fewstep as fs
-from fewstep.solvers.base import Row
+from fewstep.solvers.core.base import Row
 from golden import arrays, assert_matches, entries, noise, problem
 
 TABLES = arrays("diffusers")

@@ -7,8 +7,8 @@ import torch
 
 import fewstep as fs
 from fewstep.sampling import plan
-from fewstep.solvers.base import euler_row
-from fewstep.solvers.exponential import single_step
+from fewstep.solvers.core.base import euler_row
+from fewstep.solvers.core.exponential import single_step
 from golden import GRIDS, arrays, assert_matches, entries, sd_table
 from peers import assert_equals_scheduler
 

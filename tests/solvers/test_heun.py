@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.solvers.base import renoise
+from fewstep.solvers.core.base import renoise
 from golden import GRIDS, assert_matches, entries, zju_nodes
 from peers import k_diffusion, rational_model
 

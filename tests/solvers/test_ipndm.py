@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import fewstep as fs
-from fewstep.solvers.base import Row
+from fewstep.solvers.core.base import Row
 from golden import GRIDS, assert_matches, entries, zju_nodes
 
 ALL = {k: facts for k, facts in entries("zju_diff_solvers").items() if k.startswith("ipndm")}

@@ -10,7 +10,7 @@ from benchmarks import orders
 from benchmarks.problems import gaussian
 from fewstep.grid import scire_nsr
 from fewstep.solvers import scire
-from fewstep.solvers.base import euler_row
+from fewstep.solvers.core.base import euler_row
 from fewstep.solvers.scire import SciRE
 from golden import TIMES_TOL, arrays, entries, noise, problem, sd_table
 

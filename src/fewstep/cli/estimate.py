@@ -39,7 +39,7 @@ def ems(
 ) -> None:
     """Estimate the statistics of DPM-Solver-v3: about six calls for each point and sample."""
     with errors(debug):
-        from ..estimate import estimate_ems
+        from ..statistics import estimate_ems
 
         _estimate(estimate_ems, out, data, model, label, guidance, device, points, samples, seed, probes=probes)
 
@@ -59,7 +59,7 @@ def gamma(
 ) -> None:
     """Estimate Gamma of Analytic-DPM: one call for each point and sample."""
     with errors(debug):
-        from ..estimate import estimate_gamma
+        from ..statistics import estimate_gamma
 
         _estimate(estimate_gamma, out, data, model, label, guidance, device, points, samples, seed)
 

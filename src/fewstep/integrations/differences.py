@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from ..solvers import Stage
-from ..solvers.base import LinearStage, Row
+from ..solvers.core.base import LinearStage, Row
 
 __all__ = ["as_differences"]
 

@@ -32,8 +32,8 @@ from ..guidance import magnitude
 from ..prediction import KINDS, to_denoised
 from ..schedule import Discrete, Flow, Node
 from ..solvers import Solver, Stage
-from ..solvers.base import choice
-from ..solvers.evodiff import RULES
+from ..solvers.core.base import choice
+from ..solvers.evodiff.solver import RULES
 from ..table import SOLVERS
 from .differences import as_differences
 from .diffusers_levels import Levels, betas, level, levels, table_of, training_levels

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..grid import Grid, beta, checked, focused, karras, leading, linspace, log_snr, time_uniform, trailing
 from ..schedule import EDM, Discrete, Flow, Node
-from ..solvers.base import choice
+from ..solvers.core.base import choice
 
 __all__ = ["Levels", "betas", "level", "levels", "table_of", "training_levels"]
 

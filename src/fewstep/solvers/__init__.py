@@ -1,12 +1,12 @@
-"""The solvers: one algorithm, one file, one page. `base` says what they share."""
+"""The solvers: one algorithm, one file, one page. `core` is what they share."""
 
 from .analytic import AnalyticDPM
-from .base import Solver, Stage
+from .core.base import Solver, Stage
 from .ddim import DDIM
 from .deis import DEIS
 from .dpm2 import DPM2
 from .dpm_solver import DPMSolver, DPMSolverPP
-from .dpm_solver_v3 import DPMSolverV3
+from .dpm_solver_v3 import DPMSolverV3, REMultiV3
 from .era import ERA
 from .evodiff import EVODiff
 from .heun import Heun
@@ -14,7 +14,6 @@ from .ipndm import IPNDM
 from .pndm import PNDM
 from .re_multi import REMulti
 from .re_single import RESingle
-from .re_v3 import REMultiV3
 from .sa import SASolver
 from .scire import SciRE
 from .sde_dpmpp import SDEDPMSolverPP

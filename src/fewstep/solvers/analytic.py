@@ -28,7 +28,7 @@ from typing import ClassVar
 from ..grid import Grid, uniform
 from ..schedule import Node, Schedule
 from ..statistics import Gamma
-from .base import LinearStage, Row, spend
+from .core.base import LinearStage, Row, spend
 
 GREY_LEVEL = 2 / 255  # of images in [-1, 1]
 MEAN_SIZE = math.sqrt(2 / math.pi)  # E |z| of unit noise

@@ -22,7 +22,7 @@ from typing import ClassVar
 
 from ..grid import Grid, uniform
 from ..schedule import Node, Schedule
-from .base import LinearStage, Row, euler_row, spend
+from .core.base import LinearStage, Row, euler_row, spend
 
 
 @dataclass(frozen=True)

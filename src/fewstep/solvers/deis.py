@@ -6,8 +6,8 @@
 with l_k the Lagrange polynomials of u_0, u_1, ..., the values of u at the nodes of the last predictions e_k.
 
     variant       u
-    "tab"         the clock (`deis_clock`): tAB-DEIS
-    "rhoab"       c: rho-AB-DEIS, in closed form (`adams`); also iPNDM_v as it was meant
+    "tab"         the clock (`core.deis_clock`): tAB-DEIS
+    "rhoab"       c: rho-AB-DEIS, in closed form (`core.adams`); also iPNDM_v as it was meant
     "logrhoab"    log(sigma / alpha) = -lam: DEIS in diffusers; also UniP with exact weights ("vary")
 
 The paper counts degrees: its AB3 is our order 4. Its rho-RK methods are Runge-Kutta in sigma / alpha; `Heun` is the
@@ -33,9 +33,9 @@ import numpy as np
 
 from ..grid import Grid
 from ..schedule import Node, Schedule
-from .adams import adams_orders, variable_step
-from .base import LinearStage, choice, euler_row, spend
-from .deis_clock import Array, clock, clock_quadratic, corners
+from .core.adams import adams_orders, variable_step
+from .core.base import LinearStage, choice, euler_row, spend
+from .core.deis_clock import Array, clock, clock_quadratic, corners
 
 NEPERS = 18.4  # half of -log(1e-16)
 

@@ -17,8 +17,8 @@ from typing import ClassVar
 
 from ..grid import Grid, karras
 from ..schedule import Node, Schedule
-from .base import LinearStage
-from .exponential import calls_of_steps, single_step
+from .core.base import LinearStage
+from .core.exponential import calls_of_steps, single_step
 
 
 @dataclass(frozen=True)

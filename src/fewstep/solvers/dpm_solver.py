@@ -1,4 +1,4 @@
-"""DPM-Solver and DPM-Solver++: the exponential integrators of `exponential` in the noise and in the denoised image.
+"""DPM-Solver and DPM-Solver++: exponential integrators of `core.exponential` in the noise and in the denoised image.
 
 `method="multistep"` makes one call per step and extrapolates from the steps before (2M, 3M);
 `method="singlestep"` makes `order` calls per step, at 1/2, or at 1/3 and 2/3 of its length in log-SNR (2S, 3S).
@@ -21,8 +21,8 @@ from typing import ClassVar, Literal
 
 from ..grid import Grid, uniform
 from ..schedule import Node, Schedule
-from .base import LinearStage, choice, orders, spend
-from .exponential import Exponential, Variant, calls_of_steps, multistep_row, single_step
+from .core.base import LinearStage, choice, orders, spend
+from .core.exponential import Exponential, Variant, calls_of_steps, multistep_row, single_step
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class DPMSolverPP(_Family):
     costs a third-order method its order. On log-SNR grids that stop at sigma_min, 1 is better for multistep
     methods at 5 calls, more is better from 8 on. 3 makes single steps of order 3 equal ("singlestep_fixed").
 
-    Cost: 1 call per step, with single steps `order`. Order: docs/numerics.md (3M: 2, see `exponential`).
+    Cost: 1 call per step, with single steps `order`. Order: docs/numerics.md (3M: 2, see `core.exponential`).
     """
 
     field: ClassVar[Exponential] = "data"

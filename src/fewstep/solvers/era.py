@@ -39,8 +39,8 @@ from torch import Tensor
 
 from ..grid import Grid, uniform
 from ..schedule import Node, Schedule
-from .base import Row, choice, euler_row, in_field, spend
-from .inner import Inner
+from .core.base import Row, choice, euler_row, in_field, spend
+from .core.inner import Inner
 
 CORRECTOR = (9 / 24, 19 / 24, -5 / 24, 1 / 24)  # Adams-Moulton; of the guess and the last three predictions
 

@@ -26,7 +26,7 @@ from typing import ClassVar, Literal
 
 from ..grid import Grid, karras
 from ..schedule import Node, Schedule
-from .base import LinearStage, Row, choice, euler_row, renoise
+from .core.base import LinearStage, Row, choice, euler_row, renoise
 
 MOST_CHURN = math.sqrt(2) - 1  # gamma at which as much noise is added as is there
 

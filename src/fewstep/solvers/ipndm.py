@@ -8,9 +8,9 @@ order p, 1 on the first step, 2 on the second and so on up to `order`, are
     1;   3, -1 (/ 2);   23, -16, 5 (/ 12);   55, -59, 37, -9 (/ 24)
 
 those of equal steps in sigma / alpha, on any grid: right to second order only, and better than the right ones in a few
-steps of Karras' grid. `variable=True` is iPNDM_v, with the weights of the steps as they are (`adams`): rho-AB DEIS. Its
-published code means the same, but has a misplaced bracket, (1 - A b) / 2 for (1 - A) b / 2, in orders 3 and 4, and a
-wrong sign and factor in order 4.
+steps of Karras' grid. `variable=True` is iPNDM_v, with the weights of the steps as they are (`core.adams`): rho-AB
+DEIS. Its published code means the same, but has a misplaced bracket, (1 - A b) / 2 for (1 - A) b / 2, in orders 3 and
+4, and a wrong sign and factor in order 4.
 
 Zhang & Chen, Fast Sampling of Diffusion Models with Exponential Integrator (2023), after Liu et al., Pseudo Numerical
 Methods for Diffusion Models on Manifolds (2022), without its Runge-Kutta start. iPNDM_v: zju-pi/diff-sampler.
@@ -24,8 +24,8 @@ from typing import ClassVar, Literal
 
 from ..grid import Grid, karras
 from ..schedule import Node, Schedule
-from .adams import CONSTANT_STEP, adams_orders, variable_step
-from .base import LinearStage, choice, euler_row, spend
+from .core.adams import CONSTANT_STEP, adams_orders, variable_step
+from .core.base import LinearStage, choice, euler_row, spend
 
 
 @dataclass(frozen=True)

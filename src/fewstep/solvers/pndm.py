@@ -36,8 +36,8 @@ from typing import ClassVar, Literal, NamedTuple
 
 from ..grid import Grid, uniform
 from ..schedule import Node, Schedule
-from .adams import CONSTANT_STEP, adams_orders
-from .base import LinearStage, Row, choice, euler_row
+from .core.adams import CONSTANT_STEP, adams_orders
+from .core.base import LinearStage, Row, choice, euler_row
 
 
 class Call(NamedTuple):

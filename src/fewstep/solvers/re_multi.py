@@ -48,7 +48,7 @@ from typing import ClassVar, Literal
 
 from ..grid import Grid, uniform
 from ..schedule import Node, Schedule
-from .base import LinearStage, Row, choice, euler_row, orders, spend
+from .core.base import LinearStage, Row, choice, euler_row, orders, spend
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from typing import ClassVar, Literal
 
 from ..grid import Grid, uniform
 from ..schedule import Node, Schedule
-from .base import LinearStage, choice, euler_row, scale_and_level
+from .core.base import LinearStage, choice, euler_row, scale_and_level
 
 ENDS = ("low", "high")
 MOST_RATIO = 4.0  # 4 SNR_i / (SNR_s + SNR_i) at SNR_s = 0

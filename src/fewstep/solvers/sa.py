@@ -9,9 +9,9 @@ p nodes; with z a unit Gaussian the variance-controlled SDE of the denoised imag
     predictor, of order p       through m at s and the p - 1 nodes before
     corrector, of order p       through m at the predicted t as well, s and the p - 2 nodes before; with the same z
 
-The integral is a sum of weights times predictions, in closed form through the moments j! psi(j, -a h) of `base`. The
-corrector differs from the predictor in the weights alone, so it is applied as a difference to the x it is given: the
-noise that the driver added to that stays in it, and neither noise nor an older state is kept.
+The integral is a sum of weights times predictions, in closed form through the moments j! psi(j, -a h) of `core.base`.
+The corrector differs from the predictor in the weights alone, so it is applied as a difference to the x it is given:
+the noise that the driver added to that stays in it, and neither noise nor an older state is kept.
 
 `rescale` puts h^2 / 2 for the exact first moment in the steps of order 2 (x_t gains a alpha_t h / 2 times the slope
 over the step); then tau = 0 is UniPC with "bh1", whose corrector counts one order lower: p there is p + 1 here.
@@ -36,7 +36,7 @@ import numpy as np
 
 from ..grid import Grid, uniform
 from ..schedule import Node, Schedule
-from .base import LinearStage, Row, choice, orders, psi, scale_and_level
+from .core.base import LinearStage, Row, choice, orders, psi, scale_and_level
 
 STAY = Row(1.0, ())
 

@@ -1,7 +1,7 @@
 """SciRE-Solver: finite differences of the prediction, divided by phi < 1.
 
-With y = x / scale and u = level / scale of `base`'s table the ODE is dy = d du. For the step s -> t, of length h in u,
-with d the prediction at s, d_1, d_2 those at the two nodes before (multistep) or at the inner points
+With y = x / scale and u = level / scale of `core.base`'s table the ODE is dy = d du. For the step s -> t, of length h
+in u, with d the prediction at s, d_1, d_2 those at the two nodes before (multistep) or at the inner points
 u_s + h / 2, or u_s + h / 3 and u_s + 2 h / 3 (single step; r_1, r_2 are these fractions):
 
     order 1         y_t = y + h d                                                        (DDIM)
@@ -37,8 +37,8 @@ from typing import ClassVar, Literal
 
 from ..grid import Grid, scire_nsr
 from ..schedule import Node, Schedule
-from .base import Field, LinearStage, choice, euler_row, orders, scale_and_level, spend
-from .exponential import calls_of_steps
+from .core.base import Field, LinearStage, choice, euler_row, orders, scale_and_level, spend
+from .core.exponential import calls_of_steps
 
 FRACTIONS = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}  # where a single step of each order calls on its way
 

@@ -7,7 +7,7 @@ with f and g of the forward process. For the step s -> t, h = lam_t - lam_s:
     x_t = (sigma_t / sigma_s) e^(-eta h) x + alpha_t (1 - e^z) m_0 + slopes + sigma_t sqrt(1 - e^(-2 eta h)) z'
     z = -(1 + eta) h,   z' unit noise
 
-The slopes are those of DPM-Solver++ ("midpoint", "taylor" and order 3 of `exponential`, data field) with this z:
+The slopes are those of DPM-Solver++ ("midpoint", "taylor" and order 3 of `core.exponential`, data field) with this z:
 what changes is the weight (1 + eta) e^((1 + eta) lam) under which a prediction is integrated. eta = 1 is the
 time reversal of the forward process and, at order 1, DDPM; eta = 0 is DPM-Solver++. Between them it is not the eta of
 `DDIM`, whose noise has the variance eta^2 sigma_t^2 (1 - e^(-2 h)).
@@ -29,9 +29,9 @@ from typing import ClassVar, Literal
 
 from ..grid import Grid, uniform
 from ..schedule import Node, Schedule
-from .base import LinearStage, orders, spend
+from .core.base import LinearStage, orders, spend
+from .core.exponential import PUBLISHED_BEND, Variant, combine, distances
 from .dpm_solver import DPMSolverPP
-from .exponential import PUBLISHED_BEND, Variant, combine, distances
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from typing import ClassVar, Literal
 
 from ..grid import Grid, uniform
 from ..schedule import Node, Schedule
-from .adams import matching
-from .base import LinearStage, Row, choice, euler_row, orders, psi, scale_and_level, spend
+from .core.adams import matching
+from .core.base import LinearStage, Row, choice, euler_row, orders, psi, scale_and_level, spend
 
 
 @dataclass(frozen=True)

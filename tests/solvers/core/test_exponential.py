@@ -4,7 +4,7 @@ import mpmath
 import pytest
 
 import fewstep as fs
-from fewstep.solvers.exponential import PUBLISHED_BEND, combine, multistep_row, single_step
+from fewstep.solvers.core.exponential import PUBLISHED_BEND, combine, multistep_row, single_step
 
 VP = fs.VPLinear()
 LENGTHS = (-3.0, -0.2, 0.3, 2.5)

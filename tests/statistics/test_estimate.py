@@ -9,7 +9,7 @@ import torch
 
 import fewstep as fs
 from benchmarks.problems import gaussian
-from fewstep.estimate import REACH
+from fewstep.statistics.estimate import REACH
 
 PROBLEM = gaussian((1, 3, 3))
 MEAN, VARIANCES, VECTORS = PROBLEM.means[0], PROBLEM.variances[0], PROBLEM.vectors[0]

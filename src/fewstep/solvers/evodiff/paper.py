@@ -37,9 +37,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..schedule import Node
-from .base import Row
-from .inner import Inner, sigmoid
+from ...schedule import Node
+from ..core.base import Row
+from ..core.inner import Inner, sigmoid
 
 
 class Second(NamedTuple):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fewstep as fs
-from fewstep.solvers.adams import CONSTANT_STEP, adams_orders, lagrange, matching, variable_step
+from fewstep.solvers.core.adams import CONSTANT_STEP, adams_orders, lagrange, matching, variable_step
 
 
 def edm(*sigmas):

@@ -2,9 +2,9 @@
 
 After Entropy-aware Variance Optimized Diffusion Inference (NeurIPS 2025), in three readings:
 
-    mode="least-variance"  its aim taken literally: the weights of least variance   solvers/evodiff_variance.py
-    mode="published"       what the authors' code does                              solvers/evodiff_published.py
-    mode="paper"           Algorithm 1 of the paper as printed                      solvers/evodiff_paper.py
+    mode="least-variance"  its aim taken literally: the weights of least variance   variance.py
+    mode="published"       what the authors' code does                              published.py
+    mode="paper"           Algorithm 1 of the paper as printed                      paper.py
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..grid import Grid, focused, uniform
-from ..schedule import Node, Schedule
-from . import evodiff_paper, evodiff_published, evodiff_variance
-from .base import Row, Stage, choice, euler_row, spend
+from ...grid import Grid, focused, uniform
+from ...schedule import Node, Schedule
+from ..core.base import Row, Stage, choice, euler_row, spend
+from . import paper, published, variance
 
 SHIFT = 0.5  # mu, as in the authors' code
 # Those that measure predictions at run time.
-RULES = {"published": evodiff_published, "paper": evodiff_paper}
+RULES = {"published": published, "paper": paper}
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class EVODiff:
         # With a closing call there the step into it could be corrected for nothing, and to no effect.
         extra = not self.lower_order_final and not closing and last > 1 and nfe != last
         if self.mode not in RULES:
-            return spend(evodiff_variance.stages(nodes, extra), nfe, len(nodes) - 1)
+            return spend(variance.stages(nodes, extra), nfe, len(nodes) - 1)
         rule = RULES[self.mode]
         fixed = {"eta": self.eta, "zeta": self.zeta, "shift": self.shift} if self.mode == "paper" else {}
         stages: list[Stage] = []

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fewstep.solvers.path_prior import PathPrior, Paths
+from fewstep.solvers.evodiff.path_prior import PathPrior, Paths
 
 PRIOR = PathPrior()
 

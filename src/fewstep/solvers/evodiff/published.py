@@ -45,9 +45,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..schedule import Node
-from .base import Row, euler_row
-from .inner import Inner, floored, sigmoid
+from ...schedule import Node
+from ..core.base import Row, euler_row
+from ..core.inner import Inner, floored, sigmoid
 
 CLIP = 2.0  # of every projection
 TEMPERATURE = 0.25  # of the predictor's gain

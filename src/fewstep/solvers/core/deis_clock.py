@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..grid import Grid, time_quadratic
-from ..grid.base import between, evenly, time_ends
-from ..schedule import EDM, Discrete, Node, Schedule
+from ...grid import Grid, time_quadratic
+from ...grid.base import between, evenly, time_ends
+from ...schedule import EDM, Discrete, Node, Schedule
 
 __all__ = ["Array", "clock", "clock_quadratic", "corners"]
 

@@ -31,17 +31,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..grid import Grid, uniform
-from ..schedule import Node, Schedule
-from ..statistics import EMS
-from .base import Stage, choice, orders, spend
+from ...grid import Grid, uniform
+from ...schedule import Node, Schedule
+from ...statistics import EMS
+from ..core.base import Stage, choice, orders, spend
 from .ems_integrals import Quadrature
 from .ems_steps import Affine, Steps
 
 
 @dataclass(frozen=True)
 class DPMSolverV3:
-    """DPM-Solver-v3 of order 1, 2 or 3 on the statistics of a model (`fewstep.estimate.estimate_ems`).
+    """DPM-Solver-v3 of order 1, 2 or 3 on the statistics of a model (`fewstep.estimate_ems`).
 
     corrector: after every step (True), only in the noisy half of the clock ("half") or never (False). It leaves out the
         last step into a noisy node, where it would cost a call.

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import fewstep as fs
-from fewstep.solvers.ems_integrals import CHUNK, RULES, integrals
+from fewstep.solvers.dpm_solver_v3.ems_integrals import CHUNK, RULES, integrals
 from golden import arrays
 
 
@@ -60,7 +60,7 @@ def test_elements_taken_apart_are_those_taken_together(monkeypatch):
     statistics = fs.EMS(np.linspace(-3, 3, 7), *rng.normal(size=(3, 7, 5)))
     whole = integrals(statistics, [-2.5, 0.1, 2.9], 3, "gauss")
     assert CHUNK > 1000  # more than these five elements fill
-    monkeypatch.setattr("fewstep.solvers.ems_integrals.CHUNK", 1)
+    monkeypatch.setattr("fewstep.solvers.dpm_solver_v3.ems_integrals.CHUNK", 1)
     for one, other in zip(whole, integrals(statistics, [-2.5, 0.1, 2.9], 3, "gauss"), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-14)
 

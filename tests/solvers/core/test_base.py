@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fewstep as fs
-from fewstep.solvers.base import LinearStage, Row, State, euler_row, orders, psi, spend
+from fewstep.solvers.core.base import LinearStage, Row, State, euler_row, orders, psi, spend
 
 FIELDS = ("data", "noise", "velocity")
 noisy = st.floats(1e-4, 1e4)

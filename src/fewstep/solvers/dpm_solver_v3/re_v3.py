@@ -5,7 +5,7 @@ results, Tables 1 and 3, for "RE-based" on top of DPM-Solver-v3, and prints no f
 adopt DPM-Solver-v3 as our baseline method for CIFAR-10 experiments, considering its demonstrated advantages in
 optimized parameterization". Our reading, the smallest: v3's step of order 2 with its statistics, in which the RE
 weights multiply the first derivative of g as they multiply the differences B of eq. (4.7) and (4.8), see `re_multi`.
-With g as in `dpm_solver_v3`, p, s, t successive nodes, and g_0 at s, g_1 at p, g_t at the predicted point:
+With g as in `solver`, p, s, t successive nodes, and g_0 at s, g_1 at p, g_t at the predicted point:
 
     predict     g' = zeta_l (g_0 - g_1) / (lam_s - lam_p)
     correct     g' = eta zeta_s (g_t - g_0) / (lam_t - lam_s) + (1 - eta) zeta_l (g_0 - g_1) / (lam_s - lam_p)
@@ -26,13 +26,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from ..grid import Grid, uniform
-from ..schedule import Node, Schedule
-from ..statistics import EMS
-from .base import Stage, choice, orders, spend
+from ...grid import Grid, uniform
+from ...schedule import Node, Schedule
+from ...statistics import EMS
+from ..core.base import Stage, choice, orders, spend
+from ..re_multi import REMulti
 from .ems_integrals import Array, Quadrature
 from .ems_steps import Affine, Steps
-from .re_multi import REMulti
 
 
 @dataclass(frozen=True)

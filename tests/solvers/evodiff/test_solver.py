@@ -7,7 +7,7 @@ import fewstep as fs
 from benchmarks.orders import convergence
 from benchmarks.problems import gaussian
 from fewstep.sampling import plan
-from fewstep.solvers.base import euler_row
+from fewstep.solvers.core.base import euler_row
 from golden import GRIDS, arrays, assert_matches, entries, noise, problem, sd_table
 
 KEYS = [k for k in entries("evodiff") if not k.startswith("float32")]

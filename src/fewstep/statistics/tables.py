@@ -1,6 +1,6 @@
 """What some solvers need to know of a model: numbers estimated once, on a table in half log-SNR, and kept in a file.
 
-`EMS` serves DPM-Solver-v3, `Gamma` Analytic-DPM; `fewstep.estimate` makes both. A file is safetensors, which can hold
+`EMS` serves DPM-Solver-v3, `Gamma` Analytic-DPM; `estimate` makes both. A file is safetensors, which can hold
 nothing but tensors and text: reading one runs no code. It records what it was estimated from, and is refused for
 another model or another schedule.
 """
@@ -18,8 +18,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .files import write_atomically
-from .schedule import Node, Schedule
+from ..files import write_atomically
+from ..schedule import Node, Schedule
 
 __all__ = ["EMS", "Gamma", "describe", "fingerprint", "load_statistics"]
 
@@ -60,8 +60,8 @@ class _Table:
         """TypeError unless `value` is of this class."""
         if not isinstance(value, cls):
             raise TypeError(
-                f"statistics must be {cls.__name__}, estimated with fewstep.estimate or loaded with "
-                f"{cls.__name__}.load; got {type(value).__name__}"
+                f"statistics must be {cls.__name__}, estimated with fewstep.estimate_{cls.__name__.lower()} or loaded "
+                f"with {cls.__name__}.load; got {type(value).__name__}"
             )
 
     def __repr__(self) -> str:
@@ -169,7 +169,7 @@ def load_statistics(
     """Read a file of either kind; the rest is as in their `load`."""
     _, safe_open = _safetensors()
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no file {path}: make it with fewstep.estimate")
+        raise FileNotFoundError(f"no file {path}: make it with fewstep.estimate_ems or estimate_gamma")
     try:
         with safe_open(path, framework="pt") as file:
             metadata: Mapping[str, str] = file.metadata() or {}

@@ -1,4 +1,4 @@
-"""Steps in the coordinates of DPM-Solver-v3: what `dpm_solver_v3` and `re_v3` share, in the terms of the former.
+"""Steps in the coordinates of DPM-Solver-v3: what `solver` and `re_v3` share, in the terms of the former.
 
 A step is affine in f at its nodes, element by element, by numbers if all elements share the statistics, else tensors.
 """
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..schedule import Node, Schedule
-from ..statistics import EMS
-from .base import LinearStage, Stage, State, euler_row
+from ...schedule import Node, Schedule
+from ...statistics import EMS
+from ..core.base import LinearStage, Stage, State, euler_row
 from .ems_integrals import Array, Integrals, Quadrature, integrals
 
 __all__ = ["Affine", "EMSStage", "Steps"]

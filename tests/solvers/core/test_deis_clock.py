@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import fewstep as fs
-from fewstep.solvers.deis_clock import clock, clock_quadratic, corners
+from fewstep.solvers.core.deis_clock import clock, clock_quadratic, corners
 from golden import arrays
 
 TABLE = fs.Discrete([0.98 * 0.9**i for i in range(12)])

@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from ..schedule import Node
+from ...schedule import Node
 from .base import Field, scale_and_level
 
 __all__ = ["CONSTANT_STEP", "adams_orders", "lagrange", "matching", "variable_step"]

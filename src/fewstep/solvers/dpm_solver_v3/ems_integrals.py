@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..statistics import EMS
+from ...statistics import EMS
 
 __all__ = ["Integrals", "Quadrature", "integrals"]
 

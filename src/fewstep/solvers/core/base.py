@@ -32,8 +32,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
-from ..grid import Grid
-from ..schedule import Node, Schedule
+from ...grid import Grid
+from ...schedule import Node, Schedule
 
 __all__ = [
     "Field",

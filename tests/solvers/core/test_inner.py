@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.solvers.inner import SPLIT_SUM, Inner, floored, sigmoid
+from fewstep.solvers.core.inner import SPLIT_SUM, Inner, floored, sigmoid
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..schedule import Node
+from ...schedule import Node
 from .base import LinearStage, Row, euler_row, psi, scale_and_level
 
 __all__ = ["Variant", "calls_of_steps", "combine", "distances", "multistep_row", "single_step"]

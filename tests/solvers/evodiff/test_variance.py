@@ -11,9 +11,9 @@ import fewstep as fs
 from benchmarks.variance import LeastVariance
 from fewstep.grid import trailing
 from fewstep.sampling import plan
-from fewstep.solvers import evodiff_variance
-from fewstep.solvers.base import State
-from fewstep.solvers.path_prior import PathPrior, Paths
+from fewstep.solvers.core.base import State
+from fewstep.solvers.evodiff import variance as evodiff_variance
+from fewstep.solvers.evodiff.path_prior import PathPrior, Paths
 
 SCHEDULES = [fs.EDM(), fs.VPLinear(), fs.Flow()]
 over_schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)

@@ -58,9 +58,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..grid.base import VISIBLE
-from ..schedule import Node
-from .base import LinearStage, Row, Stage, State, euler_row
+from ...grid.base import VISIBLE
+from ...schedule import Node
+from ..core.base import LinearStage, Row, Stage, State, euler_row
 from .path_prior import Functional, PathPrior, Paths
 
 __all__ = ["stages"]

@@ -29,9 +29,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .prediction import Denoiser
-from .schedule import Node, Schedule
-from .statistics import EMS, Gamma, describe
+from ..prediction import Denoiser
+from ..schedule import Node, Schedule
+from .tables import EMS, Gamma, describe
 
 __all__ = ["estimate_ems", "estimate_gamma"]
 

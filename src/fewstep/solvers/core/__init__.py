@@ -1,0 +1,1 @@
+"""The numerics that solvers share. `base` says what a solver is."""
