@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from fewstep.bench.metrics import rmse
-from fewstep.bench.problems.base import FAR, solved
 from fewstep.files import write_atomically
 from fewstep.grid import GridFunction
 from fewstep.sampling import plan
 from fewstep.schedule import Node, Schedule
 from fewstep.solvers import Solver, Stage
 
+from ..problems.base import FAR, solved
 from .peers import PEERS, SIMPLE, peer
 from .problems import LEVELS, OWN, Cell, Problem, cells
 

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.bench.problems.base import Law
 from fewstep.grid import Grid, karras, log_snr, time_uniform
 from fewstep.sampling import unit_noise
 from fewstep.schedule import EDM, Flow, Schedule, VPLinear
 
+from ..problems.base import Law
 from . import galaxies
 from .laws import Guided, Mixture, Separate, field
 
