@@ -15,7 +15,7 @@ from ..command import Out, say, write
 from .measure import FOLDER, Bench, Kept, Maker
 from .page import Measured, page
 from .peers import Named
-from .problems import SPLITS, exact, networks, only
+from .problems import KINDS, SPLITS, only, problems
 from .ratios import report
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -42,17 +42,18 @@ def main(
     ] = None,
     part: Annotated[str, typer.Option("--only", help="A family of problems, or a part of their names.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="One schedule, two numbers of calls.")] = False,
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="Tables of networks, not exact problems.")] = False,
+    kind: Annotated[str, typer.Option(help="Of the problems of the tables: exact, networks or trees.")] = "exact",
     kept: Annotated[Path | None, typer.Option(help="Errors as JSON lines: goes on from them, adds to them.")] = None,
     folder: Annotated[Path, typer.Option(help="Where converged solutions and the peers' errors are kept.")] = FOLDER,
     out: Out = None,
 ) -> None:
     """Measure solvers beside their peers on problems that are nothing like images."""
     pick("--split", SPLITS, split)
+    pick("--kind", KINDS, kind)
     errors = Kept(kept)
 
-    def measured(trained: bool, name: str, ours: Solver | Maker) -> Measured:
-        found = only(networks(split, folder) if trained else exact(split), part)
+    def measured(kind: str, name: str, ours: Solver | Maker) -> Measured:
+        found = only(problems(kind, split, folder), part)
         bench = Bench(found, folder, quick)
         say(f"{name}: {', '.join(found)} ...")
         return Measured(bench, bench.errors(ours, errors), bench.peers(ours))
@@ -60,12 +61,12 @@ def main(
     def tables() -> str:
         parts = []
         for name in solver or []:
-            found = report(*measured(pretrained, name, solver_of(name)))
+            found = report(*measured(kind, name, solver_of(name)))
             parts += [f"# {name}\n", *(f"## {over}\n\n{lines}" for over, lines in found.items())]
         return "\n".join(parts)
 
     def whole() -> str:
-        on_exact, on_networks = (measured(trained, "EVODiff()", EVODiff()) for trained in (False, True))
+        on_exact, on_networks = (measured(each, "EVODiff()", EVODiff()) for each in ("exact", "networks"))
         return page(on_exact, on_networks, split, f"python -m benchmarks.stress --split {split}")
 
     write(out, tables if solver else whole)

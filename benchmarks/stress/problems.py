@@ -22,10 +22,12 @@ from fewstep.sampling import unit_noise
 from fewstep.schedule import EDM, Flow, Schedule, VPLinear
 
 from ..problems.base import Law
-from . import galaxies
+from . import galaxies, trees
 from .laws import Guided, Mixture, Separate, field
 
-__all__ = ["LEVELS", "OWN", "SPLITS", "Cell", "Problem", "cells", "exact", "networks", "only"]
+__all__ = ["KINDS", "LEVELS", "OWN", "SPLITS", "Cell", "Problem", "cells", "exact", "networks", "only", "problems"]
+
+KINDS = ("exact", "networks", "trees")
 
 OWN = "own"  # the grid of the solver that is measured
 LEVELS: Mapping[str, Grid | None] = {
@@ -38,6 +40,7 @@ CALLS = (5, 6, 8, 10, 15)
 ALL = tuple(LEVELS)
 USUAL = (OWN, "Karras", "log-SNR")
 SPLITS = {"dev": 0, "report": 1_000_000}  # the first seed
+TREES_CONVERGED = 5e-3  # they jump: the order is 1 at best
 SAMPLES, NETWORK_SAMPLES = 128, 16
 STANDARD: Mapping[str, Schedule] = {"VP": VPLinear(), "flow": Flow(3.0), "EDM": EDM()}
 STABLE_DIFFUSION = EDM(0.0292, 14.61)  # sigmas of its betas
@@ -97,9 +100,19 @@ def only(found: Mapping[str, Problem], part: str) -> Mapping[str, Problem]:
     return kept
 
 
+def problems(kind: str, split: str, folder: Path) -> Mapping[str, Problem]:
+    """Those of a split, by name: "exact", with a denoiser in closed form, "networks" or "trees".
+
+    What is downloaded is kept in `folder`. The first kind needs nothing, the last treeffuser.
+    """
+    if kind == "networks":
+        return networks(split, folder)
+    return trained_trees(split) if kind == "trees" else exact(split)
+
+
 @cache
 def exact(split: str) -> Mapping[str, Problem]:
-    """The problems of a split that have an exact denoiser, by name."""
+    """The problems with exact denoisers."""
     found: dict[str, Problem] = {}
     seed = SPLITS[split]
 
@@ -164,7 +177,7 @@ def exact(split: str) -> Mapping[str, Problem]:
 
 
 def networks(split: str, folder: Path) -> Mapping[str, Problem]:
-    """The pretrained networks of a split, by name; their wheel is kept in `folder`."""
+    """The pretrained networks; their wheel is kept in `folder`."""
     path, seed = galaxies.wheel(folder), SPLITS[split]
     found = {}
     for name, file in galaxies.NETWORKS[split].items():
@@ -173,6 +186,18 @@ def networks(split: str, folder: Path) -> Mapping[str, Problem]:
             name, "networks", law, (1, law.side, law.side), galaxies.STD, seed, {"VP, beta 1": galaxies.SCHEDULE},
             pretrained=True, levels=ALL, calls=CALLS, samples=NETWORK_SAMPLES, converged=2e-4,
         )  # fmt: skip
+    return found
+
+
+def trained_trees(split: str) -> Mapping[str, Problem]:
+    """Boosted trees, fitted here."""
+    found = {}
+    for i, name in enumerate(trees.DATA[split]):
+        law = trees.Trees.fitted(split, name, SAMPLES)
+        shape, seed = (len(law.models),), SPLITS[split] + 1000 * i
+        found[name] = Problem(
+            name, "trees", law, shape, 1.0, seed, {"VE": trees.SCHEDULE}, calls=CALLS, converged=TREES_CONVERGED
+        )
     return found
 
 
