@@ -20,6 +20,7 @@ from benchmarks.stress.page import Measured, page
 from benchmarks.stress.peers import PEERS, GradientEstimation, Named
 from benchmarks.stress.problems import OWN, Cell, Problem, cells, exact, only
 from benchmarks.stress.ratios import NEGLIGIBLE, over_best, over_simple, summed
+from benchmarks.stress.trees import LEAST, MOST, Trees
 from fewstep.sampling import integrate, sample
 from fewstep.schedule import EDM, Flow, Node, VPLinear
 from fewstep.solvers import DDIM, DPMSolverPP, EVODiff
@@ -357,3 +358,20 @@ def test_the_schedule_of_the_galaxies_has_a_constant_beta():
         node = SCHEDULE.node(t)
         assert node.alpha == pytest.approx(math.exp(-t / 2), rel=1e-9)
         assert SCHEDULE.time_at(node.lam) == pytest.approx(t, rel=1e-6)
+
+
+class Half:
+    """In place of a booster: minus the noise is half the second of y, plus what is known and the time."""
+
+    def predict(self, seen, num_threads):
+        return seen[:, 1] / 2 + seen[:, 2] + seen[:, 3]
+
+
+def test_trees_denoise_by_the_noise_they_predict_at_their_own_time():
+    law = Trees(("", ""), torch.tensor([[0.0], [3.0]]).double())
+    law.__dict__["_boosters"] = [Half(), Half()]
+    y, time = normal(2, 2), 0.25
+    sigma = math.sqrt((LEAST * (MOST / LEAST) ** time) ** 2 - LEAST**2)
+    expected = y + sigma * (y[:, 1:] / 2 + law.known + time)
+    torch.testing.assert_close(law.denoised(y, Node(0.0, 1.0, sigma)), expected)
+    torch.testing.assert_close(law.denoised(0.5 * y, Node(0.0, 0.5, 0.5 * sigma)), expected)
