@@ -108,7 +108,7 @@ class Bench:
 
         def measure() -> float:
             exact = self._solution(problem, schedule, nodes[0], nodes[-1])
-            x = problem.noise() * nodes[0].sigma
+            x = problem.noise * nodes[0].sigma
             state: Any = None
             with torch.inference_mode():
                 for stage in stages:
@@ -143,7 +143,7 @@ def solution(problem: Problem, schedule: Schedule, s: Node, t: Node) -> Tensor:
     if t.sigma == 0 and schedule.t_min > 0:  # the closing step of a grid
         end = schedule.node(schedule.t_min)
         return problem.law.denoised(solution(problem, schedule, s, end), end)
-    x = problem.noise() * s.sigma
+    x = problem.noise * s.sigma
     far = FAR + abs(math.log(problem.std))  # in units of the data
 
     def denoiser(x: Tensor, time: float) -> Tensor:

@@ -126,7 +126,7 @@ def test_solutions_are_those_in_closed_form(schedule):
     problem = Problem("one", "", law, (6,), law.std, 0, {"": schedule}, samples=8)
     s, t = schedule.node(schedule.t_max), schedule.node(schedule.t_min)
     stretch = math.sqrt((t.alpha**2 * 0.09 + t.sigma**2) / (s.alpha**2 * 0.09 + s.sigma**2))
-    expected = t.alpha * law.means + stretch * (problem.noise() * s.sigma - s.alpha * law.means)
+    expected = t.alpha * law.means + stretch * (problem.noise * s.sigma - s.alpha * law.means)
     error = (solution(problem, schedule, s, t) - expected).square().mean().sqrt()
     assert error < problem.converged * problem.std
     if t.sigma:
@@ -223,7 +223,7 @@ def test_errors_are_those_of_sample_and_peers_are_kept(tmp_path):
     schedule = problem.schedules["VP"]
     drawn = sample(
         lambda x, t: problem.law.denoised(x, schedule.node(t)),
-        problem.noise(),
+        problem.noise,
         nfe=5,
         solver=DPMSolverPP(order=2),
         schedule=schedule,
