@@ -74,7 +74,7 @@ def test_guidance_takes_models_that_work_in_place_and_answer_in_one_buffer():
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])
 def test_scale_must_be_finite(scale):
-    with pytest.raises(ValueError, match=f"^scale must be finite; got scale={scale}$"):
+    with pytest.raises(ValueError, match=f"^scale must be finite, .*; got scale={scale}$"):
         guided(cond, uncond, scale)
 
 

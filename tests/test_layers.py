@@ -10,8 +10,8 @@ import fewstep
 SOURCE = Path(fewstep.__file__).parent
 # Each room may import from those before it.
 ROOMS = [
-    "files", "schedule", "grid", "prediction", "statistics", "solvers", "table", "sampling", "estimate", "guidance",
-    "pictures", "runs", "integrations", "adapters", "bench", "cli",
+    "files", "schedule", "grid", "answers", "prediction", "statistics", "solvers", "table", "sampling", "estimate",
+    "guidance", "pictures", "runs", "integrations", "adapters", "bench", "cli",
 ]  # fmt: skip
 TENSOR_FREE = ["schedule", "grid", "prediction"]
 

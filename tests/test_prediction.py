@@ -23,6 +23,7 @@ BIGGEST = 3.0  # of x_0 and noise
 MEANING = {
     "sample": lambda alpha, sigma: x_0,
     "epsilon": lambda alpha, sigma: noise,
+    "score": lambda alpha, sigma: -noise / sigma,
     "v_prediction": lambda alpha, sigma: alpha * noise - sigma * x_0,
     "flow_prediction": lambda alpha, sigma: noise - x_0,
 }
@@ -40,33 +41,33 @@ def close(got, want, size):
 
 @over_kinds
 @over_schedules
-@settings(max_examples=40)  # for each of twenty pairs
+@settings(max_examples=40)  # for each of the pairs
 @given(data=st.data())
 def test_prediction_of_the_definition_is_the_data(kind, schedule, data):
     node = data.draw(nodes(schedule))
     _, alpha, sigma = node
     x, output = alpha * x_0 + sigma * noise, MEANING[kind](alpha, sigma)
-    # Only epsilon divides by alpha: both of its terms, which nearly cancel, are x / alpha large.
-    size = BIGGEST * (1 + sigma / alpha) if kind == "epsilon" else 2 * BIGGEST * (1 + sigma)
+    # Only epsilon and score divide by alpha: both of their terms, which nearly cancel, are x / alpha large.
+    size = BIGGEST * (1 + sigma / alpha) if kind in ("epsilon", "score") else 2 * BIGGEST * (1 + sigma)
     close(to_denoised(kind, output, x, node), x_0, size)
 
 
 @over_kinds
 @over_schedules
-@settings(max_examples=40)  # for each of twenty pairs
+@settings(max_examples=40)  # for each of the pairs
 @given(data=st.data())
 def test_from_denoised_gives_the_definition(kind, schedule, data):
     node = data.draw(nodes(schedule))
     _, alpha, sigma = node
     output = MEANING[kind](alpha, sigma)
-    # (denoised - a x) / b divides by sigma.
-    size = 2 * BIGGEST * (1 + sigma) * (1 + 1 / sigma)
+    # (denoised - a x) / b divides by sigma, for the score twice.
+    size = 2 * BIGGEST * (1 + sigma) * (1 + 1 / sigma) ** (2 if kind == "score" else 1)
     close(from_denoised(kind, x_0, alpha * x_0 + sigma * noise, node), output, size)
 
 
 @over_kinds
 @over_schedules
-@settings(max_examples=40)  # for each of twenty pairs
+@settings(max_examples=40)  # for each of the pairs
 @given(data=st.data())
 def test_to_and_from_denoised_are_inverse_whatever_the_output(kind, schedule, data):
     node = data.draw(nodes(schedule))
@@ -141,7 +142,7 @@ def test_clean_data_is_its_own_denoised_image(kind, schedule):
 
 @pytest.mark.parametrize("kind", ["eps", "epsilon ", "", None])
 def test_unknown_kind_is_named(kind):
-    message = rf"^kind must be one of sample, epsilon, v_prediction, flow_prediction; got {kind!r}$"
+    message = rf"^kind must be one of sample, epsilon, score, v_prediction, flow_prediction; got {kind!r}$"
     for convert in (to_denoised, from_denoised):
         with pytest.raises(ValueError, match=message):
             convert(kind, x_0, x_0, Node(1.0, 1.0, 1.0))
@@ -149,13 +150,14 @@ def test_unknown_kind_is_named(kind):
         as_denoiser(lambda x, t: x, kind, EDM())
 
 
-def test_epsilon_says_nothing_at_pure_noise():
+@pytest.mark.parametrize("kind", ["epsilon", "score"])
+def test_epsilon_and_score_say_nothing_at_pure_noise(kind):
     for convert in (to_denoised, from_denoised):
-        with pytest.raises(ValueError, match=r"alpha = 0 \(time 1\.0\): start the grid below pure noise"):
-            convert("epsilon", noise, noise, Flow().node(1.0))
+        with pytest.raises(ValueError, match=rf"^{kind} .* alpha = 0 \(time 1\.0\): start the grid below pure noise"):
+            convert(kind, noise, noise, Flow().node(1.0))
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow_prediction"])
+@pytest.mark.parametrize("kind", ["epsilon", "score", "v_prediction", "flow_prediction"])
 def test_nothing_but_the_sample_can_be_read_off_clean_data(kind):
     with pytest.raises(ValueError, match=rf"^{kind} cannot be read off .* sigma = 0 \(time 0\.0\)$"):
         from_denoised(kind, x_0, x_0, EDM().node(0.0))

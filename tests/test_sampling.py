@@ -20,7 +20,7 @@ def half(x, t):
 
 def test_defaults_are_the_documented_ones():
     calls = []
-    got = fs.sample(lambda x, t: calls.append(t) or half(x, t), NOISE)
+    got = fs.sample(lambda x, t: calls.append(t) or half(x, t), NOISE, schedule=fs.EDM())
     assert len(calls) == 10
     want = fs.sample(half, NOISE, nfe=10, solver=fs.EVODiff(), schedule=fs.EDM(), grid=fs.focused(to_zero=False))
     assert torch.equal(got, want)
@@ -35,7 +35,7 @@ def test_noise_is_scaled_to_the_first_node():
 
 def test_noise_is_left_alone():
     before = NOISE.clone()
-    fs.sample(half, NOISE, nfe=5)
+    fs.sample(half, NOISE, nfe=5, schedule=fs.EDM())
     assert torch.equal(NOISE, before)
 
 
@@ -44,18 +44,18 @@ def test_noise_is_left_alone():
 )
 def test_explicit_times_set_the_budget(times):
     seen = []
-    fs.sample(lambda x, t: seen.append(t) or half(x, t), NOISE, grid=times)
+    fs.sample(lambda x, t: seen.append(t) or half(x, t), NOISE, grid=times, schedule=fs.EDM())
     assert seen == [80.0, 5.0, 0.5]
 
 
 def test_explicit_times_and_a_contradicting_budget():
     with pytest.raises(ValueError, match="a grid of 3 steps costs this solver 3 calls; got nfe=5"):
-        fs.sample(half, NOISE, nfe=5, grid=[80.0, 5.0, 0.5, 0.0])
+        fs.sample(half, NOISE, nfe=5, grid=[80.0, 5.0, 0.5, 0.0], schedule=fs.EDM())
 
 
 def test_steps_are_told_as_they_happen():
     told = []
-    got = fs.sample(half, NOISE, nfe=5, callback=told.append)
+    got = fs.sample(half, NOISE, nfe=5, callback=told.append, schedule=fs.EDM())
     assert [step.index for step in told] == [0, 1, 2, 3, 4]
     assert [step.node.time for step in told] == [n.time for n in fs.focused(fs.EDM(), 5)[:-1]]
     assert torch.equal(told[-1].x, got)
@@ -66,7 +66,9 @@ def test_steps_are_told_as_they_happen():
 def test_a_trajectory_can_be_left_early():
     calls = []
     nodes = fs.log_snr(fs.EDM(), 10)
-    for step in fs.trajectory(lambda x, t: calls.append(t) or half(x, t), NOISE * 80, nodes, solver=fs.DDIM()):
+    for step in fs.trajectory(
+        lambda x, t: calls.append(t) or half(x, t), NOISE * 80, nodes, solver=fs.DDIM(), schedule=fs.EDM()
+    ):
         if step.index == 3:
             break
     assert len(calls) == 4
@@ -74,7 +76,9 @@ def test_a_trajectory_can_be_left_early():
 
 def test_integrate_is_sample_without_the_scaling():
     nodes = fs.focused(fs.EDM(), 7)
-    assert torch.equal(fs.integrate(half, NOISE * 80, nodes), fs.sample(half, NOISE, nfe=7))
+    assert torch.equal(
+        fs.integrate(half, NOISE * 80, nodes, schedule=fs.EDM()), fs.sample(half, NOISE, nfe=7, schedule=fs.EDM())
+    )
 
 
 @every_solver
@@ -90,7 +94,7 @@ def test_a_model_may_reuse_its_buffers(entry):
     start = NOISE * 80
     before = start.clone()
     nodes = fs.log_snr(fs.EDM(), 7)
-    run = {"nodes": nodes, "solver": entry.solver, "seeds": range(len(start))}
+    run = {"nodes": nodes, "solver": entry.solver, "seeds": range(len(start)), "schedule": fs.EDM()}
     got = fs.integrate(reusing, start, **run)
     assert torch.equal(got, fs.integrate(half, start, **run))
     assert torch.equal(start, before)
@@ -98,7 +102,7 @@ def test_a_model_may_reuse_its_buffers(entry):
 
 def test_samples_carry_no_graph_and_can_enter_one():
     weight = torch.nn.Parameter(torch.ones(()))
-    got = fs.sample(lambda x, t: weight * half(x, t), NOISE, nfe=4)
+    got = fs.sample(lambda x, t: weight * half(x, t), NOISE, nfe=4, schedule=fs.EDM())
     assert not got.requires_grad
     (got * weight).sum().backward()  # an inference tensor would refuse
     assert weight.grad is not None
@@ -110,12 +114,12 @@ def test_a_denoiser_may_take_gradients_of_its_input():
             leaf = x.detach().requires_grad_()
             return half(x, t) - torch.autograd.grad(leaf.square().sum(), leaf)[0] * 1e-4
 
-    assert fs.sample(guided, NOISE, nfe=4).isfinite().all()
+    assert fs.sample(guided, NOISE, nfe=4, schedule=fs.EDM()).isfinite().all()
 
 
 def test_progress_needs_no_more_than_rich_and_writes_to_stderr(capsys):
     pytest.importorskip("rich", reason="needs the extra cli")
-    fs.sample(half, NOISE, nfe=3, progress=True)
+    fs.sample(half, NOISE, nfe=3, progress=True, schedule=fs.EDM())
     out, err = capsys.readouterr()
     assert out == ""
     assert "sampling" in err
@@ -124,7 +128,7 @@ def test_progress_needs_no_more_than_rich_and_writes_to_stderr(capsys):
 @pytest.mark.parametrize("nfe", [0, -1, 2.5, "8", True])
 def test_a_budget_is_a_positive_integer(nfe):
     with pytest.raises(ValueError, match="nfe must be an integer of at least 1; got"):
-        fs.sample(half, NOISE, nfe=nfe)
+        fs.sample(half, NOISE, nfe=nfe, schedule=fs.EDM())
 
 
 @pytest.mark.parametrize(
@@ -140,7 +144,7 @@ def test_a_budget_is_a_positive_integer(nfe):
 )
 def test_wrong_noise(noise, error, message):
     with pytest.raises(error, match=message):
-        fs.sample(half, noise)
+        fs.sample(half, noise, schedule=fs.EDM())
 
 
 @pytest.mark.parametrize(
@@ -159,7 +163,7 @@ def test_wrong_noise(noise, error, message):
 )
 def test_wrong_grids(grid, message):
     with pytest.raises(ValueError, match=message):
-        fs.sample(half, NOISE, grid=grid)
+        fs.sample(half, NOISE, grid=grid, schedule=fs.EDM())
 
 
 def test_errors_come_before_the_first_call():
@@ -168,9 +172,9 @@ def test_errors_come_before_the_first_call():
 
     for wrong in ({"nfe": 0}, {"grid": [1.0, 2.0, 1.5]}, {"nfe": 3, "grid": [80.0, 1.0]}):
         with pytest.raises(ValueError, match=r"nfe|grid|times"):
-            fs.sample(never, NOISE, **wrong)
+            fs.sample(never, NOISE, schedule=fs.EDM(), **wrong)
     with pytest.raises(ValueError, match="nodes must hold at least 2"):
-        fs.trajectory(never, NOISE, [])
+        fs.trajectory(never, NOISE, [], schedule=fs.EDM())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -187,7 +191,7 @@ def test_nan_from_the_denoiser_names_the_call(bad, at):
         return out
 
     with pytest.raises(fs.DenoiserError, match=f"NaN or inf at call {at} ") as info:
-        fs.sample(denoiser, NOISE, nfe=5, solver=fs.DDIM())
+        fs.sample(denoiser, NOISE, nfe=5, solver=fs.DDIM(), schedule=fs.EDM())
     assert f"sigma {calls[at]:g}" in str(info.value)
 
 
@@ -196,7 +200,7 @@ def test_nan_is_never_passed_on_even_if_a_later_call_hides_it():
         return torch.nan_to_num(half(x, t)) if t < 1 else half(x, t) * float("nan")
 
     with pytest.raises(fs.DenoiserError, match="at call 0 "):
-        fs.sample(denoiser, NOISE, nfe=5, grid=fs.log_snr(to_zero=True))
+        fs.sample(denoiser, NOISE, nfe=5, grid=fs.log_snr(to_zero=True), schedule=fs.EDM())
 
 
 class Output:
@@ -217,18 +221,18 @@ class Output:
 def test_wrong_answers_are_named_at_once(answer, message):
     calls = []
     with pytest.raises(fs.DenoiserError, match=message):
-        fs.sample(lambda x, t: calls.append(t) or answer(x), NOISE)
+        fs.sample(lambda x, t: calls.append(t) or answer(x), NOISE, schedule=fs.EDM())
     assert len(calls) == 1
 
 
 def test_an_answer_in_another_precision_is_taken():
-    got = fs.sample(lambda x, t: half(x, t).half(), NOISE, nfe=4)
+    got = fs.sample(lambda x, t: half(x, t).half(), NOISE, nfe=4, schedule=fs.EDM())
     assert got.dtype == torch.float32
 
 
 def test_a_denoisers_own_error_comes_through_unchanged():
     with pytest.raises(KeyError, match="mine"):
-        fs.sample(lambda x, t: {}["mine"], NOISE)
+        fs.sample(lambda x, t: {}["mine"], NOISE, schedule=fs.EDM())
 
 
 def test_unit_noise_belongs_to_its_seed():
@@ -256,7 +260,7 @@ def test_plan_counts_two_call_solvers():
 def test_a_run_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fs.sample(half, NOISE, nfe=3)
+        fs.sample(half, NOISE, nfe=3, schedule=fs.EDM())
 
 
 @pytest.mark.parametrize(
@@ -272,15 +276,15 @@ def test_a_run_warns_of_nothing():
 )
 def test_parts_of_the_wrong_kind(wrong, message):
     with pytest.raises(TypeError, match=message):
-        fs.sample(half, NOISE, **wrong)
+        fs.sample(half, NOISE, **{"schedule": fs.EDM(), **wrong})
     if "grid" not in wrong:
         with pytest.raises(TypeError, match=message):
-            fs.integrate(half, NOISE, fs.log_snr(fs.EDM(), 3), **wrong)
+            fs.integrate(half, NOISE, fs.log_snr(fs.EDM(), 3), **{"schedule": fs.EDM(), **wrong})
 
 
 def test_a_denoiser_is_called():
     with pytest.raises(TypeError, match=r"denoiser must be a function denoiser\(x, t\); got Tensor"):
-        fs.sample(NOISE, NOISE)
+        fs.sample(NOISE, NOISE, schedule=fs.EDM())
 
 
 # Stochastic solvers
@@ -302,7 +306,9 @@ class Lifted(fs.DDIM):
 def test_the_driver_adds_the_noise_that_stages_ask_for():
     nodes = fs.log_snr(fs.EDM(), 3, to_zero=False)
     x = torch.zeros(2, 5, 4)
-    steps = list(fs.trajectory(lambda x, t: torch.zeros_like(x), x, nodes, solver=Jitter(), seeds=[4, 4]))
+    steps = list(
+        fs.trajectory(lambda x, t: torch.zeros_like(x), x, nodes, solver=Jitter(), seeds=[4, 4], schedule=fs.EDM())
+    )
     z = steps[0].x / 0.25
     assert torch.equal(z[0], z[1])  # the same seed
     # 20 unit Gaussian draws: their mean square is within 4 standard deviations, sqrt(2 / 20) each, of 1.
@@ -319,7 +325,7 @@ def test_a_plan_that_begins_noisier_is_brought_there():
         seen.append(x.clone())
         return torch.zeros_like(x)
 
-    fs.integrate(denoiser, torch.zeros(1, 5000), nodes, solver=Lifted(), seeds=[0])
+    fs.integrate(denoiser, torch.zeros(1, 5000), nodes, solver=Lifted(), seeds=[0], schedule=fs.EDM())
     # From sigma_max to twice that: noise of sqrt(3) sigma_max; 5,000 draws know their deviation to 1 %.
     assert seen[0].std().item() == pytest.approx(3**0.5 * nodes[0].sigma, rel=0.04)
 
@@ -328,15 +334,15 @@ def test_a_plan_that_begins_noisier_is_brought_there():
 def test_seeds_are_one_a_sample(seeds):
     noise = torch.randn(2, 3)
     with pytest.raises(ValueError, match=f"seeds must be one a sample; got {len(seeds)} for 2 samples"):
-        fs.sample(half, noise, solver=Jitter(), seeds=seeds)
+        fs.sample(half, noise, solver=Jitter(), seeds=seeds, schedule=fs.EDM())
 
 
 def test_noise_does_not_depend_on_batch_type_or_call():
     noise = torch.randn(4, 3, dtype=torch.float64)
-    whole = fs.sample(half, noise, solver=Jitter(), seeds=[9, 8, 7, 6])
-    parts = [fs.sample(half, noise[i : i + 1], solver=Jitter(), seeds=[9 - i]) for i in range(4)]
+    whole = fs.sample(half, noise, solver=Jitter(), seeds=[9, 8, 7, 6], schedule=fs.EDM())
+    parts = [fs.sample(half, noise[i : i + 1], solver=Jitter(), seeds=[9 - i], schedule=fs.EDM()) for i in range(4)]
     assert torch.equal(whole, torch.cat(parts))
-    single = fs.sample(half, noise.float(), solver=Jitter(), seeds=[9, 8, 7, 6])
+    single = fs.sample(half, noise.float(), solver=Jitter(), seeds=[9, 8, 7, 6], schedule=fs.EDM())
     # Ten steps of float32 on numbers that begin at 80 times unit Gaussians.
     torch.testing.assert_close(single.double(), whole, rtol=0, atol=10 * 4 * 80 * 2**-24)
 
@@ -345,7 +351,7 @@ def test_noise_does_not_depend_on_batch_type_or_call():
 def test_seeds_may_be_of_numpy_and_torch(seeds):
     assert torch.equal(fs.unit_noise(seeds, (3,)), fs.unit_noise(range(2), (3,)))
     noise = torch.zeros(2, 3)
-    drawn = [fs.sample(half, noise, solver=Jitter(), seeds=each) for each in (seeds, range(2))]
+    drawn = [fs.sample(half, noise, solver=Jitter(), seeds=each, schedule=fs.EDM()) for each in (seeds, range(2))]
     assert torch.equal(*drawn)
 
 

@@ -140,7 +140,7 @@ def estimate_gamma(
         gammas.append(total / count)
         if progress is not None:
             progress(i + 1, points)
-    return Gamma(torch.from_numpy(lams), torch.tensor(gammas), describe(schedule), fingerprint)
+    return Gamma(torch.from_numpy(lams), torch.tensor(gammas, dtype=torch.float64), describe(schedule), fingerprint)
 
 
 class Drawn(NamedTuple):
@@ -164,12 +164,17 @@ def _draws(
     if labels is not None and len(labels) != len(images):
         raise ValueError(f"labels must be one an image; got {len(labels)} for {len(images)} images")
     generator = torch.Generator().manual_seed(seed)
-    rounds = [torch.randperm(len(images), generator=generator) for _ in range(math.ceil(samples / len(images)))]
+    # The types and the device are named: torch's defaults are anybody's to set.
+    repeats = math.ceil(samples / len(images))
+    rounds = [torch.randperm(len(images), generator=generator, device="cpu") for _ in range(repeats)]
     for rows in torch.cat(rounds)[:samples].split(batch):
         # One image after another: what is drawn for it does not depend on the batch.
         shape = images.shape[1:]
         drawn = [
-            (torch.randn(shape, generator=generator), torch.randint(0, 2, (probes, *shape), generator=generator))
+            (
+                torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu"),
+                torch.randint(0, 2, (probes, *shape), generator=generator, device="cpu"),
+            )
             for _ in rows
         ]
         noise = torch.stack([each for each, _ in drawn]).to(images)

@@ -126,7 +126,7 @@ class EMS(_Table):
     @classmethod
     def constant(cls, l: float = 1.0, s: float = 0.0, b: float = 0.0, end: float = 10.0) -> EMS:  # noqa: E741
         """The same at every lam in [-end, end]: (1, 0, 0) makes DPM-Solver-v3 DPM-Solver++, (0, -1, 0) DPM-Solver."""
-        lam, ones = torch.tensor([-end, end]), torch.ones(2)
+        lam, ones = torch.tensor([-end, end], dtype=torch.float64), torch.ones(2, dtype=torch.float64)
         return cls(lam, l * ones, s * ones, b * ones)
 
 

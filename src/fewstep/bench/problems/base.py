@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...grid import GridFunction
-from ...prediction import Denoiser
+from ...prediction import Denoiser, as_denoiser
 from ...sampling import integrate, sample, unit_noise
 from ...schedule import Node, Schedule
 from ...solvers import Solver, UniPC
@@ -74,7 +74,7 @@ class Problem:
     def denoiser(self, schedule: Schedule, seeds: Sequence[int]) -> Denoiser:
         """For a batch that starts from `noise(seeds)`."""
         law: Law = self.law(seeds)
-        return lambda x, t: law.denoised(x, schedule.node(t))
+        return as_denoiser(lambda x, t: law.denoised(x, schedule.node(t)), "sample", schedule)
 
     def drawn(
         self, schedule: Schedule, seeds: Sequence[int], solver: Solver, nfe: int, grid: GridFunction | None = None
