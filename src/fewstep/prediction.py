@@ -131,7 +131,7 @@ def agreed(denoisers: Sequence[Any], given: Schedule | None = None) -> Schedule 
             found = own
         elif contradicts(own, found):
             raise ValueError(
-                f"schedule must be the one that the denoiser was made with, {own!r}; got {found!r}: "
-                "leave schedule= out, or give as_denoiser the right one"
+                f"a run has one schedule; got {found!r} for a denoiser that was made with {own!r}: "
+                "leave schedule= out, or make all denoisers with the right one"
             )
     return found

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...prediction import Denoiser
+from ...prediction import Denoiser, as_denoiser
 from ...schedule import Node, Schedule
 from ..metrics import Moments
 
@@ -36,12 +36,7 @@ class GaussianMixture:
 
     def denoiser(self, schedule: Schedule) -> Denoiser:
         """The exact posterior mean; computes in float64 and answers in x's dtype."""
-
-        def denoise(x: Tensor, t: float) -> Tensor:
-            node = schedule.node(t)
-            return self.denoised(x, node).to(x.dtype)
-
-        return denoise
+        return as_denoiser(lambda x, t: self.denoised(x, schedule.node(t)).to(x.dtype), "sample", schedule)
 
     def denoised(self, x: Tensor, node: Node) -> Tensor:
         flat = x.double().reshape(x.shape[0], 1, -1) - node.alpha * self.means
