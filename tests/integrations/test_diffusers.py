@@ -893,7 +893,7 @@ def test_noise_of_a_begun_run_is_that_of_its_next_step():
 @pytest.mark.parametrize(("config", "message"), [
     ({"solver": "heun"}, "solver must be one of"),
     ({"solver": "unknown"}, "solver must be one of"),
-    ({"prediction_type": "score"}, "prediction_type must be one of"),
+    ({"prediction_type": "velocity"}, "prediction_type must be one of"),
     ({"beta_schedule": "exp"}, "beta_schedule must be one of"),
     ({"timestep_type": "log"}, "timestep_type must be one of"),
     ({"channel_dim": "last"}, "channel_dim must be one of"),

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,45 +51,47 @@ def sampler(solver: Solver, *, flow: bool = False) -> Callable[..., Tensor]:
     Raises:
         ValueError: sigmas that are not one falling or rising list, begin at 0, are above 1 on a flow, or rise from far
             below the rest (as ComfyUI's FlipSigmas has them, from 1e-4) where the solver cannot follow.
-        fewstep.sampling.DenoiserError: the model's answer is not an image, or not finite.
+        fewstep.DenoiserError: the model's answer is not a tensor like x, or not finite.
     """
+    return partial(_sample, solver, flow)
 
-    def sample(
-        model: Callable[..., Tensor],
-        x: Tensor,
-        sigmas: Tensor,
-        extra_args: Mapping[str, Any] | None = None,
-        callback: Callable[[dict[str, Any]], object] | None = None,
-        disable: bool | None = None,
-        *,
-        seeds: Iterable[int] | None = None,
-    ) -> Tensor:
-        kept = _distinct(sigmas)
-        if len(kept) < 2:
-            return x
-        nodes = tuple(_node(sigma, flow) for sigma in kept.values())
-        _check_first(solver, nodes)
-        given = {} if extra_args is None else extra_args
 
-        def denoiser(x: Tensor, t: float) -> Tensor:
-            return model(x, torch.full((len(x),), t, dtype=sigmas.dtype, device=x.device), **given)
-
-        schedule: Schedule = Flow() if flow else EDM()
-        steps = trajectory(denoiser, x, nodes, solver=solver, schedule=schedule, seeds=seeds)
-        places, calls = list(kept)[:-1], len(solver.plan(schedule, nodes))
-        with _bar(len(places), disable) as bar:
-            for step in steps:
-                begun, rest = divmod(step.index * len(places), calls)
-                if rest < len(places):  # the first call of its step, or about that where steps differ in calls
-                    if callback is not None:
-                        i, level = places[begun], sigmas.new_full((), step.node.sigma)
-                        callback({"i": i, "x": x, "sigma": sigmas[i], "sigma_hat": level, "denoised": step.denoised})
-                    if bar is not None:
-                        bar.update()
-                x = step.x
+def _sample(
+    solver: Solver,
+    flow: bool,
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], object] | None = None,
+    disable: bool | None = None,
+    *,
+    seeds: Iterable[int] | None = None,
+) -> Tensor:
+    kept = _distinct(sigmas)
+    if len(kept) < 2:
         return x
+    nodes = tuple(_node(sigma, flow) for sigma in kept.values())
+    _check_first(solver, nodes)
+    given = {} if extra_args is None else extra_args
 
-    return sample
+    def denoiser(x: Tensor, t: float) -> Tensor:
+        return model(x, torch.full((len(x),), t, dtype=sigmas.dtype, device=x.device), **given)
+
+    schedule: Schedule = Flow() if flow else EDM()
+    steps = trajectory(denoiser, x, nodes, solver=solver, schedule=schedule, seeds=seeds)
+    places, calls = list(kept)[:-1], len(solver.plan(schedule, nodes))
+    with _bar(len(places), disable) as bar:
+        for step in steps:
+            begun, rest = divmod(step.index * len(places), calls)
+            if rest < len(places):  # the first call of its step, or about that where steps differ in calls
+                if callback is not None:
+                    i, level = places[begun], sigmas.new_full((), step.node.sigma)
+                    callback({"i": i, "x": x, "sigma": sigmas[i], "sigma_hat": level, "denoised": step.denoised})
+                if bar is not None:
+                    bar.update()
+            x = step.x
+    return x
 
 
 sample_evodiff = sampler(EVODiff())
