@@ -12,10 +12,10 @@ import fewstep
 SOURCE = Path(fewstep.__file__).parent
 # Each room may import from those before it.
 ROOMS = [
-    "files", "models", "schedule", "grid", "prediction", "statistics", "solvers", "table", "sampling", "guidance",
-    "api", "pictures", "runs", "integrations", "adapters", "bench", "cli",
+    "files", "store", "models", "schedule", "grid", "prediction", "statistics", "solvers", "table", "sampling",
+    "guidance", "api", "pictures", "runs", "integrations", "adapters", "bench", "cli",
 ]  # fmt: skip
-TENSOR_FREE = ["files", "models", "schedule", "grid", "prediction"]
+TENSOR_FREE = ["files", "store", "models", "schedule", "grid", "prediction"]
 
 
 def files(room):

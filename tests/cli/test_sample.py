@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fewstep
-from cli.commands import DONE, FAILED, assert_refused, content, names, record, run, stored
+from cli.commands import DONE, FAILED, INTERRUPTED, assert_refused, content, names, record, run, stored
 from fewstep.adapters.edm import EDMModel
 from fewstep.pictures import png
 from fewstep.table import SOLVERS
@@ -21,7 +21,7 @@ def test_a_run_is_images_a_sheet_and_a_record(sample, model, tmp_path):
     result = sample("--solver", "heun", "--seed", "5", "--label", "square", "--guidance", "2", "--grid", "karras")
     assert result.exit_code == DONE
     folder = tmp_path / "samples"
-    assert names(folder) == [*(f"{i:06d}.png" for i in range(4)), "grid.png", "run.json"]
+    assert names(folder) == [*(f"{i:06d}.png" for i in range(4)), "SHA256SUMS", "grid.png", "run.json"]
     assert stored(folder).shape == (4, SIDE, SIDE, 3)
     written = record(folder)
     assert (written["status"], written["images"]) == ("done", 4)
@@ -47,7 +47,7 @@ def test_an_image_is_what_the_library_draws(sample, model, tmp_path):
 def test_npz_holds_the_same_pixels_as_png(sample, tmp_path):
     sample()
     sample("--npz", out=tmp_path / "npz")
-    assert names(tmp_path / "npz") == ["grid.png", "run.json", "samples.npz"]
+    assert names(tmp_path / "npz") == ["SHA256SUMS", "grid.png", "run.json", "samples.npz"]
     with np.load(tmp_path / "npz" / "samples.npz") as file:
         assert np.array_equal(file["images"], stored(tmp_path / "samples"))
     assert (tmp_path / "npz" / "grid.png").read_bytes() == (tmp_path / "samples" / "grid.png").read_bytes()
@@ -147,7 +147,7 @@ def test_the_images_of_others_are_not_clobbered(sample, tmp_path, flags):
     folder.mkdir()
     (folder / "000000.png").write_bytes(png(np.zeros((4, 4, 3), np.uint8)))
     before = content(folder)
-    assert_refused(sample(*flags), FAILED, "000000.png is not of a run", "choose another --out")
+    assert_refused(sample(*flags), FAILED, "000000.png is not of this run", "choose another --out")
     assert content(folder) == before
 
 
@@ -168,7 +168,7 @@ def test_a_failure_half_way_keeps_what_was_made_and_the_next_run_goes_on(sample,
     assert "details" not in result.stderr
     folder = tmp_path / "samples"
     assert (record(folder)["status"], record(folder)["images"]) == ("failed", 2)
-    assert names(folder) == ["000000.png", "000001.png", "grid.png", "run.json"]
+    assert names(folder) == ["000000.png", "000001.png", "SHA256SUMS", "grid.png", "run.json"]
     assert sample().exit_code == DONE
     sample(out=tmp_path / "whole")
     assert np.array_equal(stored(folder), stored(tmp_path / "whole"))
@@ -217,11 +217,11 @@ def test_ctrl_c_keeps_the_images_and_the_same_command_goes_on(model, tmp_path, n
     out = tmp_path / "samples"
     args = ["--model", model, "--n", 6, "--nfe", 2, "--label", "0", "--out", out, *["--npz"] * npz]
     code, said = interrupted(signal.SIGINT, args)
-    assert code == FAILED
+    assert code == INTERRUPTED
     assert "interrupted: 3 of 6 images" in said.replace("\n", "")
     assert "Traceback" not in said
     images = ["samples.npz"] if npz else [f"{i:06d}.png" for i in range(3)]
-    assert names(out) == sorted([*images, "grid.png", "run.json"])
+    assert names(out) == sorted([*images, "SHA256SUMS", "grid.png", "run.json"])
     assert (record(out)["status"], record(out)["images"]) == ("interrupted", 3)
     assert run("sample", *args).exit_code == DONE
     whole = tmp_path / "whole"
@@ -229,7 +229,7 @@ def test_ctrl_c_keeps_the_images_and_the_same_command_goes_on(model, tmp_path, n
     assert (record(out)["status"], record(out)["images"], record(out)["found"]) == ("done", 6, 3)
     assert names(out) == names(whole)
     for name in names(out):
-        assert name == "run.json" or (out / name).read_bytes() == (whole / name).read_bytes()
+        assert name in ("run.json", "SHA256SUMS") or (out / name).read_bytes() == (whole / name).read_bytes()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")
@@ -237,7 +237,7 @@ def test_a_killed_run_goes_on(model, tmp_path):
     out = tmp_path / "samples"
     args = ["--model", model, "--n", 6, "--nfe", 2, "--label", "0", "--out", out]
     assert interrupted(signal.SIGKILL, args)[0] == -signal.SIGKILL
-    assert names(out) == [*(f"{i:06d}.png" for i in range(3)), "run.json"]
+    assert names(out) == [*(f"{i:06d}.png" for i in range(3)), "SHA256SUMS", "run.json"]
     assert record(out)["status"] == "running"
     assert run("sample", *args).exit_code == DONE
     run("sample", *args, "--out", tmp_path / "whole")

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeR
 from rich.text import Text
 
 EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130  # as shells say it of SIGINT
 log = Console(stderr=True)
 
 
