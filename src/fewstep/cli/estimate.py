@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..models import CIFAR10, DEFAULT_MODEL
-from .options import MAX_SEED, Debug, Device, Guidance, Model
+from .options import MAX_SEED, Debug, Device, Guidance, Model, path
 from .parse import load, subject
 from .show import errors, progress, say
 
@@ -17,7 +17,7 @@ app = typer.Typer(help="What DPM-Solver-v3 and Analytic-DPM need to know of a mo
 
 EstimateLabel = Annotated[str, typer.Option("--label", help="'all': each image with its class; 'none': without.")]
 Data = Annotated[str, typer.Option(help="Training images: an npz file, or a name on the Hugging Face hub.")]
-StatisticsFile = Annotated[Path, typer.Option("--out", help="The file, safetensors.")]
+StatisticsFile = Annotated[Path, typer.Option("--out", parser=path, metavar="<path>", help="The file, safetensors.")]
 Points = Annotated[int, typer.Option(min=2, help="Noise levels, evenly in log-SNR.")]
 Samples = Annotated[int, typer.Option(min=2, help="Noisy images at each; more matter more than points.")]
 StatisticsSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the choice of images, and of the noise.")]

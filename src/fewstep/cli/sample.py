@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..models import DEFAULT_MODEL
-from .options import ALL_SOLVERS, AsJson, Debug, Device, GridName, Guidance, Label, Model, Seed, Statistics
+from .options import ALL_SOLVERS, AsJson, Debug, Device, GridName, Guidance, Label, Model, Seed, Statistics, path
 from .parse import conditioned, informed, load, pick_grid, pick_solvers
-from .show import EXIT_INTERRUPTED, count, errors, progress, say
+from .show import count, errors, progress, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +37,9 @@ def sample(
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; changes no pixel on a CPU.")] = 16,
     device: Device = "cpu",
     npz: Annotated[bool, typer.Option("--npz", help="One samples.npz, written at the end, instead of PNGs.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the images, grid.png and run.json.")] = Path("samples"),
+    out: Annotated[
+        Path, typer.Option(parser=path, metavar="<path>", help="Folder for the images, grid.png and run.json.")
+    ] = Path("samples"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in that folder.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -80,8 +82,7 @@ def sample(
     if as_json:
         typer.echo(json.dumps({**record, "out": str(out)}))
     if record["status"] == "interrupted":
-        say(f"interrupted: {run.made} of {count(n, 'image')} in {out}; the same command goes on from there")
-        raise typer.Exit(EXIT_INTERRUPTED)
+        raise KeyboardInterrupt(f"{run.made} of {count(n, 'image')} in {out}; the same command goes on from there")
     drawn = f"{n - found} drawn now, {record['images_per_second']:.1f} a second" if found < n else "all from before"
     say(f"{count(n, 'image')} in {out}, {drawn}; the sheet is {out / 'grid.png'}")
 
