@@ -114,7 +114,7 @@ DAMAGES = {
     ),
     "layers without end": (
         _edit("config.json", block_out_channels=[10**6, 10**6]),
-        "conv_in.bias is (8,) in the weights, (1000000,) in the configuration",
+        "class_embedding.weight is (4, 32) in the weights, (4, 4000000) in the configuration",
     ),
     "weights not finite": (_poison, "mid_block.resnets.0.conv1.weight holds NaN or inf as torch.float32"),
     "levels reversed": (_edit("fewstep.json", sigma_max=1e-3), "EDM needs 0 < sigma_min < sigma_max"),

@@ -6,6 +6,7 @@ import os
 import secrets
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ __all__ = [
 ]  # fmt: skip
 
 LOCK = ".fewstep.lock"  # stays when the lock is gone: unlinking it would let two processes lock different files
+# What numpy and zipfile raise for damage; TypeError is of a .npy under that name.
+DAMAGED = (ValueError, TypeError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
 TAG_BYTES = 8  # of the random part of a temporary file's name
 
 
@@ -58,11 +61,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an npz file, by name; ValueError if it is none, or not whole."""
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return dict(file)
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:  # TypeError: of a .npy under that name
-        raise ValueError(f"{path} is not a whole npz file of arrays: copy it anew, or remove it") from error
+    with path.open("rb") as raw:
+        try:
+            with np.load(raw, allow_pickle=False) as file:
+                return dict(file)
+        except DAMAGED as error:
+            raise ValueError(f"{path} is not a whole npz file of arrays: copy it anew, or remove it") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
