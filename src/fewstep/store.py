@@ -28,8 +28,9 @@ class Store:
     """The folder, held for this process alone until `close` or the end of a `with`.
 
     `settings` is everything that the content depends on, in the terms of JSON. A folder with the same settings is gone
-    on with; one with others is refused, or emptied of its files if `overwrite`. The numbers of the settings that
-    `extends` names may grow. `names` are of files that will be written: one that is not ours is refused at once.
+    on with; one with others is refused, in words that end with `remedy`, or emptied of its files if `overwrite`. The
+    numbers of the settings that `extends` names may grow. `names` are of files that will be written: one that is not
+    ours is refused at once.
 
     `previous` is the record found, of the same work; `damaged` has the names of files that are not as they were
     written: `holds` denies them, and `write` replaces them.
@@ -43,6 +44,7 @@ class Store:
         names: Collection[str] = (),
         extends: Collection[str] = (),
         overwrite: bool = False,
+        remedy: str = "choose another --out, or --overwrite",
     ):
         self.folder, self.settings = folder, json.loads(json.dumps(dict(settings)))
         self._whole: set[str] = set()
@@ -53,7 +55,7 @@ class Store:
             self.previous = self._read_record()
             self._sums = self._read_sums()
             if self.previous is not None:
-                self._accept(self.previous["settings"], extends, overwrite)
+                self._accept(self.previous["settings"], extends, overwrite, remedy)
             for name in sorted(set(os.listdir(folder)) & set(names) - self._sums.keys()):
                 self._refuse(name)
             remove_leftovers(folder, {RECORD, SUMS, *self._sums})
@@ -69,6 +71,11 @@ class Store:
     def close(self) -> None:
         """Let other processes write here."""
         self._held.close()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was written yet, not even a record."""
+        return not (self.folder / RECORD).exists()
 
     def holds(self, name: str) -> bool:
         """Whether the file is there, as it was written."""
@@ -143,7 +150,7 @@ class Store:
             write_atomically(path, whole.encode())
         return sums
 
-    def _accept(self, old: Mapping[str, Any], extends: Collection[str], overwrite: bool) -> None:
+    def _accept(self, old: Mapping[str, Any], extends: Collection[str], overwrite: bool, remedy: str) -> None:
         new = self.settings
         grown = {key for key in extends if isinstance(old.get(key), int) and old[key] < new[key]}
         changed = [key for key in {**new, **old} if old.get(key) != new.get(key) and key not in grown]
@@ -151,7 +158,7 @@ class Store:
             return
         if not overwrite and any((self.folder / name).exists() for name in self._sums):
             told = "; ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed)
-            raise FileExistsError(f"{self.folder} holds another run ({told}): choose another --out, or --overwrite")
+            raise FileExistsError(f"{self.folder} holds another run ({told}): {remedy}")
         self._empty()
         self.previous = None
 

@@ -37,7 +37,10 @@ def ems(
     device: Device = "cpu",
     debug: Debug = False,
 ) -> None:
-    """Estimate the statistics of DPM-Solver-v3: about six calls for each point and sample."""
+    """Estimate the statistics of DPM-Solver-v3: about six calls for each point and sample.
+
+    An interrupted estimate goes on when the same command is given again.
+    """
     with errors(debug):
         from ..statistics import estimate_ems
 
@@ -57,7 +60,10 @@ def gamma(
     device: Device = "cpu",
     debug: Debug = False,
 ) -> None:
-    """Estimate Gamma of Analytic-DPM: one call for each point and sample."""
+    """Estimate Gamma of Analytic-DPM: one call for each point and sample.
+
+    An interrupted estimate goes on when the same command is given again.
+    """
     with errors(debug):
         from ..statistics import estimate_gamma
 
@@ -102,17 +108,22 @@ def _estimate(
             advance(now - shown)
             shown = now
 
-        found = estimator(
-            denoiser,
-            loaded.schedule,
-            images,
-            labels=labels,
-            points=points,
-            samples=samples,
-            seed=seed,
-            fingerprint=subject(loaded, label, guidance),
-            progress=report,
-            **options,
-        )
-    found.save(out)
+        try:
+            found = estimator(
+                denoiser,
+                loaded.schedule,
+                images,
+                labels=labels,
+                points=points,
+                samples=samples,
+                seed=seed,
+                fingerprint=subject(loaded, label, guidance),
+                out=out,
+                progress=report,
+                **options,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"{shown} of {points} points are kept; the same command goes on from there"
+            ) from None
     say(f"{found!r} in {out}: give it to a solver by --statistics")
