@@ -45,7 +45,7 @@ class Check:
     def __init__(self, folder: Path, model: str, n: int):
         self.folder, self.model, self.n = folder, model, n
         self.faults: list[str] = []
-        self.alone = {how: self._undisturbed(how, folder / str(i)) for i, how in enumerate((FIRST, SECOND))}
+        self._alone: dict[How, dict[str, bytes]] = {}
 
     def command(self, how: How, out: Path) -> list[str]:
         small = ("--model", self.model, "--n", str(self.n), "--nfe", "2", "--batch-size", "1")
@@ -54,9 +54,13 @@ class Check:
     def start(self, how: How, out: Path) -> subprocess.Popen[str]:
         return subprocess.Popen(self.command(how, out), stderr=subprocess.PIPE, text=True, start_new_session=True)
 
-    def _undisturbed(self, how: How, out: Path) -> dict[str, bytes]:
-        subprocess.run(self.command(how, out), check=True, capture_output=True)
-        return images(out)
+    def alone(self, how: How) -> dict[str, bytes]:
+        """The images of the run that nothing disturbs."""
+        if how not in self._alone:
+            out = self.folder / f"alone-{how[1]}"
+            subprocess.run(self.command(how, out), check=True, capture_output=True)
+            self._alone[how] = images(out)
+        return self._alone[how]
 
     def signals(self, number: signal.Signals, count: int) -> str:
         """Runs that get a signal at a random moment after their first new image, and go on."""
@@ -138,14 +142,14 @@ class Check:
             say(otherwise)
 
     def _expect_own(self, how: How, found: Mapping[str, bytes], when: str) -> None:
-        foreign = [name for name, content in found.items() if self.alone[how].get(name) != content]
+        foreign = [name for name, content in found.items() if self.alone(how).get(name) != content]
         self._expect(not foreign, f"{when}: {foreign} are not what this run draws")
 
     def _expect_done(self, how: How, out: Path, when: str) -> None:
         """After the same command once more, which finds nothing to complain of."""
         done = subprocess.run(self.command(how, out), capture_output=True, text=True)
         self._expect(done.returncode == 0 and "damaged" not in done.stderr, f"{when}: {done.stderr}")
-        self._expect(images(out) == self.alone[how], f"{when}: other images at the end")
+        self._expect(images(out) == self.alone(how), f"{when}: other images at the end")
         record = json.loads((out / "run.json").read_text())
         true = (record["status"], record["images"], record["settings"]["solver"]) == ("done", self.n, how[1])
         left = [path.name for path in out.iterdir() if path.suffix == ".part"]
