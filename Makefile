@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check numerics ablation bench-overhead bench-imports levels variance quality quality-quick clean
+.PHONY: help demo test check numerics ablation bench bench-overhead bench-imports levels variance quality quality-quick clean
 help:
 	@echo "make demo            compare solvers on the packaged model; says where the picture is"
 	@echo "make test            everything that CI runs: lint, types, tests"
@@ -13,6 +13,7 @@ help:
 	@echo "make bench-imports   time imports, the command line's help and the loading of the model (docs/imports.md)"
 	@echo "make levels          measure what noise levels are worth to the scheduler for diffusers (docs/levels.md)"
 	@echo "make variance        measure what each part of EVODiff's default is worth (docs/least-variance.md)"
+	@echo "make bench           solvers on the packaged model, 1,000 images a row (docs/bench/): an hour; goes on"
 	@echo "make quality         measure docs/quality.md: hours; goes on where it was interrupted"
 	@echo "make quality-quick   a reduced table of it, printed, in minutes"
 
@@ -57,6 +58,11 @@ RESULTS ?= benchmarks/quality/records
 
 variance: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.variance --data $(DATA) --out docs/least-variance.md
+
+BENCH ?= samples/bench
+bench: $(VENV)/.installed
+	$(BIN)/fewstep bench run benchmarks/bench.toml --out $(BENCH)
+	$(BIN)/fewstep bench report $(BENCH) --out docs/bench --title "Six solvers on the packaged model"
 
 quality: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.quality --data $(DATA) --results $(RESULTS) --out docs/quality.md
