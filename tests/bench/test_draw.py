@@ -50,7 +50,7 @@ def files(folder):
 def test_images_are_those_of_their_seeds(plan, tmp_path):
     drawn(plan, tmp_path / "a")
     cell = next(iter(cells_of(plan)))
-    kept = np.concatenate([batch["images"] for batch in shards_of(plan, tmp_path / "a", cell).read()])
+    kept = np.concatenate([batch["images"] for _, batch in shards_of(plan, tmp_path / "a", cell).read()])
     noise = unit_noise(range(30), (3, 8, 8))
     expected = sample(fakes.Gaussian(), noise, nfe=2, solver=SOLVERS["ddim"].solver, schedule=EDM())
     assert np.array_equal(kept, pixels(expected))
@@ -167,6 +167,18 @@ def test_errors_are_against_the_converged_solution(plan, tmp_path):
     expected = (x.double() - exact.double()).square().mean().sqrt().item()
     # Sums of 30 means of squares, in another order: 30 roundings of float64.
     assert row["rmse"] == pytest.approx(expected, rel=30 * 2**-53)
+
+
+def test_what_is_measured_once_is_kept(plan, tmp_path, monkeypatch):
+    rows = drawn(plan, tmp_path / "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(Judge, "figures", None)
+        assert rows_of(plan, tmp_path / "a") == rows
+        with pytest.raises(TypeError):  # of more images, it is measured again
+            drawn(dataclasses.replace(plan, n=31), tmp_path / "a")
+    other = rows_of(dataclasses.replace(plan, scores={"brightness": "fakes:brightness"}), tmp_path / "a")
+    assert [row["frechet"] for row in other] == [row["frechet"] for row in rows]
+    assert all("brightness" in row for row in other)
 
 
 def test_the_work_is_shared_evenly():

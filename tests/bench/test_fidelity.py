@@ -71,7 +71,7 @@ def test_the_rows_have_its_metrics(tmp_path, monkeypatch):
     shards = shards_of(plan, tmp_path, next(iter(cells_of(plan))))
     got = Judge(plan, "cpu").figures(shards)
 
-    images = torch.from_numpy(np.concatenate([batch["images"] for batch in shards.read()])).permute(0, 3, 1, 2)
+    images = torch.from_numpy(np.concatenate([batch["images"] for _, batch in shards.read()])).permute(0, 3, 1, 2)
     expected = fidelity.calculate_metrics(
         input1=Rows(images), input2=Rows(IMAGES), fid=True, isc=True, kid=True, prc=True, cuda=False, verbose=False,
         feature_extractor="stand-in", kid_subset_size=30, save_cpu_ram=True,

@@ -24,7 +24,8 @@ from .subjects import Subject, imported
 
 __all__ = ["CALL", "Judge", "measure", "read_rows"]
 
-ROWS = "rows.json"
+ROWS, FIGURES = "rows.json", "figures.json"
+Row = dict[str, Any]
 CALL = "one evaluation of the denoiser on a batch; guidance evaluates the network twice in it"
 FIDELITY = {
     "isc": "inception_score_mean",
@@ -76,7 +77,7 @@ class Judge:
     def figures(self, shards: Shards) -> dict[str, float]:
         """The metrics of the images. Features are not kept; those of torch-fidelity's own metrics are."""
         running, totals, count = Running(), dict.fromkeys(self.scores, 0.0), 0
-        for part, batch in zip((p for s in shards for p in shards.parts(s)), shards.read(), strict=True):
+        for part, batch in shards.read():
             images = torch.from_numpy(batch["images"]).permute(0, 3, 1, 2).contiguous()
             count += len(images)
             if self.reference is not None and "frechet" in self.plan.metrics and self.extractor is not None:
@@ -97,42 +98,47 @@ class Judge:
         return found
 
 
-def measure(plan: Plan, folder: Path, judge: Judge, say: Callable[[str], object] = lambda text: None) -> list[Any]:
-    """The rows of the plan, also in `rows.json`; those of images that it holds already are taken from there.
+def measure(plan: Plan, folder: Path, judge: Judge, say: Callable[[str], object] = lambda text: None) -> list[Row]:
+    """The rows of the plan, also in `rows.json`; ValueError if images are missing.
 
-    ValueError if images are missing.
+    What is measured of a cell is kept beside its images, and used as long as they are the same.
     """
-    known = {(row["images"], json.dumps(row["measured by"])): row for row in read_rows(folder)}
     rows = []
     for cell in cells_of(plan):
         shards = shards_of(plan, folder, cell)
         facts = _facts(cell, shards)
-        by = judge.identity()
-        row = known.get((facts["images"], json.dumps(by)))
-        if row is None:
+        basis = {"images": facts["images"], "measured by": judge.identity()}
+        path = shards.folder / FIGURES
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if {key: known.get(key) for key in basis} != basis:
             say(f"measuring {cell.folder}")
-            row = {**facts, **judge.figures(shards), "measured by": by}
-        rows.append({**row, **facts})
-    content = {"a call is": CALL, "plan": plan.record(), "rows": rows}
-    write_atomically(folder / ROWS, (json.dumps(content, indent=1) + "\n").encode())
+            known = {**basis, "figures": judge.figures(shards)}
+            write_atomically(path, as_json(known))
+        rows.append({**facts, **known["figures"], "measured by": known["measured by"]})
+    write_atomically(folder / ROWS, as_json({"a call is": CALL, "plan": plan.record(), "rows": rows}))
     return rows
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
+def as_json(content: object) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The rows of the last run that ended, or none."""
     path = folder / ROWS
     if not path.exists():
         return []
     try:
         return list(json.loads(path.read_text(encoding="utf-8"))["rows"])
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{path} is damaged: remove it, and it is measured again") from error
+        raise ValueError(f"{path} is damaged: remove it and give the run again") from error
 
 
 def _facts(cell: Cell, shards: Shards) -> dict[str, Any]:
     """What was kept with the images: seconds vary from run to run, the rest does not."""
     digest, calls, memory, seconds = hashlib.sha256(), set(), 0, []
     squares = gain = 0.0
-    for batch in shards.read():
+    for _, batch in shards.read():
         digest.update(batch["images"].tobytes())
         calls.add(int(batch["calls"]))
         memory = max(memory, int(batch["memory"]))

@@ -53,8 +53,8 @@ class Shards:
         shard = next(each for each in self if part.start in each)
         return read_npz(self.path(shard) / file_of(part))
 
-    def read(self) -> Iterator[Batch]:
-        """All batches in order of seeds; ValueError if some are missing, or not drawn under the same settings."""
+    def read(self) -> Iterator[tuple[range, Batch]]:
+        """All batches with their seeds, in order; ValueError if some are missing, or drawn under other settings."""
         missing = self.missing()
         if missing:
             raise ValueError(
@@ -71,7 +71,7 @@ class Shards:
                         f"the images of {self.folder.name} are not of one kind, {key} was {common.get(key)!r} and from "
                         f"seed {shard.start} on {found.get(key)!r}: draw them anew, with --overwrite"
                     )
-            yield from map(self.batch_of, self.parts(shard))
+            yield from ((part, self.batch_of(part)) for part in self.parts(shard))
 
 
 def split(seeds: range, size: int) -> Iterator[range]:
