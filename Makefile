@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check numerics ablation bench bench-overhead bench-imports levels variance quality quality-quick clean
+.PHONY: help demo test check numerics ablation bench bench-overhead bench-imports robustness levels variance quality \
+	quality-quick clean
 help:
 	@echo "make demo            compare solvers on the packaged model; says where the picture is"
 	@echo "make test            everything that CI runs: lint, types, tests"
@@ -11,6 +12,7 @@ help:
 	@echo "make ablation        measure the iterations of the EVODiff papers (docs/evodiff.md)"
 	@echo "make bench-overhead  time the solvers beside diffusers' (docs/overhead.md)"
 	@echo "make bench-imports   time imports, the command line's help and the loading of the model (docs/imports.md)"
+	@echo "make robustness      kill runs of the command line, fill their disk, begin two at once; says what was lost"
 	@echo "make levels          measure what noise levels are worth to the scheduler for diffusers (docs/levels.md)"
 	@echo "make variance        measure what each part of EVODiff's default is worth (docs/least-variance.md)"
 	@echo "make bench           solvers on the packaged model, 1,000 images a row (docs/bench/): an hour; goes on"
@@ -47,6 +49,9 @@ bench-overhead: $(VENV)/.installed
 
 bench-imports: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.imports --out docs/imports.md
+
+robustness: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.robustness
 
 levels: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.levels --out docs/levels.md

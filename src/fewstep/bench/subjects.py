@@ -39,20 +39,18 @@ class Subject:
 def load_subject(name: str, device: str = "cpu", shape: tuple[int, ...] = (), batch: int = BATCH) -> Subject:
     """A packaged model, a folder, or `module:function`.
 
-    The function takes nothing, or `device`, and returns a denoiser and its schedule. It is your code, found as Python
-    finds modules, and in the working directory. The denoiser may have: `shape`, of a sample; `classes` and
-    `conditioned(labels, guidance)`, as `adapters.EDMModel` has; `decode`, from latents to images in [-1, 1];
-    `fingerprint`, which changes with its weights.
+    The function takes nothing, or `device`, and returns a denoiser and its schedule, or a denoiser that has it as
+    `schedule`. It is your code, found as Python finds modules, and in the working directory. The denoiser may have:
+    `shape`, of a sample; `classes` and `conditioned(labels, guidance)`, as `adapters.EDMModel` has; `decode`, from
+    latents to images in [-1, 1]; `fingerprint`, which changes with its weights.
     """
     if ":" in name and not Path(name).exists():
         made = imported(name)
         answer = made(device=device) if "device" in signature(made).parameters else made()
-        try:
-            model, schedule = answer
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} must return a denoiser and its schedule; got {type(answer).__name__}") from error
-        if not isinstance(schedule, Schedule):
-            raise ValueError(f"{name} must return a denoiser and its schedule; the latter is {schedule!r}")
+        model, schedule = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, None)
+        schedule = schedule or getattr(model, "schedule", None)
+        if not callable(model) or not isinstance(schedule, Schedule):
+            raise ValueError(f"{name} must return a denoiser and its schedule; got {model!r} and {schedule!r}")
     else:
         from ..adapters import load_model
 
