@@ -15,10 +15,11 @@ import numpy as np
 
 from ..files import write_atomically
 from ..pictures import png, sheet
+from ..table import GRIDS
 from .draw import shards_of
 from .markdown import table
 from .measure import CALL
-from .plan import OWN_GRID, Cell, Plan
+from .plan import Cell, Plan
 from .svg import COLOURS, chart
 
 __all__ = ["COLUMNS", "as_markdown", "columns", "parts_of", "with_published", "write_report"]
@@ -86,6 +87,8 @@ def explained(rows: Sequence[Row], plan: Plan) -> list[str]:
         )
     told.append(f"A call is {CALL}. Milliseconds: the median over batches of {plan.batch}, on {under['device']}.")
     told.append(f"{plan.n} images a row, of the seeds from {plan.seed} on.")
+    kinds = {label(row): (row["drawn under"]["python"], row["drawn under"]["nodes"]) for row in rows}
+    told += [f"{name}: {python}, steps {nodes}." for name, (python, nodes) in kinds.items()]
     for metric, by in plan.published.items():
         for name in by.keys() - {row["solver"] for row in rows}:
             figures = ", ".join(f"{value:g} at {calls}" for calls, value in by[name].items())
@@ -126,8 +129,8 @@ def parts_of(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def label(row: Row) -> str:
-    """A solver, with its grid where that is not its own."""
-    return row["solver"] if row["grid"] == OWN_GRID else f"{row['solver']} on {row['grid']}"
+    """A solver, with its grid where it ran on one of several."""
+    return f"{row['solver']} on {row['grid']}" if row["grid"] in GRIDS else str(row["solver"])
 
 
 def _lines(rows: Sequence[Row], shown: Mapping[str, Column], bold: str) -> list[list[str]]:
