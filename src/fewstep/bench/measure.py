@@ -101,10 +101,12 @@ class Judge:
 def measure(plan: Plan, folder: Path, judge: Judge, say: Callable[[str], object] = lambda text: None) -> list[Row]:
     """The rows of the plan, also in `rows.json`; ValueError if images are missing.
 
+    That of the converged solution, if there is one, says what a solver without error would come to.
+
     What is measured of a cell is kept beside its images, and used as long as they are the same.
     """
     rows = []
-    for cell in cells_of(plan):
+    for cell in cells_of(plan, solutions=True):
         shards = shards_of(plan, folder, cell)
         facts = _facts(cell, shards)
         basis = {"images": facts["images"], "measured by": judge.identity()}

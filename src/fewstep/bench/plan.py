@@ -17,7 +17,7 @@ from ..solvers import Solver
 from ..statistics import load_statistics
 from ..table import GRIDS, SOLVERS
 
-__all__ = ["OWN_GRID", "Candidate", "Cell", "Plan"]
+__all__ = ["CONVERGED", "OWN_GRID", "Candidate", "Cell", "Plan"]
 
 OWN_GRID = "own"
 CONVERGED = "converged"  # the cell of the solution that errors are measured against

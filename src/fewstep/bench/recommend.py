@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..table import SOLVERS, call
-from .plan import OWN_GRID
+from .plan import CONVERGED, OWN_GRID
 from .report import COLUMNS, Row
 
 __all__ = ["best", "lines"]
@@ -24,7 +24,7 @@ IN_COMFY: Mapping[str, str] = {
 
 def best(rows: Sequence[Row], metric: str, calls: int | None = None, milliseconds: float | None = None) -> Row:
     """The row of the best `metric` among those of at most so many calls and milliseconds an image."""
-    known = [row for row in rows if metric in row]
+    known = [row for row in rows if metric in row and row["solver"] != CONVERGED]
     pick = COLUMNS[metric].best if metric in COLUMNS else None
     if not known or pick is None:
         measured = [key for key, column in COLUMNS.items() if column.best and any(key in row for row in rows)]

@@ -19,7 +19,7 @@ from ..table import GRIDS
 from .draw import shards_of
 from .markdown import table
 from .measure import CALL
-from .plan import Cell, Plan
+from .plan import CONVERGED, Cell, Plan
 from .svg import COLOURS, chart
 
 __all__ = ["COLUMNS", "as_markdown", "columns", "parts_of", "with_published", "write_report"]
@@ -164,14 +164,14 @@ def _csv(rows: Sequence[Row]) -> str:
 def _page(plan: Plan, rows: Sequence[Row], folder: Path, title: str, told: Sequence[str]) -> str:
     sections = []
     for part, of in parts_of(rows):
-        shown = columns(of)
+        shown, solvers = columns(of), [row for row in of if row["solver"] != CONVERGED]
         charts = [
-            chart(f"{column.title} by {name}", name, _series(of, key, x))
+            chart(f"{column.title} by {name}", name, _series(solvers, key, x))
             for key, column in shown.items()
             if column.best
             for x, name in (("calls", "calls"), ("milliseconds", "milliseconds an image"))
         ]
-        names = dict.fromkeys(map(label, of))
+        names = dict.fromkeys(map(label, solvers))
         legend = "".join(
             f'<li><span style="background:{colour}"></span>{escape(name)}</li>'
             for name, colour in zip(names, COLOURS * len(names), strict=False)
@@ -179,7 +179,7 @@ def _page(plan: Plan, rows: Sequence[Row], folder: Path, title: str, told: Seque
         lines = _html_table(["solver", "calls", *(c.title for c in shown.values())], _lines(of, shown, "<b>{}</b>"))
         sections.append(
             f'<section><h2>{escape(part)}</h2><div class="wide">{lines}</div><ul class="legend">{legend}</ul>'
-            f'<div class="charts">{"".join(charts)}</div>{_pictures(plan, of, folder)}</section>'
+            f'<div class="charts">{"".join(charts)}</div>{_pictures(plan, solvers, folder)}</section>'
         )
     notes = "".join(f"<li>{escape(line)}</li>" for line in told)
     return (
