@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check numerics ablation bench-overhead bench-imports stress robustness levels variance quality quality-quick clean
+.PHONY: help demo test check numerics ablation bench bench-overhead bench-imports stress robustness levels variance \
+	quality quality-quick clean
 help:
 	@echo "make demo            compare solvers on the packaged model; says where the picture is"
 	@echo "make test            everything that CI runs: lint, types, tests"
@@ -15,6 +16,7 @@ help:
 	@echo "make robustness      kill runs of the command line, fill their disk, begin two at once; says what was lost"
 	@echo "make levels          measure what noise levels are worth to the scheduler for diffusers (docs/levels.md)"
 	@echo "make variance        measure what each part of EVODiff's default is worth (docs/least-variance.md)"
+	@echo "make bench           solvers on the packaged model, 1,000 images a row (docs/bench/): an hour; goes on"
 	@echo "make quality         measure docs/quality.md: hours; goes on where it was interrupted"
 	@echo "make quality-quick   a reduced table of it, printed, in minutes"
 
@@ -65,6 +67,11 @@ RESULTS ?= benchmarks/quality/records
 
 variance: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.variance --data $(DATA) --out docs/least-variance.md
+
+BENCH ?= samples/bench
+bench: $(VENV)/.installed
+	$(BIN)/fewstep bench run benchmarks/bench.toml --out $(BENCH)
+	$(BIN)/fewstep bench report $(BENCH) --out docs/bench --title "Six solvers on the packaged model"
 
 quality: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.quality --data $(DATA) --results $(RESULTS) --out docs/quality.md

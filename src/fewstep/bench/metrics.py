@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Moments", "frechet_distance", "gains", "interval", "resamples", "rmse", "rmses"]
+__all__ = ["Moments", "Running", "frechet_distance", "gains", "interval", "resamples", "rmse", "rmses"]
 
 
 class FeatureNetwork(Protocol):
@@ -44,6 +44,37 @@ class Moments:
     def through(self, linear: Callable[[Tensor], Tensor]) -> Moments:
         """Those of linear(f) for features f; `linear` takes rows (N, d) to rows (N, k), and zero to zero."""
         return Moments(linear(self.mean[None])[0], linear(linear(self.covariance).T))
+
+
+class Running:
+    """The moments of features that come in parts, in float64: memory does not grow with their number.
+
+    Chan, Golub & LeVeque (1983): the squares about the mean of both parts, and of their means about the common one.
+    The result depends, in its last bits, on how the features are parted; it does not on who computed them.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, features: Tensor) -> None:
+        """The next features, (N, d) with N of 1 or more."""
+        values = features.double()
+        mean, count = values.mean(0), len(values)
+        squares = (values - mean).T @ (values - mean)
+        if not self.count:
+            self.mean, self.squares, self.count = mean, squares, count
+            return
+        total = self.count + count
+        apart = mean - self.mean
+        self.squares += squares + torch.outer(apart, apart) * (self.count * count / total)
+        self.mean = self.mean + apart * (count / total)
+        self.count = total
+
+    def moments(self) -> Moments:
+        """Mean and unbiased covariance; ValueError for fewer than 2 samples."""
+        if self.count < 2:
+            raise ValueError(f"moments need 2 samples or more; got {self.count}: draw more images")
+        return Moments(self.mean, self.squares / (self.count - 1))
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:

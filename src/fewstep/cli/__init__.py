@@ -17,7 +17,7 @@ except ImportError:
 
 from .. import __version__
 from ..signals import INTERRUPTED
-from . import compare, estimate, grids, models, sample, solvers
+from . import bench, compare, estimate, grids, models, sample, solvers
 from .show import say
 
 
@@ -56,3 +56,4 @@ app.command()(models.models)
 app.command()(solvers.solvers)
 app.command()(grids.grids)
 app.add_typer(estimate.app, name="estimate")
+app.add_typer(bench.app, name="bench")
