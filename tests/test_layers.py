@@ -12,8 +12,8 @@ import fewstep
 SOURCE = Path(fewstep.__file__).parent
 # Each room may import from those before it.
 ROOMS = [
-    "signals", "files", "store", "models", "schedule", "grid", "prediction", "statistics", "solvers", "table",
-    "sampling", "guidance", "api", "pictures", "runs", "integrations", "adapters", "bench", "cli", "__main__",
+    "signals", "files", "store", "models", "schedule", "grid", "answers", "prediction", "statistics", "solvers",
+    "table", "sampling", "guidance", "api", "pictures", "runs", "integrations", "adapters", "bench", "cli", "__main__",
 ]  # fmt: skip
 TENSOR_FREE = ["signals", "files", "store", "models", "schedule", "grid", "prediction"]
 

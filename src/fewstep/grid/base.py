@@ -66,7 +66,7 @@ class Grid:
             return Grid(self.make, {**self.options, **options})
         if steps is None or isinstance(steps, bool) or not hasattr(steps, "__index__") or steps < 1:
             raise ValueError(f"steps must be an integer of at least 1; got {steps!r}")
-        return self.make(schedule, steps, **{**self.options, **options})
+        return self.make(schedule, int(steps), **{**self.options, **options})
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in self.options.items())
