@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check numerics ablation bench-overhead levels variance quality quality-quick clean
+.PHONY: help demo test check numerics ablation bench-overhead bench-imports levels variance quality quality-quick clean
 help:
 	@echo "make demo            compare solvers on the packaged model; says where the picture is"
 	@echo "make test            everything that CI runs: lint, types, tests"
 	@echo "make numerics        measure docs/numerics.md anew"
 	@echo "make ablation        measure the iterations of the EVODiff papers (docs/evodiff.md)"
 	@echo "make bench-overhead  time the solvers beside diffusers' (docs/overhead.md)"
+	@echo "make bench-imports   time imports, the command line's help and the loading of the model (docs/imports.md)"
 	@echo "make levels          measure what noise levels are worth to the scheduler for diffusers (docs/levels.md)"
 	@echo "make variance        measure what each part of EVODiff's default is worth (docs/least-variance.md)"
 	@echo "make quality         measure docs/quality.md: hours; goes on where it was interrupted"
@@ -34,31 +35,34 @@ test: check
 	$(BIN)/pytest --numprocesses auto
 
 numerics: $(VENV)/.installed
-	$(BIN)/fewstep bench numerics --out docs/numerics.md
+	$(BIN)/python -m benchmarks.numerics --out docs/numerics.md
 
 ablation: $(VENV)/.installed
-	$(BIN)/fewstep bench ablation --out docs/evodiff.md
+	$(BIN)/python -m benchmarks.ablation --out docs/evodiff.md
 
 bench-overhead: $(VENV)/.installed
-	$(BIN)/fewstep bench overhead --out docs/overhead.md
+	$(BIN)/python -m benchmarks.overhead --out docs/overhead.md
 	cat docs/overhead.md
 
+bench-imports: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.imports --out docs/imports.md
+
 levels: $(VENV)/.installed
-	$(BIN)/fewstep bench levels --out docs/levels.md
+	$(BIN)/python -m benchmarks.levels --out docs/levels.md
 
 # DATA may be an npz file of images; by name it needs the extra `train`.
 DATA ?= uoft-cs/cifar10
 # Measurements are kept there; a folder of your own, or a problem's folder removed, measures anew.
-RESULTS ?= benchmarks/quality
+RESULTS ?= benchmarks/quality/records
 
 variance: $(VENV)/.installed
-	$(BIN)/fewstep bench variance --data $(DATA) --out docs/least-variance.md
+	$(BIN)/python -m benchmarks.variance --data $(DATA) --out docs/least-variance.md
 
 quality: $(VENV)/.installed
-	$(BIN)/fewstep bench quality --data $(DATA) --results $(RESULTS) --out docs/quality.md
+	$(BIN)/python -m benchmarks.quality --data $(DATA) --results $(RESULTS) --out docs/quality.md
 
 quality-quick: $(VENV)/.installed
-	$(BIN)/fewstep bench quality --quick --data $(DATA) --results $$(mktemp -d)
+	$(BIN)/python -m benchmarks.quality --quick --data $(DATA) --results $$(mktemp -d)
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

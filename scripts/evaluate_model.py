@@ -32,10 +32,11 @@ from torch import Tensor
 import fewstep as fs
 from fewstep.adapters import EDMModel, load_model
 from fewstep.bench.classifier import Classifier, load_classifier
-from fewstep.bench.images import CIFAR10, CLASSES, load_images, resized, to_unit_range
+from fewstep.bench.images import CLASSES, load_images, resized, to_unit_range
 from fewstep.bench.markdown import table
 from fewstep.bench.metrics import Moments, frechet_distance
 from fewstep.files import check_writable, read_npz, write_atomically
+from fewstep.models import CIFAR10
 from fewstep.pictures import pixels, png, sheet
 from fewstep.solvers import Solver
 

@@ -22,8 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewstep.bench.classifier import WEIGHTS, Classifier
-from fewstep.bench.images import CIFAR10, CLASSES, load_images, to_unit_range
+from fewstep.bench.images import CLASSES, load_images, to_unit_range
 from fewstep.files import check_writable, write_atomically
+from fewstep.models import CIFAR10
 
 log = Console(stderr=True)
 

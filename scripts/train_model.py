@@ -50,8 +50,9 @@ from torch import Tensor
 
 from fewstep.adapters.edm import WEIGHTS
 from fewstep.bench.classifier import Classifier, load_classifier
-from fewstep.bench.images import CIFAR10, CLASSES, load_images, to_unit_range
+from fewstep.bench.images import CLASSES, load_images, to_unit_range
 from fewstep.files import check_writable, write_atomically
+from fewstep.models import CIFAR10
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, rich_markup_mode=None)
 log = Console(stderr=True)

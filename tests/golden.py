@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 import fewstep as fs
+from benchmarks.problems import GaussianMixture
 from fewstep.bench.compare import Counted
-from fewstep.bench.problems import GaussianMixture
 
 FOLDER = Path(__file__).parent / "goldens"
 GRIDS = {

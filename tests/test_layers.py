@@ -5,15 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import fewstep
 
 SOURCE = Path(fewstep.__file__).parent
 # Each room may import from those before it.
 ROOMS = [
-    "files", "schedule", "grid", "prediction", "statistics", "solvers", "table", "sampling", "guidance", "pictures",
-    "runs", "integrations", "adapters", "bench", "cli",
+    "files", "models", "schedule", "grid", "prediction", "statistics", "solvers", "table", "sampling", "guidance",
+    "api", "pictures", "runs", "integrations", "adapters", "bench", "cli",
 ]  # fmt: skip
-TENSOR_FREE = ["schedule", "grid", "prediction"]
+TENSOR_FREE = ["files", "models", "schedule", "grid", "prediction"]
 
 
 def files(room):
@@ -51,6 +53,7 @@ def test_imports_go_one_way():
         allowed = {*ROOMS[: place + 1], "__version__"}
         for path in files(room):
             for module, only_types in imports(ast.parse(path.read_text()), path):
+                assert not module.startswith("benchmarks"), f"{path.name} imports {module}"
                 if module.startswith("fewstep.") and not only_types:
                     assert module.split(".")[1] in allowed, f"{path.name} imports {module}"
 
@@ -69,12 +72,22 @@ def test_no_torch_below_the_solvers():
                 assert only_types or not module.startswith("torch"), f"{path.name} imports {module}"
 
 
-def test_importing_fewstep_imports_nothing_heavier_than_torch_and_numpy():
-    heavy = "diffusers", "transformers", "scipy", "typer", "rich", "PIL", "safetensors", "accelerate"
-    code = f"import sys, fewstep; print([m for m in {heavy!r} if m in sys.modules])"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-    )
+@pytest.mark.parametrize(
+    ("statement", "allowed"), [("import fewstep", ()), ("from fewstep import sample", ("torch", "numpy"))]
+)
+def test_importing_fewstep_imports_torch_when_it_is_used_and_nothing_heavier(statement, allowed):
+    heavy = "torch", "numpy", "diffusers", "transformers", "scipy", "typer", "rich", "PIL", "safetensors", "accelerate"
+    code = f"import sys; {statement}; print(*(m for m in {heavy!r} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == list(allowed)
+
+
+def test_the_package_has_the_names_of_its_api():
+    code = "from fewstep import *; import fewstep; print(set(fewstep.__all__) <= set(dir()) & set(dir(fewstep)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+    with pytest.raises(AttributeError, match="module 'fewstep' has no attribute 'Euler'"):
+        fewstep.Euler  # noqa: B018
 
 
 def test_nothing_is_unpickled_and_no_code_is_run_from_files():

@@ -19,7 +19,6 @@ from fewstep.adapters import EDMModel, load_model
 from fewstep.bench.classifier import load_classifier
 from fewstep.bench.images import CLASSES, load_images, to_unit_range
 from fewstep.bench.metrics import Moments, frechet_distance
-from fewstep.bench.quality_results import Results
 from fewstep.pictures import pixels, read
 from tiny import save_model
 
@@ -463,29 +462,3 @@ def test_the_grid_has_a_row_for_each_class(evaluate_model, trained, tmp_path):
     shown = got[7 * 66 :][:64:2, 3 * 66 :][:, :64:2]
     # Batches of other sizes differ in the last bits of float32, which may round to the next grey level.
     assert np.abs(shown.astype(int) - pixels(wanted)[0]).max() <= 1
-
-
-def test_cut_above_all_frequencies_a_distance_is_that_of_its_shapes(tmp_path, monkeypatch, capsys):
-    parts, data = script("distance_parts"), tmp_path / "data.npz"
-    np.savez(data, images=np.zeros((2000, 32, 32, 3), np.uint8), labels=np.arange(2000) % 10)
-    for name, value in {"IMAGES": 6, "CALLS": 2, "CLOSE": 4, "CUT": math.inf}.items():
-        monkeypatch.setattr(parts, name, value)
-    monkeypatch.setattr(parts, "SOLVERS", {"ddim": (fs.DDIM(), fs.karras)})
-    size = load_classifier().features(torch.zeros(1, 3, 32, 32)).shape[1]
-    unit = Moments(torch.zeros(size, dtype=torch.float64), torch.eye(size, dtype=torch.float64))
-    Results(tmp_path / "model", load_model().fingerprint).moments("network", lambda: unit)
-    parts.main(results=tmp_path, data=str(data))
-    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    _, _, (name, whole, shapes, details, error), (solution, distance, *_, zero), *less = rows
-    assert (name, solution, zero) == ("ddim", "the solution", "0.000")
-    assert (shapes, details) == (whole, distance)
-    assert whole != distance
-    model = load_model()
-    noise = fs.unit_noise(range(6), model.shape)
-    images, exact = (
-        fs.sample(model, noise, nfe=nfe, solver=solver, grid=grid, schedule=model.schedule).double()
-        for nfe, solver, grid in ((2, fs.DDIM(), fs.karras), (4, fs.EVODiff(), None))
-    )
-    assert float(error) == pytest.approx((images - exact).square().mean().sqrt().item(), abs=6e-4)
-    assert len(less) == 2
-    assert all(float(row[-1]) > 0 for row in less)

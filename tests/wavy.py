@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 import fewstep as fs
-from fewstep.bench.problems import gaussian
+from benchmarks.problems import gaussian
 
 
 def wavy(shape=(2, 4, 4), points=41):

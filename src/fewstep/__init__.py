@@ -1,88 +1,22 @@
 """EVODiff and its field: good samples from a diffusion model in 5-20 calls, without retraining."""
 
-from .grid import focused, from_times, karras, log_snr, time_quadratic, time_uniform, uniform
-from .guidance import clip, guided, threshold
-from .prediction import Denoiser, Prediction, as_denoiser, from_denoised, to_denoised
-from .sampling import DenoiserError, Step, integrate, sample, trajectory, unit_noise
-from .schedule import EDM, Discrete, Flow, Node, Schedule, VPCosine, VPLinear
-from .solvers import (
-    DDIM,
-    DEIS,
-    DPM2,
-    ERA,
-    IPNDM,
-    PNDM,
-    AnalyticDPM,
-    DPMSolver,
-    DPMSolverPP,
-    DPMSolverV3,
-    EVODiff,
-    Heun,
-    REMulti,
-    REMultiV3,
-    RESingle,
-    SASolver,
-    SciRE,
-    SDEDPMSolverPP,
-    Solver,
-    UniPC,
-)
-from .statistics import EMS, Gamma, estimate_ems, estimate_gamma, fingerprint
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "DDIM",
-    "DEIS",
-    "DPM2",
-    "EDM",
-    "EMS",
-    "ERA",
-    "IPNDM",
-    "PNDM",
-    "AnalyticDPM",
-    "DPMSolver",
-    "DPMSolverPP",
-    "DPMSolverV3",
-    "Denoiser",
-    "DenoiserError",
-    "Discrete",
-    "EVODiff",
-    "Flow",
-    "Gamma",
-    "Heun",
-    "Node",
-    "Prediction",
-    "REMulti",
-    "REMultiV3",
-    "RESingle",
-    "SASolver",
-    "SDEDPMSolverPP",
-    "Schedule",
-    "SciRE",
-    "Solver",
-    "Step",
-    "UniPC",
-    "VPCosine",
-    "VPLinear",
-    "as_denoiser",
-    "clip",
-    "estimate_ems",
-    "estimate_gamma",
-    "fingerprint",
-    "focused",
-    "from_denoised",
-    "from_times",
-    "guided",
-    "integrate",
-    "karras",
-    "log_snr",
-    "sample",
-    "threshold",
-    "time_quadratic",
-    "time_uniform",
-    "to_denoised",
-    "trajectory",
-    "uniform",
-    "unit_noise",
-]
+if TYPE_CHECKING:
+    from .api import *  # noqa: F403
+
+
+def __getattr__(name: str) -> object:
+    """The names of `api`, once one is asked for: `fewstep --help`, and files below the solvers, need no torch."""
+    api = import_module(".api", __name__)
+    globals().update({each: getattr(api, each) for each in api.__all__}, __all__=api.__all__)
+    if name not in globals():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *import_module(".api", __name__).__all__})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["check_writable", "read_npz", "write_atomically"]
+__all__ = ["check_file", "check_writable", "read_npz", "write_atomically"]
 
 
 def check_writable(folder: Path) -> None:
@@ -20,6 +20,13 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise OSError(f"cannot write to {folder} ({error.strerror}): choose another --out") from error
+
+
+def check_file(path: Path) -> None:
+    """The same for one file."""
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}, it is a folder: choose another --out")
+    check_writable(path.parent)
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import json
 from collections.abc import Mapping
@@ -10,12 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from . import __version__
 from .files import check_writable, read_npz, write_atomically
 from .pictures import png, read, sheet
 
-__all__ = ["Run"]
+__all__ = ["Run", "versions"]
 
 SHEET = 256  # images on grid.png
+
+
+def versions() -> dict[str, str]:
+    """Of what a result depends on."""
+    packages = ("torch", "numpy", "diffusers")
+    return {"fewstep": __version__, **{name: importlib.metadata.version(name) for name in packages}}
 
 
 class Run:

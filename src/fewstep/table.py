@@ -1,12 +1,16 @@
-"""Every solver with what is claimed of it: the one list behind the command line, docs/numerics.md and the tests.
+"""Every solver with what is claimed of it, and every grid: what the command line, docs/numerics.md and the tests know.
 
 A solver that is not here, or whose claim does not hold, fails the tests.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
+from . import grid
+from .grid import Grid
 from .schedule import EDM, Flow, Schedule, VPLinear
 from .solvers import (
     DDIM,
@@ -32,7 +36,7 @@ from .solvers import (
 )
 from .statistics import EMS, Gamma
 
-__all__ = ["CASES", "SOLVERS", "Entry"]
+__all__ = ["CASES", "FAMILIES", "GRIDS", "GRID_FAMILIES", "SOLVERS", "Entry", "call"]
 
 # Schedule and number of Gaussian components of the problems on which orders are measured.
 CASES: tuple[tuple[str, Schedule, int], ...] = (
@@ -381,3 +385,65 @@ SOLVERS: dict[str, Entry] = {
         SASolver(tau=0.0, mode="PECE"), (3.82, 3.10, 3.76, 3.51, 3.10, 3.44), 2, 3, "goldens: SA-Solver's code"
     ),
 }
+
+# What each kind of solver is for.
+FAMILIES: Mapping[type[Any], str] = {
+    EVODiff: "the default here, for 5 to 20 calls; as published to reproduce the paper, as printed to study it",
+    RESingle: "the EVODiff papers' iterations of two calls, to study them",
+    REMulti: "the EVODiff papers' iterations of one call, to study them",
+    REMultiV3: "the same in DPM-Solver-v3's terms; needs `fewstep estimate ems`",
+    DDIM: "the simplest, of first order; with eta=1 DDPM, which draws noise at every step",
+    DPMSolverPP: "the usual choice with guidance: 2M and 3M, or single steps of several calls",
+    DPMSolver: "its predecessor, which predicts noise; meant for no or little guidance",
+    SDEDPMSolverPP: "DPM-Solver++ with noise on the way, for more calls",
+    UniPC: "few calls: a corrector that costs no call adds an order",
+    DEIS: "few calls: Adams-Bashforth on noise, in time or in a rescaled noise level",
+    PNDM: "the first scheduler of Stable Diffusion; its first steps cost more calls",
+    IPNDM: "few calls: PNDM without costlier first steps",
+    Heun: "EDM's reference, to converge in many calls; with churn it draws noise",
+    DPM2: "two calls a step, the second within it",
+    DPMSolverV3: "few calls on a model that is measured first; needs `fewstep estimate ems`",
+    AnalyticDPM: "DDPM and DDIM with the model's own variance; needs `fewstep estimate gamma`",
+    SciRE: "recursive differences of noise; multistep, or single steps of several calls",
+    ERA: "models that err: each sample chooses which predictions it extrapolates from",
+    SASolver: "noise on the way, tau of it, with a corrector; for more calls",
+}
+
+GRID_FAMILIES: Mapping[str, Mapping[str, Grid]] = {
+    "by formula, on any schedule": {
+        "focused": grid.focused,
+        "log-snr": grid.log_snr,
+        "log-snr-2": grid.log_snr(order=2),
+        "karras": grid.karras,
+        "kl-optimal": grid.kl_optimal,
+        "scire-nsr": grid.scire_nsr,
+        "time-uniform": grid.time_uniform,
+        "time-quadratic": grid.time_quadratic,
+        "beta": grid.beta,
+    },
+    "as pipelines space the clock": {
+        "linspace": grid.linspace,
+        "leading": grid.leading(offset=1),
+        "trailing": grid.trailing,
+        "linear-quadratic": grid.linear_quadratic,
+    },
+    "found by a search, here or by others for their models": {
+        "dm-nonuniform": grid.dm_nonuniform,
+        "ays-sd15": grid.ays(model="sd15"),
+        "ays-sdxl": grid.ays(model="sdxl"),
+        "ays-svd": grid.ays(model="svd"),
+        "gits-sd15": grid.gits(model="sd15"),
+        "gits-cifar10": grid.gits(model="cifar10"),
+    },
+}
+GRIDS: dict[str, Grid] = {name: each for family in GRID_FAMILIES.values() for name, each in family.items()}
+
+
+def call(solver: Any) -> str:
+    """The shortest constructor call that makes `solver`; statistics, which are of a model, as a name."""
+    changed = [
+        f.name if f.name == "statistics" else f"{f.name}={getattr(solver, f.name)!r}"
+        for f in fields(solver)
+        if getattr(solver, f.name) != f.default
+    ]
+    return f"{type(solver).__name__}({', '.join(changed)})"

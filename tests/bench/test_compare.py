@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import fewstep as fs
+from benchmarks.problems import gaussian
 from fewstep.adapters import load_model
 from fewstep.bench.compare import CONVERGED_NFE, Counted, compare, converged
-from fewstep.bench.problems import gaussian
 
 SOLVERS = {"evodiff": fs.EVODiff(), "heun": fs.Heun(), "unipc": fs.UniPC(order=3)}
 BUDGETS = (1, 4, 7)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.bench.problems import gaussian
+from benchmarks.problems import gaussian
 from fewstep.integrations.differences import as_differences
 from fewstep.solvers.core.base import LinearStage
 from fewstep.table import SOLVERS

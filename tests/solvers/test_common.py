@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fewstep as fs
-from fewstep.bench import orders
+from benchmarks import orders
+from benchmarks.numerics import state_tensors
+from benchmarks.problems import gaussian
 from fewstep.bench.compare import Counted
-from fewstep.bench.numerics import state_tensors
-from fewstep.bench.problems import gaussian
 from fewstep.sampling import _step_noise, plan
 from fewstep.solvers.core.base import LinearStage, renoise
 from fewstep.table import CASES, SOLVERS

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.bench import orders
-from fewstep.bench.problems import gaussian
+from benchmarks import orders
+from benchmarks.problems import gaussian
 from fewstep.solvers.era import ERA, _ladder
 
 

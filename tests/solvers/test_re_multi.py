@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.bench.orders import convergence
-from fewstep.bench.problems import gaussian
+from benchmarks.orders import convergence
+from benchmarks.problems import gaussian
 
 SCHEDULES = {"edm": fs.EDM(0.02, 20.0), "vp": fs.VPLinear(), "flow": fs.Flow()}
 EVERY_SCHEDULE = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())

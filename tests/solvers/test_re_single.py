@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.bench.orders import convergence
-from fewstep.bench.problems import gaussian
+from benchmarks.orders import convergence
+from benchmarks.problems import gaussian
 from fewstep.sampling import plan
 from golden import TIMES_TOL, arrays, entries, noise, problem
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import fewstep as fs
-from fewstep.bench import orders
-from fewstep.bench.problems import gaussian
+from benchmarks import orders
+from benchmarks.problems import gaussian
 from fewstep.grid import scire_nsr
 from fewstep.solvers import scire
 from fewstep.solvers.core.base import euler_row

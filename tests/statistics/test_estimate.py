@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.bench.problems import gaussian
+from benchmarks.problems import gaussian
 from fewstep.statistics.estimate import REACH
 
 PROBLEM = gaussian((1, 3, 3))

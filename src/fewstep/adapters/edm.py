@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -16,15 +15,15 @@ from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from ..guidance import guided
+from ..models import DEFAULT_MODEL, MODELS, packaged_models, read_json
 from ..prediction import Denoiser
 from ..schedule import EDM
 from ..statistics import fingerprint
 
-__all__ = ["EDMModel", "load_model", "packaged_models"]
+__all__ = ["BATCH", "EDMModel", "load_model"]
 
-MODELS = Path(__file__).parent.parent / "models"
-DEFAULT_MODEL = "cifar32"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+BATCH = 8  # images per evaluation in the command line and the benchmarks, always: a pixel depends on its seed alone
 # What a folder without a fewstep.json is taken for.
 DEFAULTS: Mapping[str, Any] = {"sigma_data": 0.5, "noise_scale": 250.0, "sigma_min": 0.002, "sigma_max": 80.0}
 
@@ -109,12 +108,6 @@ class EDMModel:
         return torch.cat(outputs)[: len(x)]
 
 
-def packaged_models() -> dict[str, str]:
-    """The names of the models that come with the package, and a line on each."""
-    cards = sorted(MODELS.glob("*/fewstep.json"))
-    return {card.parent.name: _read_json(card)["summary"] for card in cards}
-
-
 def load_model(
     name: str | Path = DEFAULT_MODEL,
     *,
@@ -138,11 +131,11 @@ def load_model(
         raise ImportError("loading a model needs diffusers: pip install 'fewstep[diffusers]'") from error
 
     _check_device(device)
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{folder / 'config.json'} must describe a UNet2DModel; got {config.get('_class_name')!r}")
     card = folder / "fewstep.json"
-    facts = {**DEFAULTS, **(_read_json(card) if card.exists() else {})}
+    facts = {**DEFAULTS, **(read_json(card) if card.exists() else {})}
     if facts.get("preconditioning", "edm") != "edm":
         raise ValueError(f"{card} asks for preconditioning {facts['preconditioning']!r}; only 'edm' is known")
     for key in DEFAULTS:
@@ -185,15 +178,3 @@ def _check_device(device: str | torch.device) -> None:
     except (AssertionError, RuntimeError) as error:  # the former from a torch built without CUDA
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"device {str(device)!r} cannot be used here ({reason}): use 'cpu'") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path.parent} is not a model folder: it has no {path.name}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): copy the model again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object; got {type(content).__name__}")
-    return content

@@ -1,1 +1,1 @@
-"""Problems with known answers, and the measurements that the documentation and the tests share."""
+"""What measures a model: distances, comparisons, the images and the classifier that they need."""

@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..models import MODELS
+
 __all__ = ["Classifier", "load_classifier"]
 
-FOLDER = Path(__file__).parent.parent / "models" / "cifar32-classifier"
+FOLDER = MODELS / "cifar32-classifier"
 WEIGHTS = "model.safetensors"
 
 

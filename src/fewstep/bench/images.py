@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..files import read_npz
+from ..models import CIFAR10
 
-__all__ = ["CIFAR10", "CLASSES", "load_images", "resized", "to_unit_range"]
+__all__ = ["CLASSES", "load_images", "resized", "to_unit_range"]
 
-CIFAR10 = "uoft-cs/cifar10"  # on the Hugging Face hub
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 

@@ -29,7 +29,7 @@ __all__ = ["beta", "leading", "linear_quadratic", "linspace", "trailing"]
 def linspace(
     schedule: Schedule, steps: int, *, drop_last: bool = False, to_zero: bool | None = None
 ) -> tuple[Node, ...]:
-    """Integer timesteps from one end of the table to the other; see the module's docstring."""
+    """Integer timesteps from one end of a discrete table to the other: diffusers' "linspace"."""
 
     def times(size: int, count: int) -> Sequence[int]:
         # The only entry of one is the noisy end, where diffusers has index 0.
@@ -42,7 +42,7 @@ def linspace(
 def leading(
     schedule: Schedule, steps: int, *, offset: int = 0, drop_last: bool = False, to_zero: bool | None = None
 ) -> tuple[Node, ...]:
-    """Multiples of floor(T / N); offset is 1 for Stable Diffusion; see the module's docstring."""
+    """Multiples of floor(T / N) of a discrete table of T entries, and `offset`, which is 1 for Stable Diffusion."""
     if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
         raise ValueError(f"offset must be an integer of at least 0; got {offset!r}")
 
@@ -54,7 +54,7 @@ def leading(
 
 @Grid
 def trailing(schedule: Schedule, steps: int, *, to_zero: bool | None = None) -> tuple[Node, ...]:
-    """From the noisy end down by T / N; see the module's docstring."""
+    """From the noisy end of a discrete table of T entries down by T / N."""
 
     def times(size: int, count: int) -> Sequence[int]:
         # numpy's range, not i * (size / count): its rounding decides where halves such as 937.5 fall.

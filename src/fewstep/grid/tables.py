@@ -82,7 +82,7 @@ GITS: dict[str, Rows] = {
 def ays(
     schedule: Schedule, steps: int, *, model: Literal["sd15", "sdxl", "svd"] = "sd15", to_zero: bool | None = None
 ) -> tuple[Node, ...]:
-    """Align Your Steps for Stable Diffusion 1.5, XL or Video; see the module's docstring."""
+    """Align Your Steps for Stable Diffusion 1.5, XL or Video: a published table of noise levels."""
     if model not in AYS:
         raise ValueError(f"model must be one of {', '.join(map(repr, AYS))}; got {model!r}")
     return _tabled(f"ays(model={model!r})", schedule, steps, {10: AYS[model]}, to_zero)
@@ -92,7 +92,7 @@ def ays(
 def gits(
     schedule: Schedule, steps: int, *, model: Literal["sd15", "cifar10"] = "sd15", to_zero: bool | None = None
 ) -> tuple[Node, ...]:
-    """GITS for Stable Diffusion 1.5 or for CIFAR-10 on EDM; see the module's docstring."""
+    """GITS for Stable Diffusion 1.5 or for CIFAR-10 on EDM: published tables of noise levels."""
     if model not in GITS:
         raise ValueError(f"model must be one of {', '.join(map(repr, GITS))}; got {model!r}")
     return _tabled(f"gits(model={model!r})", schedule, steps, GITS[model], to_zero)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.bench.problems import gaussian
+from benchmarks.problems import gaussian
 from wavy import run, wavy
 
 SCHEDULES = {"edm": fs.EDM(), "vp": fs.VPLinear(), "flow": fs.Flow()}

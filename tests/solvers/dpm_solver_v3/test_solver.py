@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.bench.problems import gaussian
+from benchmarks.problems import gaussian
 from golden import arrays, assert_matches, entries
 from wavy import run, wavy
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.bench.orders import convergence
-from fewstep.bench.problems import gaussian
+from benchmarks.orders import convergence
+from benchmarks.problems import gaussian
 from fewstep.sampling import plan
 from fewstep.solvers.core.base import euler_row
 from golden import GRIDS, arrays, assert_matches, entries, noise, problem, sd_table

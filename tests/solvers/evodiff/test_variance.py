@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.bench.variance import LeastVariance
+from benchmarks.variance import LeastVariance
 from fewstep.grid import trailing
 from fewstep.sampling import plan
 from fewstep.solvers.core.base import State

@@ -1,0 +1,47 @@
+"""What the commands that write a page share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewstep.adapters import load_model
+from fewstep.adapters.edm import BATCH, EDMModel
+from fewstep.bench.images import load_images
+from fewstep.files import check_file, write_atomically
+
+from .problems import SPLITS, Source
+
+__all__ = ["Data", "Out", "packaged", "say", "source", "write"]
+
+Out = Annotated[Path | None, typer.Option("--out", help="Write the page here instead of to stdout.")]
+Data = Annotated[str, typer.Option(help="Training images: an npz file, or a name on the Hugging Face hub.")]
+
+
+def packaged() -> EDMModel:
+    return load_model(batch=BATCH)
+
+
+def source(data: str, split: str) -> Source:
+    """What the problems are made of."""
+    pixels, labels = load_images(data)
+    if labels is None:
+        raise ValueError(f"the images of {data} have no classes, which the problems need: give others by --data")
+    return Source(pixels, labels, SPLITS[split], packaged)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def write(out: Path | None, page: Callable[[], str]) -> None:
+    """The page to `out`, which is tried before the work, or to stdout."""
+    if out is None:
+        print(page())
+    else:
+        check_file(out)
+        write_atomically(out, page().encode())

@@ -1,0 +1,1 @@
+"""docs/quality.md: `run` measures, `results` keeps it in records/, `ratios` compares, `page` writes."""

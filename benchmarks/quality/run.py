@@ -1,0 +1,347 @@
+"""The bench of image quality: EVODiff's default beside the field, on problems whose solution is known.
+
+A cell is a problem, a schedule and a budget. In each, EVODiff() runs on its own grid, and every peer on three; the best
+peer and grid are chosen per cell and metric afterwards, an oracle for the peers. All run in a heat first, on a part of
+the samples, and only those peers that come near the best of it on all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.bench.metrics import Moments, frechet_distance, gains, resamples, rmses
+from fewstep.grid import Grid, focused, karras, log_snr, time_uniform
+from fewstep.schedule import EDM, Flow, Schedule, VPLinear
+from fewstep.solvers import DPMSolverV3, EVODiff, Solver
+from fewstep.statistics import EMS, estimate_ems
+from fewstep.table import SOLVERS
+
+from ..problems import PROBLEMS, Problem, Source
+from ..problems.base import batches
+from .ratios import NEGLIGIBLE, OURS, PUBLISHED, Cell
+from .results import Distance, Key, Measurement, Results
+
+__all__ = ["FULL", "OURS_ELSEWHERE", "QUICK", "SETTINGS", "SINGLE_IMAGES", "Plan", "cells", "fill", "trial"]
+
+CONVERGED = "converged"
+OWN_GRID = "own"
+HEAT = 4  # one in so many
+CONTENDS = 1.25  # of the best peer's RMSE, or Fréchet distance, in the heat: who is further behind runs no further
+INFORMED = "dpm-solver-v3-3"  # the peer that needs statistics
+FRECHET_BUDGETS = (5, 6, 8)
+FRECHET_RESAMPLES = 50  # each takes as long as the distance itself
+POINTS, STATISTICS_SAMPLES = 60, 128  # of the statistics of DPM-Solver-v3
+
+Targets = Mapping[str, Moments]
+
+
+class Setting(NamedTuple):
+    """A schedule, and the grids that peers choose from, the more usual first."""
+
+    schedule: Schedule
+    grids: Mapping[str, Grid]
+
+
+SETTINGS: Mapping[str, Setting] = {
+    "VE": Setting(EDM(), {"log-SNR": log_snr, "ρ = 7": karras, "ρ = 3": karras(rho=3)}),
+    "VP": Setting(VPLinear(), {"log-SNR": log_snr, "ρ = 7": karras, "time": time_uniform}),
+    "flow": Setting(Flow(), {"time": time_uniform, "log-SNR": log_snr, "ρ = 7": karras}),
+}
+SINGLE_IMAGES = focused(center=3, rise=1, fall=1)  # the best on the ideal denoiser of the split "dev"
+OURS_ELSEWHERE: Mapping[str, Grid] = {repr(SINGLE_IMAGES): SINGLE_IMAGES}  # besides its own grid and the peers'
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured: of each problem one `share`-th of its samples, peers on the first `grids` grids.
+
+    Published EVODiff is always among the peers. elsewhere: whether ours is measured on the grids of the peers too, to
+    tell what a loss owes to the grid. frechet: whether distances between sets are measured.
+    """
+
+    name: str
+    problems: tuple[str, ...]
+    schedules: tuple[str, ...]
+    budgets: tuple[int, ...]
+    peers: tuple[str, ...]
+    share: int
+    grids: int
+    elsewhere: bool
+    frechet: bool
+
+
+FULL = Plan(
+    "full",
+    problems=tuple(PROBLEMS),
+    schedules=tuple(SETTINGS),
+    budgets=(5, 6, 8, 10, 12, 15, 20),
+    peers=("ddim", "heun", "dpmpp-2m", "dpmpp-3m", "unipc-2", "unipc-3", "deis-3", "ipndm-4", INFORMED),
+    share=1,
+    grids=3,
+    elsewhere=True,
+    frechet=True,
+)
+QUICK = Plan(
+    "quick",
+    problems=("mixture", "ideal", "model", "guided-4"),
+    schedules=("VE", "flow"),
+    budgets=(5, 8, 12),
+    peers=("dpmpp-2m", "unipc-2", "unipc-3", "deis-3", "ipndm-4"),
+    share=8,
+    grids=2,
+    elsewhere=False,
+    frechet=False,
+)
+
+
+class Candidate(NamedTuple):
+    """A solver on a grid, by name; `grid` None is the solver's own."""
+
+    name: str
+    solver: Solver
+    grid_name: str
+    grid: Grid | None
+
+
+def fill(
+    source: Source,
+    folder: Path,
+    plan: Plan,
+    names: Sequence[str],
+    say: Callable[[str], object],
+    again: Sequence[str] = (),
+) -> None:
+    """Measure what `folder` does not hold yet, problem by problem; `again` names solvers to measure anew."""
+    for name in names:
+        problem = _cut(PROBLEMS[name].make(name, source), plan)
+        results = Results(folder / name, problem.fingerprint)
+        for solver in again:
+            results.forget(solver)
+            results.heats.forget(solver)
+        targets = _targets(problem, results) if plan.frechet else {}
+        statistics = _statistics(problem, results) if INFORMED in plan.peers else None
+        for schedule in plan.schedules:
+            say(f"{name}, {schedule} ...")
+            _fill_schedule(problem, schedule, plan, results, targets, statistics)
+
+
+def _fill_schedule(
+    problem: Problem, name: str, plan: Plan, results: Results, targets: Targets, statistics: EMS | None
+) -> None:
+    exact, targets = _references(problem, name, results, targets)
+    floor: Key = (name, 0, CONVERGED, OWN_GRID)
+    if targets and not results.holds(floor, targets, problem.many):
+        schedule = SETTINGS[name].schedule
+        images = torch.cat([problem.solution(schedule, part) for part in batches(problem.seeds(problem.many))])
+        results.add(Measurement(*floor, [], [], [], _distances(problem, images, targets, FRECHET_RESAMPLES)))
+    heat, heats = _heat(problem), results.heats
+    candidates = list(_candidates(name, plan, statistics))
+    for nfe in plan.budgets:
+        wanted = targets if nfe in FRECHET_BUDGETS else {}
+        for candidate in candidates:
+            key = name, nfe, candidate.name, candidate.grid_name
+            enters = candidate.name != OURS or candidate.grid is None
+            if enters and not heats.holds(key, wanted, heat.many):
+                heats.add(_measured(heat, name, candidate, nfe, exact[: heat.samples], wanted, resampled=0))
+        contenders = _contenders(_ran(heats, name, nfe))
+        for candidate in candidates:
+            key = name, nfe, candidate.name, candidate.grid_name
+            if (candidate.name == OURS or key[2:] in contenders) and not results.holds(key, wanted, problem.many):
+                results.add(_measured(problem, name, candidate, nfe, exact, wanted, FRECHET_RESAMPLES))
+
+
+def _heat(problem: Problem) -> Problem:
+    return dataclasses.replace(problem, samples=-(-problem.samples // HEAT), many=-(-problem.many // HEAT))
+
+
+def _ran(heats: Results, schedule: str, nfe: int) -> list[Measurement]:
+    return sorted((each for each in heats if each.key[:2] == (schedule, nfe)), key=lambda each: each.key)
+
+
+def _contenders(ran: Sequence[Measurement]) -> set[tuple[str, str]]:
+    """The peers near the best of them in a heat in any metric, and published EVODiff, which the page shows."""
+    peers = [each for each in ran if each.solver != OURS]
+    least = min(each.rmse for each in peers)
+    nearest = {to: min(each.distances[to].value for each in peers) for to in peers[0].distances}
+    return {
+        (each.solver, each.grid)
+        for each in peers
+        if each.solver == PUBLISHED
+        or each.rmse <= CONTENDS * max(least, NEGLIGIBLE)
+        or any(each.distances[to].value <= CONTENDS * value for to, value in nearest.items())
+    }
+
+
+def trial(
+    solver: Solver,
+    source: Source,
+    folder: Path,
+    plan: Plan,
+    names: Sequence[str],
+    grid: Grid | None = None,
+    frechet: bool = False,
+) -> Iterator[Cell]:
+    """The cells of `names` with `solver` in our place, beside the peers that `folder` holds; nothing is stored of it.
+
+    `benchmarks.quality.ratios.by_rmse` and `by_frechet` say how they compare.
+    """
+    candidate = Candidate(OURS, solver, OWN_GRID, grid)
+    for name in names:
+        problem = _cut(PROBLEMS[name].make(name, source), plan)
+        results = Results(folder / name, problem.fingerprint)
+        targets = _targets(problem, results) if frechet else {}
+        for schedule in plan.schedules:
+            exact, compared = _references(problem, schedule, results, targets)
+            for nfe in plan.budgets:
+                wanted = compared if nfe in FRECHET_BUDGETS else {}
+                ours = _measured(problem, schedule, candidate, nfe, exact, wanted, FRECHET_RESAMPLES)
+                cell = _cell(name, results, plan, ours)
+                if cell is None:
+                    raise ValueError(f"{folder} lacks peers of {name}, {schedule}, {nfe} calls: fill it first")
+                yield cell
+
+
+def _targets(problem: Problem, results: Results) -> Targets:
+    return {name: results.moments(name, make) for name, make in problem.targets.items()}
+
+
+def _references(problem: Problem, name: str, results: Results, targets: Targets) -> tuple[Tensor, Targets]:
+    """The solutions that errors refer to, and the moments that Fréchet distances on this schedule do."""
+    seeds = problem.seeds(problem.samples)
+    exact = results.solution(name, lambda: problem.solution(SETTINGS[name].schedule, seeds))
+    # A network's many samples are worth their price on the schedule that it was trained on only.
+    return exact, targets if PROBLEMS[problem.name].group == "exact" or name == "VE" else {}
+
+
+def cells(folder: Path, plan: Plan) -> list[Cell]:
+    """Every cell of the plan that `folder` holds in full, ours and all peers."""
+    found = []
+    for name in plan.problems:
+        if not (folder / name).is_dir():
+            continue
+        results = Results(folder / name)
+        for schedule, nfe in product(plan.schedules, plan.budgets):
+            ours = results.get((schedule, nfe, OURS, OWN_GRID))
+            if ours is not None and (cell := _cell(name, results, plan, ours)) is not None:
+                found.append(cell)
+    return found
+
+
+def _cell(name: str, results: Results, plan: Plan, ours: Measurement) -> Cell | None:
+    """`ours` beside the peers that were measured; None while any is missing, which might be the best."""
+    schedule, nfe = ours.schedule, ours.nfe
+    heat = _ran(results.heats, schedule, nfe)
+    # The statistics of the informed peer are not at hand for every problem.
+    entered = product({PUBLISHED, *plan.peers} - {INFORMED}, list(SETTINGS[schedule].grids)[: plan.grids])
+    if not {each.key[2:] for each in heat}.issuperset(entered):
+        return None
+    found = [results.get((schedule, nfe, *each)) for each in sorted(_contenders(heat))]
+    peers = [peer for peer in found if peer is not None]
+    if len(peers) < len(found):
+        return None
+    elsewhere = [results.get((schedule, nfe, OURS, grid)) for grid in _elsewhere(schedule, plan)]
+    return Cell(
+        name,
+        PROBLEMS[name].group,
+        schedule,
+        nfe,
+        ours,
+        [each for each in elsewhere if each is not None],
+        peers,
+        results.get((schedule, 0, CONVERGED, OWN_GRID)),
+        heat,
+    )
+
+
+def _elsewhere(schedule: str, plan: Plan) -> Mapping[str, Grid]:
+    """The other grids of ours."""
+    if not plan.elsewhere:
+        return {}
+    return {**dict(list(SETTINGS[schedule].grids.items())[: plan.grids]), **OURS_ELSEWHERE}
+
+
+def _candidates(name: str, plan: Plan, statistics: EMS | None) -> Iterator[Candidate]:
+    yield Candidate(OURS, EVODiff(), OWN_GRID, None)
+    for grid_name, grid in _elsewhere(name, plan).items():
+        yield Candidate(OURS, EVODiff(), grid_name, grid)
+    schedule, grids = SETTINGS[name]
+    peers: dict[str, Solver] = {PUBLISHED: EVODiff(mode="published")}
+    for peer in plan.peers:
+        entry = SOLVERS[peer]
+        if peer != INFORMED:
+            peers[peer] = entry.on_flow if isinstance(schedule, Flow) else entry.solver
+        elif statistics is not None:
+            peers[peer] = DPMSolverV3(statistics)
+    for peer, solver in peers.items():
+        for grid_name, grid in list(grids.items())[: plan.grids]:
+            yield Candidate(peer, solver, grid_name, grid)
+
+
+def _measured(
+    problem: Problem,
+    name: str,
+    candidate: Candidate,
+    nfe: int,
+    exact: Tensor,
+    targets: Targets,
+    resampled: int,
+) -> Measurement:
+    schedule = SETTINGS[name].schedule
+    images = torch.cat(
+        [
+            problem.drawn(schedule, part, candidate.solver, nfe, candidate.grid)
+            for part in batches(problem.seeds(problem.many if targets else len(exact)))
+        ]
+    )
+    first = images[: len(exact)]
+    agrees = [] if problem.nearest is None else (problem.nearest(first) == problem.nearest(exact)).tolist()
+    distances = _distances(problem, images, targets, resampled)
+    errors, slopes = (_rounded(metric(first, exact)) for metric in (rmses, gains))
+    return Measurement(name, nfe, candidate.name, candidate.grid_name, errors, slopes, agrees, distances)
+
+
+def _distances(problem: Problem, images: Tensor, targets: Targets, resampled: int) -> dict[str, Distance]:
+    if not targets:
+        return {}
+    features = problem.features(images)
+    drawn = [Moments.of(features[rows]) for rows in resamples(len(features), resampled)]
+    return {
+        name: Distance(
+            frechet_distance(target, Moments.of(features)),
+            len(features),
+            _rounded(torch.tensor([frechet_distance(target, each) for each in drawn], dtype=torch.float64)),
+        )
+        for name, target in targets.items()
+    }
+
+
+def _rounded(values: Tensor) -> list[float]:
+    """Seven digits, of sixteen that say nothing."""
+    return [float(f"{value:.7g}") for value in values.tolist()]
+
+
+def _cut(problem: Problem, plan: Plan) -> Problem:
+    return dataclasses.replace(problem, samples=math.ceil(problem.samples / plan.share))
+
+
+def _statistics(problem: Problem, results: Results) -> EMS | None:
+    """Those of DPM-Solver-v3, estimated once on the flow, whose log-SNRs include the other schedules'."""
+    if problem.images is None:
+        return None
+    path = results.folder / f"ems{results.tag}.safetensors"
+    if not path.exists():
+        schedule = SETTINGS["flow"].schedule
+        denoiser = problem.denoiser(schedule, ())  # of no class: of all batches
+        images = problem.images.to(problem.dtype)
+        estimate_ems(denoiser, schedule, images, points=POINTS, samples=STATISTICS_SAMPLES).save(path)
+    # A function of log-SNR and x / alpha, which mean the same on all of them.
+    return dataclasses.replace(EMS.load(path), schedule=None)

@@ -1,0 +1,294 @@
+"""The page docs/least-variance.md: the rule of EVODiff's default, and what each part of it is worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
+
+import torch
+import typer
+
+from fewstep.bench.markdown import table
+from fewstep.bench.metrics import rmse
+from fewstep.grid import Grid, focused, karras, log_snr
+from fewstep.models import CIFAR10
+from fewstep.schedule import EDM, Node, Schedule
+from fewstep.solvers import DEIS, IPNDM, DPMSolverPP, EVODiff, Solver, UniPC
+from fewstep.solvers.core.base import Stage, spend
+from fewstep.solvers.evodiff.path_prior import PathPrior
+from fewstep.solvers.evodiff.variance import HISTORY, LIMIT, PRIOR, REACH, RESTORED, stages
+
+from .command import Data, Out, say, source, write
+from .problems import PROBLEMS, Problem, Source
+from .quality.run import SINGLE_IMAGES
+
+__all__ = ["VARIANTS", "Variant", "page", "ratios"]
+
+BUDGETS = (5, 8, 12)
+SAMPLES = 128  # where the problem has as many
+NAMES = ("mixture", "ideal", "blurred-0.15", "model", "guided-4", "guided-7.5")
+
+
+@dataclass(frozen=True)
+class LeastVariance:
+    """The rule with another prior, fewer predictions, calls or the end elsewhere, another limit or no correction."""
+
+    prior: PathPrior = PRIOR
+    history: int = HISTORY
+    reach: float = REACH
+    restored: float = RESTORED
+    limit: float = LIMIT
+    corrected: bool = True
+    grid: ClassVar[Grid] = focused
+    calls_per_step: ClassVar[int] = 1
+
+    def plan(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None = None) -> list[Stage]:
+        plan = stages(
+            nodes,
+            False,
+            prior=self.prior,
+            history=self.history,
+            reach=self.reach,
+            restored=self.restored,
+            limit=self.limit,
+            corrected=self.corrected,
+        )
+        return spend(plan, nfe, len(nodes) - 1)
+
+
+class Variant(NamedTuple):
+    """The default with one part changed; `grid` None is the solver's own."""
+
+    solver: Solver
+    grid: Grid | None = None
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "Gaussian data, no surprise": Variant(LeastVariance(replace(PRIOR, surprise=0.0))),
+    "half the surprise": Variant(LeastVariance(replace(PRIOR, surprise=PRIOR.surprise / 2))),
+    "twice the surprise": Variant(LeastVariance(replace(PRIOR, surprise=PRIOR.surprise * 2))),
+    "surprise in proportion to the step": Variant(LeastVariance(replace(PRIOR, surprise=0.3, growth=1.0))),
+    "surprise of twice the length": Variant(LeastVariance(replace(PRIOR, ell=PRIOR.ell * 2))),
+    "equal energy at all scales": Variant(LeastVariance(replace(PRIOR, slope=0.0))),
+    "scales up to twice as large": Variant(LeastVariance(replace(PRIOR, largest=PRIOR.largest * 2))),
+    "three predictions": Variant(LeastVariance(history=3)),
+    "two predictions": Variant(LeastVariance(history=2)),
+    "calls at the conditional mean": Variant(LeastVariance(reach=0.0)),
+    "half the reach": Variant(LeastVariance(reach=REACH / 2)),
+    "twice the reach": Variant(LeastVariance(reach=REACH * 2)),
+    "the last step to the conditional mean": Variant(LeastVariance(restored=0.0)),
+    "the last step to full variance": Variant(LeastVariance(restored=1.0)),
+    "the last step without a limit": Variant(LeastVariance(limit=math.inf)),
+    "the last step by DDIM": Variant(LeastVariance(limit=0.0)),
+    "no correction": Variant(LeastVariance(corrected=False)),
+    "on a grid of one fall for all": Variant(EVODiff(), focused(fall=0.36)),
+    "on a grid half as steep": Variant(EVODiff(), focused(rise=0.3, fall=0.18)),
+    "on a grid twice as steep": Variant(EVODiff(), focused(rise=1.2, fall=0.72)),
+    "on a grid for single images": Variant(EVODiff(), SINGLE_IMAGES),
+    "on even log-SNR": Variant(EVODiff(), log_snr),
+    "on Karras' grid": Variant(EVODiff(), karras),
+    "published EVODiff on this grid": Variant(EVODiff("published"), focused),
+    "published EVODiff on even log-SNR": Variant(EVODiff("published")),
+    "DPM-Solver++ 2M on this grid": Variant(DPMSolverPP(order=2), focused),
+    "UniPC-2 on this grid": Variant(UniPC(order=2), focused),
+    "UniPC-3 on this grid": Variant(UniPC(order=3), focused),
+    "DEIS-3 on this grid": Variant(DEIS(order=3), focused),
+    "iPNDM-4 on this grid": Variant(IPNDM(order=4), focused),
+}
+
+
+def page(source: Source, say: Callable[[str], object]) -> str:
+    """The page as Markdown. `say` is told what is being measured."""
+    rows = {name: [name] for name in VARIANTS}
+    for problem in NAMES:
+        say(f"{problem} ...")
+        for name, ratio in ratios(PROBLEMS[problem].make(problem, source)).items():
+            rows[name].append(f"{ratio:.2f}")
+    numbers = {"samples": SAMPLES, "calls": ", ".join(map(str, BUDGETS))}
+    return RULE + MEASURED.format(**numbers) + table(["changed", *NAMES], list(rows.values())) + TRIED
+
+
+def ratios(problem: Problem) -> dict[str, float]:
+    """The RMSE of every variant over that of the default, the geometric mean over the budgets."""
+    schedule = EDM()
+    seeds = problem.seeds(min(SAMPLES, problem.samples))
+    exact = problem.solution(schedule, seeds)
+
+    def error(variant: Variant, nfe: int) -> float:
+        images = problem.drawn(schedule, seeds, variant.solver, nfe, variant.grid)
+        return rmse(images, exact)
+
+    def mean_log(variant: Variant) -> float:
+        return float(torch.tensor([error(variant, nfe) for nfe in BUDGETS]).log().mean())
+
+    default = mean_log(Variant(EVODiff()))
+    return {name: math.exp(mean_log(variant) - default) for name, variant in VARIANTS.items()}
+
+
+RULE = """# The weights of least variance
+
+What `EVODiff()` does, why, and what each part of it is worth. The equations as coded are in
+`solvers/evodiff/variance.py`, the prior in `solvers/evodiff/path_prior.py`, the grid is `fewstep.grid.focused`.
+
+## From entropy to a regression
+
+EVODiff's papers look at a step as a transition of conditional entropy: of all updates that the known predictions allow,
+take the one after which least is unknown about the next state. For a Gaussian the entropy of x_t given the predictions
+is ½ log Var(x_t | m₀, m₁, …) and a constant, so that least entropy is least conditional variance. The papers then
+assume how the variances of single predictions grow with σ, and read a weight for a difference of two of them off the
+observed change of the image.
+
+Here the aim is kept and the assumption replaced. The variance of one prediction is the wrong quantity: what decides a
+step is how well the predictions *so far* determine the *integral* of those to come, and that is a matter of their
+correlation along the path. Given a Gaussian process for the denoised path, the update of least conditional variance
+is the conditional mean, and its weights are a regression of the transition on the predictions: Bayesian quadrature of
+the sampling ODE. The weights depend on the grid alone; they are made when a run is planned, in a few milliseconds.
+
+With y = x/α, n = σ/α and λ = −log n the ODE is dy/dλ = D − y. The prior takes an image apart into modes, one for each
+standard deviation s, whose energies are like those of natural images (energy per unit of log s about s^½), and lets
+the denoiser answer
+
+    D = J y + F,    J = s² / (s² + n²),    F = 2 φ s J (1 − J) f(λ)
+
+f is a random function of λ, of variance 1 and Matérn-3/2 correlation over a length of 0.5; φ is 0.26 h^1.5, h the mean
+step in λ.
+
+- **J is the Wiener filter.** Without F this is exact for Gaussian data: predictions change as fast as the data's scales
+  are passed, smoothly, and steps can be long. It also says how an error of x comes back with the next prediction, so
+  that the regression knows what its own earlier steps did wrong and takes it back where it can.
+- **F is the surprise**, what no earlier prediction could tell: at n = s a mode is decided, its entropy falls fastest,
+  and a network that knows more of images than their covariance answers more than a Gaussian would. It grows with the
+  step: the longer the steps, the more happens between calls. For short steps the prior becomes that of Gaussian data,
+  whose paths are analytic, and the order of convergence 3 to 4 ([numerics.md](numerics.md)).
+
+A step then predicts from four predictions, calls the model, and corrects with the new prediction and three old ones,
+both by the same regression. The call is made further on than the regression says. A conditional mean has less variance
+than what it predicts, and a sharp denoiser, asked at a mean of images, answers with another mean; asked at a state as
+varied as the path, it says which. So the differences in the prediction are enlarged until the prior's variance is
+restored, by a quarter at most: where steps are that long the prior guesses. The correction is planned knowing where the
+call was made, and leaves the least variance from there; for short steps nothing of this remains.
+
+The last prediction is the image, or what is denoised to it in a step to σ = 0. Its mean lacks the details that are
+decided within the step, and the fewer the calls the more of them. The least error and the right distribution cannot
+both be had: on the line from the mean to the nearest estimate that is distributed as images are, the squared error
+grows with the square of the way (Freirich, Michaeli and Meir, 2021), so that half-way costs a quarter. So the last
+differences go half the way to where the prior's variance is restored in what is undecided at the start of the step
+(each mode counts by 1 − J; one factor serves all; before a step to σ = 0 it is the variance of what is denoised, J x̂).
+On VE they would be 1.6 times as large in 5 calls, 1.3 in 6, 1.1 in 8, and unchanged in many.
+
+All this within a limit. No correction takes back what the last prediction does too much, and a sharp denoiser has often
+decided by then: its newest answers are the same, older ones differ, and weights made for changes that go on add what is
+over. So in each sample what the differences add is cut to 1.25 times what the prior expects of the mean's beside the
+newest of them; where nothing changed between the last two calls the step is DDIM's. Without that the Fréchet distance
+of 5 calls on *ideal* is 1.7 (flow) to 3 times (VP) as large. In 5 calls most samples are cut, on smooth problems too:
+on the network six to nine of ten, whose differences are 1.1 times what is allowed, on average; in 6 and 8 calls one to
+two of ten.
+
+What the enlargement is worth, on the development problems, VE: in 5 calls the network's distance to its own
+distribution is 1.11 in place of 1.43, in 6 0.70 in place of 0.82. As the prior is only a prior, the error of 5 calls
+falls too, by 18 to 29 % on *gaussian* and *mixture* (on all schedules) and by 7 % on the network. It costs error where
+steps are shorter: up to 14 % of it on those at 8 calls on VP, 1 % on the network, and under 1 % at guidance 4.
+
+The weight of x stays σ_t/σ_s and the weights of predictions keep their sum, those of DDIM: a denoiser that answers the
+same everywhere is followed exactly, and all that is uncertain multiplies differences of predictions. But for that one
+factor the rule is linear. A sample cannot depend on its batch, nothing waits for a device, and x may be edited between
+calls.
+
+## The grid
+
+Nodes are spent where the conditional entropy falls: densest near n = 4, thinning out towards clean images in
+proportion to a power of n as the power of natural images does, and faster towards pure noise, where little is decided.
+Of all that was tuned the grid is worth most: on a steep one 5 to 8 calls find most of the decisions of sharp problems.
+Smooth ones would take half the steepness. The clean side falls faster for few calls than for many (the exponent is
+0.22 + 1 / steps): few are better spent on what is decided, many leave less error there than in the details. Peers gain
+less from it: on the same grid none of those below has less error than the default on any of these problems.
+"""
+MEASURED = """
+## Ablation
+
+RMSE to the converged solution over that of the default, from the same noise: the geometric mean over {calls} calls,
+{samples} images (16 on the network), EDM's noise levels, on the development problems of [quality.md](quality.md).
+Above 1 the default is better. Written by `make variance`.
+
+"""
+TRIED = """
+## What was tried and is not in it
+
+Figures are of when it was tried: but for what names the last prediction, the last step was the mean, and the network
+is one that was packaged before, trained on all images where today's is trained on those typical of their class.
+
+- **Weights per sample.** On the paths of the trained network, weights fitted to each sample apart leave only a little
+  less variance than weights common to all: images differ in what is decided more than in when. What a measured slope
+  could add at run time is less than what its noise costs at 5 to 8 calls. But for the limit nothing is measured.
+- **Other limits.** One of 0.6 in place of 1.25 adds 2 to 6 % to the Fréchet distance of *ideal* at 5 calls, 8 % to that
+  of *mixture*, and 10 to 18 % to the error of *mixture* and *gaussian* at 20. One that loosens for short steps takes
+  6 % off *gaussian* at 20 and adds 2 to 4 % to *mixture* and the network. At 8 calls a tenth of the distance of *ideal*
+  is the limit's price. A limit to every prediction, not the last alone, changes errors by a third of a percent:
+  corrections already take back what was too much.
+- **Going further where the newest difference is larger than the prior expects**, in each sample, up to 3 times. It
+  takes a tenth off the error of *ideal* and *blurred* where another start goes astray for it, and adds a sixth to that
+  of *mixture*; with a threshold that spares *mixture* nothing is left.
+- **A window.** Forgetting errors made more than four steps ago, so that every step is planned alone, is several times
+  worse on Gaussian data: predictor and corrector must agree on what is still wrong.
+- **Weighting the modes by what becomes of their error** at the end of the run, s²/(s² + n²), instead of equally, is
+  slightly worse on the network. In the last row alone, by what is undecided before it, (1 − J)^p, it takes 6 % (p =
+  0.3) to 17 % (0.7) off the error of 6 calls on the network, and a tenth off the distance of 5 calls to its own
+  distribution. But it adds 10 % (p = 0.3) to 80 % (0.7) to the error of 5 calls on *mixture*, and 20 to 160 % to their
+  distance.
+- **Noise in the predictions**, a penalty on the squares of the weights, helps at 5 calls and hurts from 8 on; surprise
+  that grows with the step does the same for less.
+- **A grid that minimises the prior's own final error**, node by node, is better on Gaussian data and worse on the
+  network, whose answers at high noise are not those of the prior: it trusts the first steps too much.
+- **Smoother surprise** (Matérn-5/2, squared exponential) changes little at few calls.
+- **A last step that keeps all contrast.** The outputs of 5 calls on sharp problems have three quarters of it. What is
+  missing was not decided earlier, and enlarging the last differences adds what is not there: without the limit it makes
+  distances worse. What helps is to reach further with the calls before it, and to add nothing where a sample has
+  decided.
+- **A last prediction that goes further still.** The whole way to the variance, within the same limit: of 6 calls the
+  distance to the network's own distribution is 0.57 for 0.65, but on VP the error of *mixture* a third larger. With the
+  limit at 1.6 that of 5 calls is 0.90 for 1.14, and with one of 2 and a fall of 0.22 + 0.8 / steps 0.69; then the error
+  under guidance 4 grows by a tenth and by a fifth, and the distance of *mixture* on VP by a quarter and by two fifths.
+  No more than the reach of calls, a quarter: 1.32.
+- **A gentler fall for few calls**, 0.22 + 0.8 / steps: at 5 calls a tenth less of that distance and of the error of
+  *mixture*, 5 % more error on the network, an eighth more distance on *ideal*; at 6 and 8 calls a tenth to a fifth more
+  error at guidance 7.5. Gentler still goes on like that: 5 calls with a fall of 0.2 have a distance of 0.86, and twice
+  the error.
+- **Another reach.** With 2 in place of 1.25 times at most the error of 5 to 8 calls on *ideal* falls by a tenth, while
+  5 and 6 calls on smooth problems and under guidance are up to twice as wrong; from 10 calls on the bound hardly
+  matters. The Fréchet distance of 5 and 6 calls on *ideal* is 0.79 to 1.16 of the default's with it, that of *mixture*
+  1.7 to 1.9; without any reach 1.09 to 1.18 and 0.86 to 0.92. Half of what is missing gains half as much. One factor
+  for all steps, in proportion to their mean, takes a twentieth off the error on sharp problems and costs the others as
+  much.
+  The variance of what the denoiser makes of the state, J x^, in place of the state's own, is hardly missing: from 10
+  calls on nothing would be reached.
+- **A grid that begins at n = 80** on VP and the flow too, whose noise goes further, so that the first step is the
+  longer. On the flow it takes 8 to 14 % off the error of 5 calls, but for *gaussian*, where it adds half, and adds 20
+  to 80 % at 10 and 12 calls on the network: the mean of images is still uncertain at n = 80.
+- **A steeper fall at 5 calls**, 0.48 for 0.42: a quarter less distance on *ideal*, as at no other number of calls, 6 %
+  more error on the network, and a quarter more on *mixture*. A gentler one, 0.36, is the reverse.
+- **Another rise.** One of 0.5 in place of 0.6 takes a fifth to a third off the error of 5 to 8 calls on *gaussian*, VE,
+  and adds 4 to 14 % to that of the network, on the flow 6 to 31 %. One of 0.7 takes 8 to 15 % off there, and adds a
+  third to 96 % to *gaussian*.
+- **More that depends on the number of calls.** The grid's fall and the surprise do. A center at noisier levels, or a
+  gentler rise, halves the error of 5 calls on Gaussian data; on images of the network it is no better, and those of the
+  ideal denoiser are worse. Surprise that goes with the square of the step is better on sharp problems and worse on
+  smooth ones; so is a correlation length that shrinks with it, and one that grows is the reverse.
+- **A grid for single images**, narrow around n = 3, wins most cells of *ideal*, on VP as on VE, and makes 15 and 20
+  calls on *mixture* 2 to 10 times worse. A floor under its density, so that no level goes without, makes up for a part
+  of that and loses as much of what it gained: nothing between the two was better than the grid above on both.
+- **More predictions.** Six in place of four leave a sixth to a quarter less error on *gaussian* and *mixture*, a
+  twentieth more on *local*, and nothing on the network. They would cost two more tensors of the image's size.
+
+[quality.md](quality.md) shows every cell, losses included.
+"""
+
+
+def main(data: Data = CIFAR10, out: Out = None) -> None:
+    """Measure what each part of EVODiff's default is worth, on the development problems."""
+    write(out, lambda: page(source(data, "dev"), say))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,42 @@
+"""The command line, a command a file: the only place where strings become objects. Needs the extra `cli`.
+
+A command imports what it needs when it runs, so that its help takes no seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+try:
+    import rich  # noqa: F401
+    import typer
+except ImportError:
+    sys.exit("error: the command line needs typer and rich: pip install 'fewstep[cli,diffusers]'")
+
+from .. import __version__
+from . import compare, estimate, grids, models, sample, solvers
+
+app = typer.Typer(
+    name="fewstep",
+    help="EVODiff and its field: good samples from a diffusion model in 5-20 calls, without retraining.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # an error stays one line
+)
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+app.command()(sample.sample)
+app.command()(compare.compare)
+app.command()(models.models)
+app.command()(solvers.solvers)
+app.command()(grids.grids)
+app.add_typer(estimate.app, name="estimate")

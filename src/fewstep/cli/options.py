@@ -1,0 +1,30 @@
+"""Options that several commands have. Their help names what people choose from without importing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# Of fewstep.table, which imports torch.
+SOME_SOLVERS = (
+    "evodiff", "evodiff-published", "unipc-2", "unipc-3", "dpmpp-2m", "dpmpp-3m", "sde-dpmpp-2m", "ipndm-4", "heun",
+    "ddim",
+)  # fmt: skip
+SOME_GRIDS = ("focused", "log-snr", "karras", "time-uniform", "time-quadratic", "kl-optimal", "beta")
+ALL_SOLVERS = f"{', '.join(SOME_SOLVERS)}; `fewstep solvers` lists all"
+ALL_GRIDS = f"{', '.join(SOME_GRIDS)}; `fewstep grids` lists all"
+MAX_SEED = 2**63 - 1
+
+Model = Annotated[str, typer.Option(help="A packaged model (see `fewstep models`) or a folder.")]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the first image; the next has the next seed.")]
+GridName = Annotated[str | None, typer.Option("--grid", help=f"{ALL_GRIDS}. Default: the solver's own.")]
+Label = Annotated[str, typer.Option(help="A class by name or number, 'none', or 'all': seed s draws class s, in turn.")]
+Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is none.")]
+Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, mps ...")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
+Statistics = Annotated[
+    list[Path] | None, typer.Option(help="A file of `fewstep estimate`, for solvers that need one; may be repeated.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -1,0 +1,110 @@
+"""`fewstep sample`: images from a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..models import DEFAULT_MODEL
+from .options import ALL_SOLVERS, AsJson, Debug, Device, GridName, Guidance, Label, Model, Seed, Statistics
+from .parse import conditioned, informed, load, pick_grid, pick_solvers
+from .show import EXIT_FAILED, count, errors, progress, say
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from ..runs import Run
+
+
+def sample(
+    model: Model = DEFAULT_MODEL,
+    solver: Annotated[str, typer.Option(help=ALL_SOLVERS + ".")] = "evodiff",
+    nfe: Annotated[int, typer.Option(min=1, help="Calls of the model for each image.")] = 10,
+    n: Annotated[int, typer.Option(min=1, help="How many images.")] = 64,
+    seed: Seed = 0,
+    grid: GridName = None,
+    label: Label = "all",
+    guidance: Guidance = 1.0,
+    statistics: Statistics = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; changes no pixel on a CPU.")] = 16,
+    device: Device = "cpu",
+    npz: Annotated[bool, typer.Option("--npz", help="One samples.npz, written at the end, instead of PNGs.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the images, grid.png and run.json.")] = Path("samples"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in that folder.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Draw images.
+
+    An interrupted run goes on when the same command is given again.
+    """
+    with errors(debug):
+        from ..pictures import pixels
+        from ..runs import Run, versions
+        from ..sampling import sample as draw
+        from ..sampling import unit_noise
+
+        picked, chosen_grid = pick_solvers("--solver", [solver]), pick_grid(grid)
+        loaded = load(model, device)
+        denoiser = conditioned(loaded, label, guidance)
+        chosen = informed(picked, statistics, loaded, label, guidance)[solver]
+        settings = {
+            "model": model, "weights": loaded.fingerprint, "network": _digest(loaded.network),
+            "schedule": repr(loaded.schedule), "classes": list(loaded.classes),
+            "solver": solver, "solver_options": repr(chosen),
+            "nfe": nfe, "n": n, "seed": seed, "grid": grid, "label": label, "guidance": guidance, "device": device,
+            "format": "npz" if npz else "png",
+            "statistics": [hashlib.sha256(path.read_bytes()).hexdigest() for path in statistics or []],
+            "versions": versions(),
+        }  # fmt: skip
+        run = Run(out, settings, npz, overwrite)
+
+        def images(seeds: range) -> Tensor:
+            noise = unit_noise(seeds, loaded.shape, device=device)
+            return draw(
+                denoiser(seeds), noise, nfe=nfe, solver=chosen, schedule=loaded.schedule, grid=chosen_grid, seeds=seeds
+            )
+
+        found = run.made
+        record = run.complete() or _fill(run, range(seed, seed + n), batch_size, lambda seeds: pixels(images(seeds)))
+    if as_json:
+        typer.echo(json.dumps({**record, "out": str(out)}))
+    if record["status"] == "interrupted":
+        say(f"interrupted: {run.made} of {count(n, 'image')} in {out}; the same command goes on from there")
+        raise typer.Exit(EXIT_FAILED)
+    drawn = f"{n - found} drawn now, {record['images_per_second']:.1f} a second" if found < n else "all from before"
+    say(f"{count(n, 'image')} in {out}, {drawn}; the sheet is {out / 'grid.png'}")
+
+
+def _fill(run: Run, seeds: range, batch_size: int, draw: Callable[[range], np.ndarray]) -> dict[str, Any]:
+    """Draw the images that are missing, up to the end or an interruption, and return the run's record."""
+    found, status = run.made, "done"
+    started = time.perf_counter()
+    try:
+        run.write_record("running")
+        with progress("sampling", len(seeds), "images", done=found) as advance:
+            for first in range(found, len(seeds), batch_size):
+                part = seeds[first : first + batch_size]
+                run.add(draw(part))
+                advance(len(part))
+    except KeyboardInterrupt:
+        status = "interrupted"
+    except BaseException:
+        run.finish("failed")
+        raise
+    seconds = time.perf_counter() - started
+    rate = (run.made - found) / seconds
+    return run.finish(status, found=found, seconds=round(seconds, 3), images_per_second=round(rate, 3))
+
+
+def _digest(network: Any) -> str:
+    """Of the configuration of a network of diffusers, without diffusers' own notes on it."""
+    facts = {key: value for key, value in network.config.items() if not key.startswith("_")}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

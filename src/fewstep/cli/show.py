@@ -1,0 +1,54 @@
+"""What the commands say: on stderr, so that stdout holds results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+EXIT_FAILED = 1
+log = Console(stderr=True)
+
+
+def count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
+
+
+def say(text: str) -> None:
+    log.print(Text(text), soft_wrap=True)
+
+
+@contextmanager
+def errors(debug: bool) -> Iterator[None]:
+    """One line and a remedy on stderr, exit code 1; the traceback with --debug."""
+    try:
+        yield
+    except (typer.Exit, typer.BadParameter):
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if not isinstance(error, (ValueError, TypeError, OSError, ImportError, RuntimeError)):
+            reason = f"{type(error).__name__}: {reason} (unexpected; --debug shows where)"
+        log.print(Text.assemble(("error: ", "red"), reason), soft_wrap=True)
+        raise typer.Exit(EXIT_FAILED) from error
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Any) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f} {task.fields['unit']}/s" if speed else "")
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Any]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, _Rate(), TimeRemainingColumn(), console=log) as progress:
+        task = progress.add_task(what, total=total, completed=done, unit=unit)
+        yield lambda amount: progress.advance(task, amount)
