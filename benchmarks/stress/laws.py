@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fewstep.bench.problems.base import FAR, Law
+from benchmarks.problems.base import FAR, Law
 from fewstep.schedule import Node
 
 __all__ = ["Erring", "Guided", "Mixture", "Separate", "field"]

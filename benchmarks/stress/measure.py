@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fewstep.bench.metrics import rmse
-from fewstep.bench.problems.base import FAR, solved
+from benchmarks.problems.base import FAR, solved
 from fewstep.files import write_atomically
 from fewstep.sampling import plan
 from fewstep.schedule import Node, Schedule

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.bench.problems.base import Law
+from benchmarks.problems.base import Law
 from fewstep.grid import Grid, focused, karras, log_snr, time_uniform
 from fewstep.sampling import unit_noise
 from fewstep.schedule import EDM, Flow, Schedule, VPLinear

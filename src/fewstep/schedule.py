@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
-__all__ = ["EDM", "Discrete", "Flow", "Node", "Schedule", "VPCosine", "VPLinear"]
+__all__ = ["DATA_STD", "EDM", "Discrete", "Flow", "Node", "Schedule", "VPCosine", "VPLinear"]
 
 
 class Node(NamedTuple):
@@ -37,14 +37,21 @@ class Node(NamedTuple):
         return self.sigma / self.alpha if self.alpha else math.inf
 
 
+# The standard deviation of images in [-1, 1], as EDM has it (Karras et al., 2022, Table 1: sigma_data).
+DATA_STD = 0.5
+
+
+@dataclass(frozen=True)
 class Schedule(ABC):
     """What a grid and a solver need to know of a noise schedule.
 
     `t_max` and `t_min` are the ends of the range that the model was trained on, in the schedule's
     clock; `t_clean` is the time at which sigma is exactly 0. `uniform` names the variable in which
-    equal steps suit the models that use the schedule: half log-SNR or the clock.
+    equal steps suit the models that use the schedule: half log-SNR or the clock. `data_std` is the standard
+    deviation of the data, about: what is little noise, and what is much.
     """
 
+    data_std: float = field(default=DATA_STD, kw_only=True)
     uniform: ClassVar[Literal["lam", "time"]] = "lam"
     t_clean: ClassVar[float] = 0.0
 

@@ -38,8 +38,9 @@ __all__ = [
 ]
 
 
-# Noise of two grey levels in images of [-1, 1]: below it nobody sees whether a run ends at t_min or at 0.
-VISIBLE = 1 / 64
+# Of the data's standard deviation; two grey levels in images of [-1, 1]. Below it nobody sees whether a run ends at
+# t_min or at 0.
+VISIBLE = 1 / 32
 DENSITY_POINTS = 4001  # of a grid that is given by its density
 FALL, FALL_OF_FEW = 0.22, 1.0  # of `focused`
 
@@ -88,9 +89,9 @@ def _restore(module: str, name: str, options: Mapping[str, Any]) -> Grid:
     return Grid(grid.make, options)
 
 
-def closes(end: Node, to_zero: bool | None) -> bool:
+def closes(schedule: Schedule, end: Node, to_zero: bool | None) -> bool:
     """Whether a grid down to `end` takes one more step, to sigma = 0."""
-    return end.sigma > 0 and (end.nsr > VISIBLE if to_zero is None else to_zero)
+    return end.sigma > 0 and (end.nsr > VISIBLE * schedule.data_std if to_zero is None else to_zero)
 
 
 def between(
@@ -102,7 +103,7 @@ def between(
 ) -> tuple[Node, ...]:
     """The first of `ends`, the n - 1 times `inner(n)`, and the last of `ends`; closed at sigma = 0."""
     start, end = ends
-    closing = closes(end, to_zero)
+    closing = closes(schedule, end, to_zero)
     n = steps - closing
     nodes = (start, *map(schedule.node, inner(n)), *([end] if n else []))
     return (*nodes, schedule.node(schedule.t_clean)) if closing else nodes
@@ -152,12 +153,13 @@ def focused(
     schedule: Schedule,
     steps: int,
     *,
-    center: float = 4.0,
+    data_std: float | None = None,
+    center: float = 8.0,
     rise: float = 0.6,
     fall: float | None = None,
     to_zero: bool | None = None,
 ) -> tuple[Node, ...]:
-    """Finest where images are decided: nodes of density 1 / (z^rise + z^-fall) in log-SNR, z = nsr / center.
+    """Finest where images are decided: nodes of density 1 / (z^rise + z^-fall) in log-SNR, z = nsr / (center data_std).
 
     The grid of EVODiff's default; nsr = sigma / alpha. The conditional entropy of an image falls fastest near `center`
     and, on the clean side, in proportion to its power at that scale; noisier levels decide little. Errors of second or
@@ -173,7 +175,7 @@ def focused(
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"{name} must be finite and at least 0; got {name}={value!r}")
     lams = np.linspace(*schedule.lam_range, DENSITY_POINTS)
-    z = -lams - math.log(center)
+    z = -lams - math.log(center * (schedule.data_std if data_std is None else data_std))
 
     def inner(n: int) -> Iterable[float]:
         power = FALL + FALL_OF_FEW / max(n, 1) if fall is None else fall

@@ -50,6 +50,7 @@ class EVODiff:
     eta: float | None = None
     zeta: float | None = None
     shift: float = SHIFT
+    data_std: float | None = None
     calls_per_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -70,7 +71,9 @@ class EVODiff:
 
     @property
     def grid(self) -> Grid:
-        return uniform if self.mode in RULES else focused
+        if self.mode in RULES:
+            return uniform
+        return focused if self.data_std is None else focused(data_std=self.data_std)
 
     def plan(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None = None) -> Sequence[Stage]:
         if nodes[1].nsr > nodes[0].nsr:
@@ -83,7 +86,7 @@ class EVODiff:
         # With a closing call there the step into it could be corrected for nothing, and to no effect.
         extra = not self.lower_order_final and not closing and last > 1 and nfe != last
         if self.mode not in RULES:
-            return spend(variance.stages(nodes, extra), nfe, len(nodes) - 1)
+            return spend(variance.stages(nodes, extra, self.data_std or schedule.data_std), nfe, len(nodes) - 1)
         rule = RULES[self.mode]
         fixed = {"eta": self.eta, "zeta": self.zeta, "shift": self.shift} if self.mode == "paper" else {}
         stages: list[Stage] = []

@@ -59,8 +59,8 @@ import torch
 from torch import Tensor
 
 from ...grid.base import VISIBLE
-from ...schedule import Node
-from ..core.base import LinearStage, Row, Stage, State, euler_row
+from ...schedule import DATA_STD, Node
+from ..core.base import Stage, euler_row
 from .path_prior import Functional, PathPrior, Paths
 
 __all__ = ["stages"]
@@ -70,96 +70,139 @@ PRIOR = PathPrior()
 REACH = 0.25  # chosen on the development problems of docs/quality.md
 RESTORED = 0.5  # half-way between least error and full variance
 LAST_REACH = 5.0  # for grids where the prior hardly expects a difference; `focused` has 4.7 for 2 calls on a flow
-LIMIT = 1.25  # chosen on the development problems of docs/quality.md
+TRUSTED = 1.4  # chosen on the development problems of docs/stress.md
+TINY = 1e-30  # in place of 0 where something is divided by
 RIDGE = 1e-10  # relative; keeps nearly parallel differences from large weights of opposite signs
 
 
-class LastStage(NamedTuple):
-    """The last prediction: `base`, and what the differences of predictions add, limited in each sample.
+class Moved(NamedTuple):
+    """What a step added to the scaled state, its answer, and the differences of the answers before, newest first."""
 
-    base: the correction of x and DDIM's step, in one row. added: on the newest prediction and those before it; no
-    more than `limit` |m_0 - m_1| comes of it.
-    """
+    moved: Tensor
+    newest: Tensor
+    differences: tuple[Tensor, ...]
+
+
+class TrustingStage(NamedTuple):
+    """One call; the table above has its equations. All weights but `move` multiply differences, newest first."""
 
     node: Node
-    base: Row
-    added: Row
-    limit: float
+    scale: float
+    move: float
+    gain: float = 0.0
+    correct: tuple[float, ...] = ()
+    lead: float = 0.0
+    rest: tuple[float, ...] = ()
+    foretold: tuple[float, ...] = ()
+    size: float = math.inf
+    keep: int = 0
     noise: float = 0.0
 
-    def __call__(self, state: State, x: Tensor, denoised: Tensor) -> tuple[Tensor, State]:
-        past = (denoised, *state.past)
-        added = self.added.apply(past[0], past[1:])
-        allowed = self.limit * _size(past[0] - past[1])
-        share = (allowed / _size(added).clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=1)
-        return self.base.apply(x, past).addcmul_(share, added), State(None, ())
-
-
-def _size(x: Tensor) -> Tensor:
-    """The norm of each sample of (B, *), as (B, 1, ...)."""
-    size: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
-    return size
+    def __call__(self, state: Moved | None, x: Tensor, denoised: Tensor) -> tuple[Tensor, Moved]:
+        differences: tuple[Tensor, ...] = ()
+        if state is not None:
+            differences = (denoised - state.newest, *state.differences)
+            if self.correct:
+                x = (x - state.moved).add_(denoised, alpha=self.gain)
+                for weight, difference in zip(self.correct, differences, strict=False):
+                    x.add_(difference, alpha=weight)
+        moved = denoised * self.move
+        if self.lead or self.rest:
+            d = differences[0]
+            over = tuple(range(1, x.ndim))
+            size = torch.linalg.vector_norm(d, dim=over, keepdim=True)
+            z = (self.size * math.sqrt(d[0].numel()) / size.clamp_(min=TINY)).clamp_(max=1).square_()
+            moved.addcmul_(z, d, value=self.lead)
+            if self.rest:
+                p = differences[1] * self.foretold[0]
+                for weight, difference in zip(self.foretold[1:], differences[2:], strict=False):
+                    p.add_(difference, alpha=weight)
+                along = (d * p).sum(over, keepdim=True) / p.square_().sum(over, keepdim=True).clamp_(min=TINY)
+                z = z * along.clamp_(0, 1)
+                for weight, difference in zip(self.rest, differences, strict=False):
+                    moved.addcmul_(z, difference, value=weight)
+        return (x * self.scale).add_(moved), Moved(moved, denoised, differences[: self.keep])
 
 
 def stages(
     nodes: Sequence[Node],
     extra: bool,
+    data_std: float,
     *,
     prior: PathPrior = PRIOR,
     history: int = HISTORY,
     reach: float = REACH,
     restored: float = RESTORED,
-    limit: float = LIMIT,
+    trusted: float = TRUSTED,
     corrected: bool = True,
 ) -> list[Stage]:
     """One stage per step, and with `extra` one more call at the last node, which corrects the step into it.
 
-    `prior`, `history` (1 or more), `reach`, `restored`, `limit` and `corrected=False` are for ablations:
+    `prior`, `history` (1 or more), `reach`, `restored`, `trusted` and `corrected=False` are for ablations:
     docs/least-variance.md.
     """
+    unit = math.log(data_std / DATA_STD)
     last = len(nodes) - 1 - (nodes[-1].sigma == 0)  # the last noisy node
-    paths = Paths(prior, [node.lam for node in nodes[: last + 1]])
+    paths = Paths(prior, [node.lam + unit for node in nodes[: last + 1]])
     answers: list[Functional] = []  # newest first
-    moved: tuple[float, ...] = ()  # the weights of the last prediction
     y = kept = paths.state[0]  # the solver's state, and the part of it that the last step kept
+    gain = 0.0
     plan: list[Stage] = []
     for i, s in enumerate(nodes[: last + extra]):
         if i and paths.share(i - 1) == 1:
             answers.clear()  # beyond FAR nothing changes: no difference of answers is known, and nothing to correct
-        answers.insert(0, paths.answer(i, y))
-        correct = None
+        new = paths.answer(i, y)
+        foretold = _by_differences(_regress(new, answers[: history - 1], 1.0)) if len(answers) > 1 else ()
+        answers.insert(0, new)
+        correct: tuple[float, ...] = ()
         if len(answers) > 1 and corrected:
             weights = _regress(paths.state[i] - kept, answers[:history], 1 - paths.share(i - 1))
             y = kept + _sum(weights, answers)
-            changes = zip_longest(weights, (0.0, *moved), fillvalue=0.0)
-            correct = Row(1.0, tuple(s.alpha * (new - old) for new, old in changes))
+            correct = _scaled(s.alpha, _by_differences(weights))
         if i == last:
-            plan.append(LinearStage(s, Row(1.0, ()), correct=correct))
+            plan.append(TrustingStage(s, 1.0, 0.0, gain, correct))
             break
         t, share = nodes[i + 1], paths.share(i)
         kept = share * y
         followed = i + 1 < last + extra  # by a correction
-        mean = moved = _regress(paths.state[i + 1] - kept, answers[: history if share < 1 else 1], 1 - share)
-        if followed and corrected:
-            moved = _wider(mean, min(reach, _lacking(mean, kept, answers, paths.state[i + 1])))
-        elif not followed and nodes[-1].nsr <= VISIBLE:
+        counted = None  # nothing to restore
+        if not followed and nodes[-1].nsr <= VISIBLE * data_std:
             counted = 1 - paths.wiener[i]
             if t is not nodes[-1]:  # the image is the answer at t, J x^
                 counted = counted * paths.wiener[i + 1] ** 2
-            lacking = _lacking(mean, kept, answers, paths.state[i + 1], counted)
-            moved = _wider(mean, restored * min(LAST_REACH, lacking))
+
+        def best(known: Sequence[Functional]) -> tuple[float, ...]:
+            mean = _regress(paths.state[i + 1] - kept, known, 1 - share)
+            if followed and corrected:
+                return _wider(mean, min(reach, _lacking(mean, kept, answers, paths.state[i + 1])))
+            if counted is not None:
+                return _wider(mean, restored * min(LAST_REACH, _lacking(mean, kept, answers, paths.state[i + 1], counted)))
+            return mean
+
+        known = answers[: history if share < 1 else 1]
+        moved = best(known)
         y = kept + _sum(moved, answers)
-        newest, *older = moved
-        newest += share - t.nsr / s.nsr  # nothing but for nodes beyond FAR
-        move = Row(euler_row("data", s, t).scale, tuple(t.alpha * w for w in (newest, *older)))
-        if not followed and len(mean) > 1 and limit < math.inf:
-            plan.append(_last_stage(s, move, correct, limit * t.alpha * _expected(mean, answers)))
-            continue
-        kept_answers = range((history if corrected else history - 1) * followed)
-        plan.append(LinearStage(s, move, correct=correct, keep=kept_answers))
+        all_, lead = _scaled(t.alpha, _by_differences(moved)), _scaled(t.alpha, _by_differences(best(known[:2])))
+        rest = () if len(all_) < 2 else (all_[0] - lead[0], *all_[1:])
+        scale, (move,) = euler_row("data", s, t)
+        size = math.inf
+        if lead:
+            size = trusted * data_std * float(np.linalg.norm(answers[0] - answers[1]))
+        plan.append(TrustingStage(s, scale, move, gain, correct, lead[0] if lead else 0.0, rest, foretold if rest else (), size, history - 2 if followed else 0))
+        gain = move
     if last < len(nodes) - 1:
-        plan.append(LinearStage(nodes[last], euler_row("data", *nodes[-2:])))
+        scale, (move,) = euler_row("data", *nodes[-2:])
+        plan.append(TrustingStage(nodes[last], scale, move))
     return plan
+
+
+def _by_differences(weights: Sequence[float]) -> tuple[float, ...]:
+    """c_j of sum_j w_j m_j = (sum_j w_j) m_0 + sum_j c_j (m_j - m_j+1)."""
+    return tuple((-np.cumsum(weights[:0:-1])[::-1]).tolist())
+
+
+def _scaled(factor: float, weights: Sequence[float]) -> tuple[float, ...]:
+    return tuple(factor * w for w in weights)
 
 
 def _regress(target: Functional, answers: Sequence[Functional], gain: float) -> tuple[float, ...]:
@@ -196,17 +239,6 @@ def _wider(weights: tuple[float, ...], e: float) -> tuple[float, ...]:
     """`weights` with their differences 1 + e times as large."""
     return tuple(w + e * change for w, change in zip(weights, _changes(weights), strict=True))
 
-
-def _expected(weights: tuple[float, ...], answers: Sequence[Functional]) -> float:
-    """How large what `weights` add to DDIM's is beside the newest difference, by the prior."""
-    return float(np.linalg.norm(_sum(_changes(weights), answers)) / np.linalg.norm(answers[0] - answers[1]))
-
-
-def _last_stage(s: Node, move: Row, correct: Row | None, limit: float) -> LastStage:
-    changes, total = _changes(move.weights), sum(move.weights)
-    taken = correct.weights if correct else ()
-    base = Row(move.scale, tuple(a + move.scale * b for a, b in zip_longest((total,), taken, fillvalue=0.0)))
-    return LastStage(s, base, Row(changes[0], changes[1:]), limit)
 
 
 def _changes(weights: Sequence[float]) -> tuple[float, ...]:
