@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import subprocess
 import sys
 import zipfile
@@ -74,7 +75,7 @@ class ScoreNetwork:
 
     def denoised(self, x: Tensor, node: Node) -> Tensor:
         """(x + sigma^2 score) / alpha; at noise and signal in the ratio of `node`, brought to VP."""
-        size = (node.alpha**2 + node.sigma**2) ** 0.5
+        size = math.hypot(node.alpha, node.sigma)
         time = min(SCHEDULE.time_at(node.lam), LAST)
         score = self.score((x / size).float(), time).to(x.dtype)
         return (x / size + (node.sigma / size) ** 2 * score) * (size / node.alpha)
@@ -94,7 +95,8 @@ class ScoreNetwork:
             y = y.mT
         y = _normed(y, *inner[-2:]).reshape(shape)
         # Equinox's transposed convolution correlates: its kernel is turned, and has outputs first.
-        return F.conv_transpose2d(y, leave.flip(2, 3).transpose(0, 1), leave_bias.flatten(), stride=PATCH)
+        score: Tensor = F.conv_transpose2d(y, leave.flip(2, 3).transpose(0, 1), leave_bias.flatten(), stride=PATCH)
+        return score
 
 
 def _mlp(y: Tensor, inner: Tensor, inner_bias: Tensor, outer: Tensor, outer_bias: Tensor) -> Tensor:

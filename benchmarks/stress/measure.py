@@ -1,4 +1,4 @@
-"""Errors of solvers on the problems, and where the converged solutions of these are kept."""
+"""Errors of solvers on the problems, beside the converged solutions and the errors of peers, which are kept."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import io
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,81 +19,117 @@ from torch import Tensor
 from fewstep.bench.metrics import rmse
 from benchmarks.problems.base import FAR, solved
 from fewstep.files import write_atomically
+from fewstep.grid import GridFunction
 from fewstep.sampling import plan
 from fewstep.schedule import Node, Schedule
-from fewstep.solvers import Solver
+from fewstep.solvers import Solver, Stage
 
-from .peers import PEERS, peer
-from .problems import LEVELS, Cell, Problem, cells, exact, networks
+from .peers import PEERS, SIMPLE, peer
+from .problems import LEVELS, OWN, Cell, Problem, cells
 
-__all__ = ["Bench", "Maker"]
+__all__ = ["FOLDER", "Bench", "Kept", "Maker", "solution"]
 
 Maker = Callable[[Problem], Solver]
+Plan = tuple[tuple[Node, ...], Sequence[Stage]]
+FOLDER = Path(tempfile.gettempdir()) / "fewstep-stress"
 FIRST_STEPS, MOST_STEPS = 128, 16_384
 
 
-@lru_cache(maxsize=4096)
-def _planned(schedule: Schedule, solver: Solver, levels: str, calls: int):
-    return plan(schedule, solver, nfe=calls, grid=LEVELS[levels])
+class Kept:
+    """Errors on disk, a line each, written as soon as it is measured; without a path, in memory."""
+
+    def __init__(self, path: Path | None = None):
+        self.path = path
+        text = path.read_text(encoding="utf-8") if path is not None and path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # an interruption may have cut the last line
+        if path is not None and whole != text:
+            write_atomically(path, whole.encode())
+        self._found: dict[tuple[str, ...], float] = {}
+        for line in whole.splitlines():
+            *key, error = json.loads(line)
+            self._found[tuple(key)] = error
+
+    def once(self, key: tuple[str, ...], measure: Callable[[], float]) -> float:
+        if key not in self._found:
+            self._found[key] = measure()
+            if self.path is not None:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([*key, self._found[key]]) + "\n")
+        return self._found[key]
 
 
 class Bench:
-    """The problems of a split, exact or pretrained, with solutions and peers' errors kept in `folder`."""
+    """Problems, with what is kept of them in `folder`: converged solutions, and errors of peers."""
 
-    def __init__(self, split: str, folder: Path | None = None, only: str = "", pretrained: bool = False):
-        self.folder = Path(tempfile.gettempdir()) / "fewstep-stress" if folder is None else folder
-        self.folder.mkdir(parents=True, exist_ok=True)
-        found = networks(split, self.folder) if pretrained else exact(split)
-        self.problems = {name: each for name, each in found.items() if only in name or only == each.family}
-        self.cells = list(cells(self.problems))
-        self._keys = {name: _digest(each) for name, each in self.problems.items()}
+    def __init__(self, problems: Mapping[str, Problem], folder: Path = FOLDER, quick: bool = False):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.problems = folder, problems
+        self.cells = list(cells(problems, quick))
+        self._digests = {name: _digest(each) for name, each in problems.items()}
         self._solutions: dict[tuple[str, Schedule, Node, Node], Tensor] = {}
-        self._path = self.folder / f"peers-{split}.jsonl"
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        self._peers: dict[str, float] = dict(json.loads(line) for line in lines)
+        self._plans: dict[tuple[Schedule, Solver, GridFunction, int], Plan] = {}
+        self._kept = Kept(folder / "peers.jsonl")
 
-    def error(self, cell: Cell, solver: Solver) -> float:
-        """RMSE to the converged solution over the same ends, in the data's standard deviations; inf if not finite."""
-        problem = self.problems[cell.problem]
-        schedule = problem.schedules[cell.schedule]
-        nodes, stages = _planned(schedule, solver, cell.levels, cell.calls)
-        exact = self._solution(problem, cell.schedule, nodes[0], nodes[-1])
-        x, state = problem.noise() * nodes[0].sigma, None
-        with torch.inference_mode():
-            for stage in stages:
-                x, state = stage(state, x, problem.law.denoised(x, stage.node))
-        found = rmse(x, exact) / problem.std
-        return found if math.isfinite(found) else math.inf
+    def errors(
+        self, solver: Solver | Maker, kept: Kept | None = None, levels: Collection[str] = tuple(LEVELS)
+    ) -> dict[Cell, float]:
+        """By cell, of a solver, or of what makes one for a problem, on some kinds of levels.
 
-    def errors(self, solver: Solver | Maker, wanted: Iterable[Cell] | None = None) -> dict[Cell, float]:
-        """Of a solver, or of what makes one for a problem, on `wanted` cells or all."""
-        make: Maker = solver if not hasattr(solver, "plan") else lambda _: solver
-        return {
-            cell: self.error(cell, make(self.problems[cell.problem]))
-            for cell in (self.cells if wanted is None else wanted)
-        }
-
-    def peers(self) -> dict[Cell, Mapping[str, float]]:
-        """The errors of all peers, kept between runs."""
-        found: dict[Cell, dict[str, float]] = {}
+        Those in `kept` are not measured again: they are known by the repr of the solver, not by its code.
+        """
+        make, kept = _maker(solver), kept or Kept()
+        found: dict[Cell, float] = {}
         for cell in self.cells:
-            schedule = self.problems[cell.problem].schedules[cell.schedule]
-            for name in PEERS:
-                solver = peer(name, schedule)
-                key = json.dumps([self._keys[cell.problem], *cell[1:], repr(schedule), repr(solver)])
-                if key not in self._peers:
-                    self._peers[key] = self.error(cell, solver)
-                    with self._path.open("a") as file:
-                        file.write(json.dumps([key, self._peers[key]]) + "\n")
-                found.setdefault(cell, {})[name] = self._peers[key]
+            if cell.levels in levels:
+                ours = make(self.problems[cell.problem])
+                found[cell] = self._error(cell, ours, ours.grid, kept)
         return found
 
-    def _solution(self, problem: Problem, name: str, s: Node, t: Node) -> Tensor:
-        schedule = problem.schedules[name]
+    def peers(self, solver: Solver | Maker) -> dict[Cell, dict[str, float]]:
+        """By cell and name, of the peers beside `solver`, whose grid gives its own levels.
+
+        On networks only the simple ones run on it, to save hours.
+        """
+        make = _maker(solver)
+        found: dict[Cell, dict[str, float]] = {}
+        for cell in self.cells:
+            problem = self.problems[cell.problem]
+            schedule = problem.schedules[cell.schedule]
+            names: Sequence[str] = SIMPLE if problem.pretrained and cell.levels == OWN else PEERS
+            own = make(problem).grid
+            found[cell] = {name: self._error(cell, peer(name, schedule), own, self._kept) for name in names}
+        return found
+
+    def _error(self, cell: Cell, solver: Solver, own: GridFunction, kept: Kept) -> float:
+        """RMSE to the converged solution between the same ends, in data standard deviations; inf if not finite."""
+        problem = self.problems[cell.problem]
+        schedule = problem.schedules[cell.schedule]
+        nodes, stages = self._plan(schedule, solver, LEVELS[cell.levels] or own, cell.calls)
+
+        def measure() -> float:
+            exact = self._solution(problem, schedule, nodes[0], nodes[-1])
+            x = problem.noise() * nodes[0].sigma
+            state: Any = None
+            with torch.inference_mode():
+                for stage in stages:
+                    x, state = stage(state, x, problem.law.denoised(x, stage.node))
+            found = rmse(x, exact) / problem.std
+            return found if math.isfinite(found) else math.inf
+
+        content = _hash(self._digests[cell.problem], repr(nodes), repr(solver))
+        return kept.once((*map(str, cell), type(solver).__name__, content), measure)
+
+    def _plan(self, schedule: Schedule, solver: Solver, grid: GridFunction, calls: int) -> Plan:
+        """Made once for all problems."""
+        key = schedule, solver, grid, calls
+        if key not in self._plans:
+            self._plans[key] = plan(schedule, solver, nfe=calls, grid=grid)
+        return self._plans[key]
+
+    def _solution(self, problem: Problem, schedule: Schedule, s: Node, t: Node) -> Tensor:
         key = problem.name, schedule, s, t
         if key not in self._solutions:
-            text = json.dumps([self._keys[problem.name], repr(schedule), s, t])
-            path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npy"
+            path = self.folder / f"{_hash(self._digests[problem.name], repr(schedule), repr(s), repr(t))}.npy"
             if not path.exists():
                 buffer = io.BytesIO()
                 np.save(buffer, solution(problem, schedule, s, t).numpy(), allow_pickle=False)
@@ -103,25 +139,32 @@ class Bench:
 
 
 def solution(problem: Problem, schedule: Schedule, s: Node, t: Node) -> Tensor:
-    """Where the ODE carries the problem's noise from s to t, by as many steps as twice as many hardly change."""
+    """Where the ODE carries the problem's noise from s to t, by so many steps that twice as many hardly change it."""
     if t.sigma == 0 and schedule.t_min > 0:  # the closing step of a grid
         end = schedule.node(schedule.t_min)
         return problem.law.denoised(solution(problem, schedule, s, end), end)
     x = problem.noise() * s.sigma
-    far = FAR + abs(math.log(problem.std))
+    far = FAR + abs(math.log(problem.std))  # in units of the data
 
     def denoiser(x: Tensor, time: float) -> Tensor:
         return problem.law.denoised(x, schedule.node(time))
 
     steps = FIRST_STEPS
     found = solved(denoiser, schedule, x, s, t, steps, far)
-    while True:
+    while steps < MOST_STEPS:
         steps *= 2
         before, found = found, solved(denoiser, schedule, x, s, t, steps, far)
         if rmse(before, found) <= problem.converged * problem.std:
             return found
-        if steps >= MOST_STEPS:
-            raise ValueError(f"{problem.name} on {schedule} does not converge: {rmse(before, found):.2g} at {steps}")
+    raise ValueError(f"{problem.name} on {schedule} has no converged solution: {rmse(before, found):.2g} at {steps}")
+
+
+def _maker(solver: Solver | Maker) -> Maker:
+    return solver if callable(solver) else lambda _: solver
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _digest(problem: Problem) -> str:
@@ -129,18 +172,17 @@ def _digest(problem: Problem) -> str:
     sha = hashlib.sha256()
 
     def add(value: object) -> None:
-        if isinstance(value, tuple):
+        if isinstance(value, Tensor):
+            sha.update(value.numpy().tobytes())
+        elif isinstance(value, tuple):
             for each in value:
                 add(each)
-        elif isinstance(value, Tensor):
-            sha.update(value.numpy().tobytes())
         elif dataclasses.is_dataclass(value):
             sha.update(type(value).__name__.encode())
-            for each in dataclasses.fields(value):
-                add(getattr(value, each.name))
+            for field in dataclasses.fields(value):
+                add(getattr(value, field.name))
         else:
             sha.update(repr(value).encode())
 
-    for part in (problem.law, problem.shape, problem.seed, problem.samples, problem.converged):
-        add(part)
+    add((problem.law, problem.shape, problem.seed, problem.samples, problem.converged))
     return sha.hexdigest()

@@ -10,32 +10,34 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks.problems.base import Law
-from fewstep.grid import Grid, focused, karras, log_snr, time_uniform
+from fewstep.grid import Grid, karras, log_snr, time_uniform
 from fewstep.sampling import unit_noise
 from fewstep.schedule import EDM, Flow, Schedule, VPLinear
 
 from . import galaxies
 from .laws import Guided, Mixture, Separate, field
 
-__all__ = ["LEVELS", "SPLITS", "Cell", "Problem", "cells", "exact", "networks"]
+__all__ = ["LEVELS", "OWN", "SPLITS", "Cell", "Problem", "cells", "exact", "networks", "only"]
 
-LEVELS: Mapping[str, Grid] = {
-    "focused": focused,
+OWN = "own"  # the grid of the solver that is measured
+LEVELS: Mapping[str, Grid | None] = {
+    OWN: None,
     "Karras": karras,
     "log-SNR": log_snr,
     "time": time_uniform,
 }
 CALLS = (5, 6, 8, 10, 15)
 ALL = tuple(LEVELS)
-USUAL = ("focused", "Karras", "log-SNR")
-SPLITS = {"dev": 0, "report": 10_000}  # the first seed
+USUAL = (OWN, "Karras", "log-SNR")
+SPLITS = {"dev": 0, "report": 1_000_000}  # the first seed
 SAMPLES, NETWORK_SAMPLES = 128, 16
 STANDARD: Mapping[str, Schedule] = {"VP": VPLinear(), "flow": Flow(3.0), "EDM": EDM()}
 STABLE_DIFFUSION = EDM(0.0292, 14.61)  # sigmas of its betas
@@ -60,6 +62,7 @@ class Problem:
     seed: int
     schedules: Mapping[str, Schedule]
     guidance: float = 1.0
+    pretrained: bool = False
     levels: tuple[str, ...] = USUAL
     calls: tuple[int, ...] = (5, 8, 15)
     samples: int = SAMPLES
@@ -76,12 +79,22 @@ class Cell(NamedTuple):
     calls: int
 
 
-def cells(found: Mapping[str, Problem]) -> Iterator[Cell]:
-    for problem in found.values():
-        for schedule in problem.schedules:
-            for levels in problem.levels:
-                for calls in problem.calls:
-                    yield Cell(problem.name, schedule, levels, calls)
+def cells(found: Mapping[str, Problem], quick: bool = False) -> Iterator[Cell]:
+    """All, or for a quick look one schedule and two numbers of calls of each problem."""
+    for i, problem in enumerate(found.values()):
+        schedules, calls = list(problem.schedules), problem.calls
+        if quick:
+            schedules, calls = [schedules[i % len(schedules)]], calls[1::2]
+        for each in product(schedules, problem.levels, calls):
+            yield Cell(problem.name, *each)
+
+
+def only(found: Mapping[str, Problem], part: str) -> Mapping[str, Problem]:
+    """The problems of a family, or with `part` in their names; ValueError if there is none."""
+    kept = {name: each for name, each in found.items() if part in name or part == each.family}
+    if not kept:
+        raise ValueError(f"no problem has {part!r} in its name; they are {', '.join(found)}")
+    return kept
 
 
 @cache
@@ -90,30 +103,32 @@ def exact(split: str) -> Mapping[str, Problem]:
     found: dict[str, Problem] = {}
     seed = SPLITS[split]
 
-    def add(name: str, family: str, law: Law, dim: int, std: float, schedules: Mapping[str, Schedule], **rest) -> None:
-        found[name] = Problem(name, family, law, (dim,), std, seed + 1000 * len(found), schedules, **rest)
+    def add(
+        name: str, family: str, law: Law, dim: int, std: float, schedules: Mapping[str, Schedule], **rest: Any
+    ) -> None:
+        found[name] = Problem(name, family, law, (dim,), std, seed + 1000 * (1 + len(found)), schedules, **rest)
 
     # Guided sharp mixtures: a class of one component, and of two.
-    for label, size, std in (("one", 1, 0.2), ("pair", 2, 0.05)):
-        mixture = _random(4, 48, 0.5, std, seed + size)
-        told = mixture.of_classes(size, SAMPLES)
+    for label, members, std in (("one", 1, 0.2), ("pair", 2, 0.05)):
+        mixture = _random(4, 48, 0.5, std, seed + members)
+        told = mixture.of_classes(members, SAMPLES)
         for scale in GUIDANCE:
-            law = Guided(told, mixture, scale) if scale != 1 else told
+            guided = Guided(told, mixture, scale) if scale != 1 else told
             add(
-                f"{label}, guidance {scale:g}", "guided", law, 48, mixture.std, STANDARD,
+                f"{label}, guidance {scale:g}", "guided", guided, 48, mixture.std, STANDARD,
                 guidance=scale, levels=ALL, calls=CALLS,
             )  # fmt: skip
     mixture = _random(4, 48, 0.5, 0.1, seed + 3)
     add("unconditional", "mixture", mixture, 48, mixture.std, STANDARD, levels=ALL, calls=CALLS)
     # Errors of the noise prediction.
     for size, rough in ((0.004, 0.5), (0.004, 2.0), (0.02, 0.5), (0.02, 2.0)):
-        law = field(mixture, mixture.std, size, rough, 48, seed + 4)
+        erring = field(mixture, mixture.std, size, rough, 48, seed + 4)
         name = f"error {size:.1%}, {'smooth' if rough < 1 else 'rough'}"
-        add(name, "errors", law, 48, mixture.std, NOISE_TRAINED, calls=(6, 10))
+        add(name, "errors", erring, 48, mixture.std, NOISE_TRAINED, calls=(6, 10))
     for size, rough in ((0.02, 0.5), (0.02, 2.0)):
-        law = replace(field(mixture, mixture.std, size, rough, 48, seed + 4), what="velocity")
+        erring = replace(field(mixture, mixture.std, size, rough, 48, seed + 4), what="velocity")
         name = f"velocity's error {size:.1%}, {'smooth' if rough < 1 else 'rough'}"
-        add(name, "errors", law, 48, mixture.std, {"flow": STANDARD["flow"]}, calls=(6, 10))
+        add(name, "errors", erring, 48, mixture.std, {"flow": STANDARD["flow"]}, calls=(6, 10))
     # Heavy tails: Student's t of 3 degrees of freedom, over all coordinates alike, and in each; a wide range of scales.
     t = _student(3.0, 0.5)
     add("t, common scale", "tails", _broad(t, 16), 16, t.std, STANDARD)
@@ -136,13 +151,16 @@ def exact(split: str) -> Mapping[str, Problem]:
     unit = _random(4, 48, 0.5, 0.1, seed + 12)
     for c, offset in ((0.01, 0.0), (0.1, 0.0), (127.5, 127.5), (300.0, 0.0)):
         law = unit.moved(c, offset)
-        add(f"units of {c:g}", "units", law, 48, law.std, {"EDM-scaled": EDM(0.002 * c, 80.0 * c)})
+        scaled = EDM(0.002 * c, 80.0 * c, data_std=law.std)
+        add(f"units of {c:g}", "units", law, 48, law.std, {"EDM-scaled": scaled})
     for c in (0.1, 16.0):
         law = unit.moved(c)
-        add(f"scale {law.std:.2g}", "scale", law, 48, law.std, STANDARD)
+        add(f"scale {law.std:.2g}", "scale", law, 48, law.std, _told(law.std))
     gaussian = _random(1, 16, 0.0, 0.05, seed + 13)
-    add("Gaussian 0.05", "scale", gaussian, 16, gaussian.std, STANDARD)
+    add("Gaussian 0.05", "scale", gaussian, 16, gaussian.std, _told(gaussian.std))
     add("SD's range", "range", mixture, 48, mixture.std, {"SD": STABLE_DIFFUSION}, calls=CALLS)
+    shifts = {f"flow-{shift:g}": Flow(shift) for shift in (1.0, 7.0)}
+    add("shifts", "range", mixture, 48, mixture.std, shifts, levels=ALL)
     return found
 
 
@@ -154,9 +172,14 @@ def networks(split: str, folder: Path) -> Mapping[str, Problem]:
         law = galaxies.ScoreNetwork.load(path, file)
         found[name] = Problem(
             name, "networks", law, (1, law.side, law.side), galaxies.STD, seed, {"VP, beta 1": galaxies.SCHEDULE},
-            levels=ALL, calls=CALLS, samples=NETWORK_SAMPLES, converged=2e-4,
+            pretrained=True, levels=ALL, calls=CALLS, samples=NETWORK_SAMPLES, converged=2e-4,
         )  # fmt: skip
     return found
+
+
+def _told(std: float) -> Mapping[str, Schedule]:
+    """The usual schedules, told the data's standard deviation."""
+    return {name: replace(schedule, data_std=std) for name, schedule in STANDARD.items()}
 
 
 def _random(count: int, dim: int, spread: float, std: float, seed: int) -> Mixture:

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from fewstep.bench.markdown import table as markdown
 from fewstep.solvers import EVODiff, Solver
 
-from .measure import Bench, Maker
+from .measure import FOLDER, Bench, Maker
 from .peers import SIMPLE
-from .problems import LEVELS, Cell
+from .problems import OWN, Cell, Problem, exact, networks, only
 
-__all__ = ["over_best", "over_simple", "summary", "table"]
+__all__ = ["Summary", "over_best", "over_simple", "report", "summed", "table"]
 
-NEGLIGIBLE = 1e-4  # of the data's standard deviation; 0 / 0 says nothing
+NEGLIGIBLE = 1e-4  # of the data's standard deviation: 0 / 0 says nothing
 WORSE = 1.1
-OWN = "focused"  # the levels of EVODiff's default
 Errors = Mapping[Cell, float]
 Peers = Mapping[Cell, Mapping[str, float]]
+
+
+class Summary(NamedTuple):
+    """Of ratios: how many, their geometric mean, the largest and its cell, and the share above WORSE."""
+
+    cells: int
+    mean: float
+    worst: float
+    above: float
+    where: Cell
 
 
 def over_simple(ours: Errors, peers: Peers) -> dict[Cell, float]:
@@ -28,12 +38,10 @@ def over_simple(ours: Errors, peers: Peers) -> dict[Cell, float]:
     return {cell: _ratio(error, min(peers[cell][name] for name in SIMPLE)) for cell, error in ours.items()}
 
 
-def over_best(ours: Errors, peers: Peers, among: Collection[str] = tuple(LEVELS)) -> dict[Cell, float]:
-    """Ours on its own levels over the best peer at the best `among` levels."""
+def over_best(ours: Errors, peers: Peers) -> dict[Cell, float]:
+    """Ours on its own levels, over the best peer on the best of all levels."""
     best: dict[Cell, float] = {}
     for cell, errors in peers.items():
-        if cell.levels not in among:
-            continue
         key = cell._replace(levels="")
         best[key] = min(best.get(key, math.inf), *errors.values())
     return {cell: _ratio(error, best[cell._replace(levels="")]) for cell, error in ours.items() if cell.levels == OWN}
@@ -43,67 +51,66 @@ def _ratio(ours: float, theirs: float) -> float:
     return max(ours, NEGLIGIBLE) / max(theirs, NEGLIGIBLE)
 
 
-def _row(name: str, ratios: Mapping[Cell, float]) -> list[str]:
+def summed(ratios: Mapping[Cell, float]) -> Summary:
+    """ValueError if there are none."""
+    where = max(ratios, key=lambda cell: ratios[cell])
     values = list(ratios.values())
-    if not values:
-        return [name, "0", "", "", "", ""]
-    mean = math.exp(statistics.fmean(math.log(value) for value in values))
-    worst = max(ratios, key=lambda cell: ratios[cell])
-    above = sum(value > WORSE for value in values) / len(values)
-    return [name, str(len(values)), f"{mean:.3f}", f"{ratios[worst]:.2f}", f"{above:.0%}", ", ".join(map(str, worst))]
+    mean = math.exp(statistics.fmean(map(math.log, values))) if ratios[where] < math.inf else math.inf
+    return Summary(len(values), mean, ratios[where], sum(value > WORSE for value in values) / len(values), where)
 
 
-def _tell(bench: Bench, title: str, ratios: Mapping[Cell, float]) -> str:
-    def of(cell: Cell, what: str) -> object:
-        return getattr(bench.problems[cell.problem], what)
-
-    groups: Sequence[tuple[str, Callable[[Cell], object]]] = (
-        ("levels", lambda cell: cell.levels),
-        ("guidance", lambda cell: of(cell, "guidance")),
-        ("schedule", lambda cell: cell.schedule),
-        ("calls", lambda cell: cell.calls),
-        ("family", lambda cell: of(cell, "family")),
-        ("problem", lambda cell: cell.problem),
-    )
-    rows = [_row("all", ratios)]
-    for name, group in groups:
-        values = dict.fromkeys(map(group, ratios))
+def _rows(problems: Mapping[str, Problem], ratios: Mapping[Cell, float], groups: Sequence[str]) -> list[list[str]]:
+    """A line for all cells, and one for each value of each of `groups`."""
+    found = [_row("all", ratios)]
+    for group in groups:
+        of = GROUPS[group]
+        values = dict.fromkeys(of(problems, cell) for cell in ratios)
         if len(values) > 1:
-            rows += [
-                _row(f"{name}: {value}", {cell: ratio for cell, ratio in ratios.items() if group(cell) == value})
+            found += [
+                _row(f"{group}: {value}", {cell: each for cell, each in ratios.items() if of(problems, cell) == value})
                 for value in values
             ]
-    head = [title, "cells", "mean", "worst", f"> {WORSE}", "the worst"]
-    return markdown(head, rows)
+    return found
 
 
-def summary(bench: Bench, ours: Errors) -> str:
-    """Every ratio, by all that a cell has."""
-    peers = bench.peers()
+GROUPS: Mapping[str, Callable[[Mapping[str, Problem], Cell], str]] = {
+    "levels": lambda problems, cell: cell.levels,
+    "guidance": lambda problems, cell: f"{problems[cell.problem].guidance:g}",
+    "schedule": lambda problems, cell: cell.schedule,
+    "calls": lambda problems, cell: str(cell.calls),
+    "family": lambda problems, cell: problems[cell.problem].family,
+    "problem": lambda problems, cell: cell.problem,
+}
+
+
+def _row(name: str, ratios: Mapping[Cell, float]) -> list[str]:
+    found = summed(ratios)
+    where = ", ".join(map(str, found.where))
+    return [name, str(found.cells), f"{found.mean:.3f}", f"{found.worst:.2f}", f"{found.above:.0%}", where]
+
+
+def report(bench: Bench, ours: Errors, peers: Peers, groups: Sequence[str] = tuple(GROUPS)) -> dict[str, str]:
+    """The tables of all ratios, in Markdown, by what they are over."""
     simple = over_simple(ours, peers)
-    elsewhere = [levels for levels in LEVELS if levels != OWN]
-    focused = {cell: ratio for cell, ratio in simple.items() if cell.levels == OWN}
-    return "\n".join(
-        [
-            _tell(bench, "over the better of DDIM and 2M", simple),
-            _tell(bench, "the same, on focused", focused),
-            _tell(bench, "focused, over the best peer at its best levels", over_best(ours, peers)),
-            _tell(
-                bench,
-                "the same, peers not on focused",
-                over_best(ours, peers, elsewhere),
-            ),
-        ]
-    )
+    kinds = {
+        "over the better of DDIM and 2M on the same nodes": simple,
+        "the same, on its own levels": {cell: ratio for cell, ratio in simple.items() if cell.levels == OWN},
+        "on its own levels, over the best peer at its best levels": over_best(ours, peers),
+    }
+    head = ["", "cells", "geometric mean", "worst", f"above {WORSE}", "the worst"]
+    return {name: markdown(head, _rows(bench.problems, ratios, groups)) for name, ratios in kinds.items() if ratios}
 
 
 def table(
     solver: Solver | Maker | None = None,
     split: str = "dev",
-    folder: Path | None = None,
-    only: str = "",
+    part: str = "",
     pretrained: bool = False,
+    quick: bool = False,
+    folder: Path = FOLDER,
 ) -> str:
-    """The ratios of a solver, or of what makes one for a problem, on a split; peers and solutions are kept."""
-    bench = Bench(split, folder, only, pretrained)
-    return summary(bench, bench.errors(EVODiff() if solver is None else solver))
+    """The tables of a solver, or of what makes one for a problem; `part` is a family, or of the problems' names."""
+    ours = EVODiff() if solver is None else solver
+    bench = Bench(only(networks(split, folder) if pretrained else exact(split), part), folder, quick)
+    found = report(bench, bench.errors(ours), bench.peers(ours))
+    return "\n".join(f"{name}\n\n{lines}" for name, lines in found.items())
