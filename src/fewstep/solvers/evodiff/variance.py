@@ -71,6 +71,7 @@ REACH = 0.25  # chosen on the development problems of docs/quality.md
 RESTORED = 0.5  # half-way between least error and full variance
 LAST_REACH = 5.0  # for grids where the prior hardly expects a difference; `focused` has 4.7 for 2 calls on a flow
 TRUSTED = 1.4  # chosen on the development problems of docs/stress.md
+X = {'c': 0.0, 'left': True, 'share': True, 'innov': True}
 TINY = 1e-30  # in place of 0 where something is divided by
 RIDGE = 1e-10  # relative; keeps nearly parallel differences from large weights of opposite signs
 
@@ -81,6 +82,7 @@ class Moved(NamedTuple):
     moved: Tensor
     newest: Tensor
     differences: tuple[Tensor, ...]
+    left: Tensor
 
 
 class TrustingStage(NamedTuple):
@@ -95,11 +97,15 @@ class TrustingStage(NamedTuple):
     rest: tuple[float, ...] = ()
     foretold: tuple[float, ...] = ()
     size: float = math.inf
+    data_std: float = 1.0
     keep: int = 0
     noise: float = 0.0
 
     def __call__(self, state: Moved | None, x: Tensor, denoised: Tensor) -> tuple[Tensor, Moved]:
         differences: tuple[Tensor, ...] = ()
+        over = tuple(range(1, x.ndim))
+        left = first = torch.linalg.vector_norm(torch.sub(x, denoised, alpha=self.node.alpha), dim=over, keepdim=True) / self.node.sigma
+        if state is not None: first = state.left
         if state is not None:
             differences = (denoised - state.newest, *state.differences)
             if self.correct:
@@ -107,21 +113,26 @@ class TrustingStage(NamedTuple):
                 for weight, difference in zip(self.correct, differences, strict=False):
                     x.add_(difference, alpha=weight)
         moved = denoised * self.move
-        if self.lead or self.rest:
+        if self.lead:
             d = differences[0]
-            over = tuple(range(1, x.ndim))
-            size = torch.linalg.vector_norm(d, dim=over, keepdim=True)
-            z = (self.size * math.sqrt(d[0].numel()) / size.clamp_(min=TINY)).clamp_(max=1).square_()
-            moved.addcmul_(z, d, value=self.lead)
-            if self.rest:
+            surprise, share = d, None
+            if self.foretold:
                 p = differences[1] * self.foretold[0]
                 for weight, difference in zip(self.foretold[1:], differences[2:], strict=False):
                     p.add_(difference, alpha=weight)
-                along = (d * p).sum(over, keepdim=True) / p.square_().sum(over, keepdim=True).clamp_(min=TINY)
-                z = z * along.clamp_(0, 1)
+                surprise = d - p if X['innov'] else d
+                share = (d * p).sum(over, keepdim=True) / p.square_().sum(over, keepdim=True).clamp_(min=TINY)
+            size = torch.linalg.vector_norm(surprise, dim=over, keepdim=True)
+            told = (first / left).square_().sub_(1).mul_(self.node.nsr**2).clamp_(min=self.data_std**2) if X['left'] else self.data_std**2
+            z0 = told * (self.size**2 * d[0].numel())
+            if X['c'] and self.foretold: z0 = z0 + X['c']**2 * d.square().sum(over, keepdim=True)
+            z = (z0 / size.square_().clamp_(min=TINY)).clamp_(max=1)
+            moved.addcmul_(z, d, value=self.lead)
+            if share is not None:
+                z = z * (share.clamp_(0, 1) if X['share'] else 1)
                 for weight, difference in zip(self.rest, differences, strict=False):
                     moved.addcmul_(z, difference, value=weight)
-        return (x * self.scale).add_(moved), Moved(moved, denoised, differences[: self.keep])
+        return (x * self.scale).add_(moved), Moved(moved, denoised, differences[: self.keep], first)
 
 
 def stages(
@@ -152,7 +163,12 @@ def stages(
         if i and paths.share(i - 1) == 1:
             answers.clear()  # beyond FAR nothing changes: no difference of answers is known, and nothing to correct
         new = paths.answer(i, y)
-        foretold = _by_differences(_regress(new, answers[: history - 1], 1.0)) if len(answers) > 1 else ()
+        foretold: tuple[float, ...] = ()
+        surprise = math.inf
+        if answers:
+            forecast = _regress(new, answers[: history - 1], 1.0)
+            foretold = _by_differences(forecast)
+            surprise = float(np.linalg.norm(new - (_sum(forecast, answers) if X['innov'] else answers[0])))
         answers.insert(0, new)
         correct: tuple[float, ...] = ()
         if len(answers) > 1 and corrected:
@@ -187,8 +203,8 @@ def stages(
         scale, (move,) = euler_row("data", s, t)
         size = math.inf
         if lead:
-            size = trusted * data_std * float(np.linalg.norm(answers[0] - answers[1]))
-        plan.append(TrustingStage(s, scale, move, gain, correct, lead[0] if lead else 0.0, rest, foretold if rest else (), size, history - 2 if followed else 0))
+            size = trusted * surprise
+        plan.append(TrustingStage(s, scale, move, gain, correct, lead[0] if lead else 0.0, rest, foretold, size, data_std, history - 2 if followed else 0))
         gain = move
     if last < len(nodes) - 1:
         scale, (move,) = euler_row("data", *nodes[-2:])
