@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from benchmarks.problems.base import FAR, Law
 from fewstep.schedule import Node
+
+from ..problems.base import FAR, Law
 
 __all__ = ["Erring", "Guided", "Mixture", "Separate", "field"]
 

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from fewstep.bench.metrics import rmse
-from benchmarks.problems.base import FAR, solved
 from fewstep.files import write_atomically
 from fewstep.grid import GridFunction
 from fewstep.sampling import plan
 from fewstep.schedule import Node, Schedule
 from fewstep.solvers import Solver, Stage
 
+from ..problems.base import FAR, solved
 from .peers import PEERS, SIMPLE, peer
 from .problems import LEVELS, OWN, Cell, Problem, cells
 
@@ -108,7 +108,7 @@ class Bench:
 
         def measure() -> float:
             exact = self._solution(problem, schedule, nodes[0], nodes[-1])
-            x = problem.noise() * nodes[0].sigma
+            x = problem.noise * nodes[0].sigma
             state: Any = None
             with torch.inference_mode():
                 for stage in stages:
@@ -143,7 +143,7 @@ def solution(problem: Problem, schedule: Schedule, s: Node, t: Node) -> Tensor:
     if t.sigma == 0 and schedule.t_min > 0:  # the closing step of a grid
         end = schedule.node(schedule.t_min)
         return problem.law.denoised(solution(problem, schedule, s, end), end)
-    x = problem.noise() * s.sigma
+    x = problem.noise * s.sigma
     far = FAR + abs(math.log(problem.std))  # in units of the data
 
     def denoiser(x: Tensor, time: float) -> Tensor:

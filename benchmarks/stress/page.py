@@ -25,8 +25,8 @@ class Measured(NamedTuple):
     peers: Peers
 
 
-def page(exact: Measured, networks: Measured | None, split: str, command: str) -> str:
-    """In Markdown; without networks, those parts are left out."""
+def page(exact: Measured, networks: Measured, split: str, command: str) -> str:
+    """In Markdown."""
     parts = [
         INTRODUCTION.format(
             command=command, split=split, problems=len(exact.bench.problems), worse=WORSE, negligible=NEGLIGIBLE
@@ -36,19 +36,17 @@ def page(exact: Measured, networks: Measured | None, split: str, command: str) -
         _solvers(exact),
         "## EVODiff() on the exact problems\n",
         *_tables(exact, (*GROUPS, "problem")),
+        "## EVODiff() on pretrained networks\n\n" + NETWORKS,
+        *_tables(networks, ("levels", "calls", "problem")),
+        "Every error, in data standard deviations, of EVODiff() and the peers on the same levels:\n",
+        _errors(networks),
     ]
-    if networks is not None:
-        parts += ["## EVODiff() on pretrained networks\n", NETWORKS, *_tables(networks, ("levels", "calls", "problem"))]
-        parts += ["Every error, in data standard deviations, of EVODiff() and the peers on the same levels:\n"]
-        parts += [_errors(networks)]
     return "\n".join(parts)
 
 
-def _claims(exact: Measured, networks: Measured | None) -> str:
+def _claims(exact: Measured, networks: Measured) -> str:
     rows = []
     for name, found in (("exact", exact), ("networks", networks)):
-        if found is None:
-            continue
         simple, best = over_simple(found.ours, found.peers), over_best(found.ours, found.peers)
         for what, ratios in (
             ("DDIM or 2M, the same nodes, all levels", simple),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,15 +17,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.problems.base import Law
 from fewstep.grid import Grid, karras, log_snr, time_uniform
 from fewstep.sampling import unit_noise
 from fewstep.schedule import EDM, Flow, Schedule, VPLinear
 
-from . import galaxies
+from ..problems.base import Law
+from . import galaxies, trees
 from .laws import Guided, Mixture, Separate, field
 
-__all__ = ["LEVELS", "OWN", "SPLITS", "Cell", "Problem", "cells", "exact", "networks", "only"]
+__all__ = ["KINDS", "LEVELS", "OWN", "SPLITS", "Cell", "Problem", "cells", "exact", "networks", "only", "problems"]
+
+KINDS = ("exact", "networks", "trees")
 
 OWN = "own"  # the grid of the solver that is measured
 LEVELS: Mapping[str, Grid | None] = {
@@ -38,6 +40,7 @@ CALLS = (5, 6, 8, 10, 15)
 ALL = tuple(LEVELS)
 USUAL = (OWN, "Karras", "log-SNR")
 SPLITS = {"dev": 0, "report": 1_000_000}  # the first seed
+TREES_CONVERGED = 5e-3  # they jump: the order is 1 at best
 SAMPLES, NETWORK_SAMPLES = 128, 16
 STANDARD: Mapping[str, Schedule] = {"VP": VPLinear(), "flow": Flow(3.0), "EDM": EDM()}
 STABLE_DIFFUSION = EDM(0.0292, 14.61)  # sigmas of its betas
@@ -68,6 +71,7 @@ class Problem:
     samples: int = SAMPLES
     converged: float = 2e-5
 
+    @cached_property
     def noise(self) -> Tensor:
         return unit_noise(range(self.seed, self.seed + self.samples), self.shape, dtype=torch.float64)
 
@@ -97,9 +101,19 @@ def only(found: Mapping[str, Problem], part: str) -> Mapping[str, Problem]:
     return kept
 
 
+def problems(kind: str, split: str, folder: Path) -> Mapping[str, Problem]:
+    """Those of a split, by name: "exact", with a denoiser in closed form, "networks" or "trees".
+
+    What is downloaded is kept in `folder`. The first kind needs nothing, the last treeffuser.
+    """
+    if kind == "networks":
+        return networks(split, folder)
+    return trained_trees(split) if kind == "trees" else exact(split)
+
+
 @cache
 def exact(split: str) -> Mapping[str, Problem]:
-    """The problems of a split that have an exact denoiser, by name."""
+    """The problems with exact denoisers."""
     found: dict[str, Problem] = {}
     seed = SPLITS[split]
 
@@ -146,13 +160,12 @@ def exact(split: str) -> Mapping[str, Problem]:
     # Velocities nearly linear in time: posteriors, far narrower than the noise, away from its centre, or wider.
     for std in (0.05, 0.3, 3.0):
         narrow = _random(2, 5, 0.5 * std, std, seed + 11).moved(1.0, 1.0)
-        add(f"posterior, {std:g}", "posterior", narrow, 5, narrow.std, {"flow-1": Flow()}, levels=ALL, calls=(5, 8, 12))
+        add(f"posterior, {std:g}", "posterior", narrow, 5, narrow.std, {"flow-1": Flow()}, levels=ALL)
     # Units: with the range of levels in the same, and not.
     unit = _random(4, 48, 0.5, 0.1, seed + 12)
     for c, offset in ((0.01, 0.0), (0.1, 0.0), (127.5, 127.5), (300.0, 0.0)):
         law = unit.moved(c, offset)
-        scaled = EDM(0.002 * c, 80.0 * c, data_std=law.std)
-        add(f"units of {c:g}", "units", law, 48, law.std, {"EDM-scaled": scaled})
+        add(f"units of {c:g}", "units", law, 48, law.std, {"EDM-scaled": EDM(0.002 * c, 80.0 * c, data_std=law.std)})
     for c in (0.1, 16.0):
         law = unit.moved(c)
         add(f"scale {law.std:.2g}", "scale", law, 48, law.std, _told(law.std))
@@ -165,7 +178,7 @@ def exact(split: str) -> Mapping[str, Problem]:
 
 
 def networks(split: str, folder: Path) -> Mapping[str, Problem]:
-    """The pretrained networks of a split, by name; their wheel is kept in `folder`."""
+    """The pretrained networks; their wheel is kept in `folder`."""
     path, seed = galaxies.wheel(folder), SPLITS[split]
     found = {}
     for name, file in galaxies.NETWORKS[split].items():
@@ -174,6 +187,18 @@ def networks(split: str, folder: Path) -> Mapping[str, Problem]:
             name, "networks", law, (1, law.side, law.side), galaxies.STD, seed, {"VP, beta 1": galaxies.SCHEDULE},
             pretrained=True, levels=ALL, calls=CALLS, samples=NETWORK_SAMPLES, converged=2e-4,
         )  # fmt: skip
+    return found
+
+
+def trained_trees(split: str) -> Mapping[str, Problem]:
+    """Boosted trees, fitted here."""
+    found = {}
+    for i, name in enumerate(trees.DATA[split]):
+        law = trees.Trees.fitted(split, name, SAMPLES)
+        shape, seed = (len(law.models),), SPLITS[split] + 1000 * i
+        found[name] = Problem(
+            name, "trees", law, shape, 1.0, seed, {"VE": trees.SCHEDULE}, calls=CALLS, converged=TREES_CONVERGED
+        )
     return found
 
 

@@ -13,7 +13,7 @@ from fewstep.solvers import EVODiff, Solver
 
 from .measure import FOLDER, Bench, Maker
 from .peers import SIMPLE
-from .problems import OWN, Cell, Problem, exact, networks, only
+from .problems import OWN, Cell, Problem, only, problems
 
 __all__ = ["Summary", "over_best", "over_simple", "report", "summed", "table"]
 
@@ -59,27 +59,27 @@ def summed(ratios: Mapping[Cell, float]) -> Summary:
     return Summary(len(values), mean, ratios[where], sum(value > WORSE for value in values) / len(values), where)
 
 
-def _rows(problems: Mapping[str, Problem], ratios: Mapping[Cell, float], groups: Sequence[str]) -> list[list[str]]:
+def _rows(found: Mapping[str, Problem], ratios: Mapping[Cell, float], groups: Sequence[str]) -> list[list[str]]:
     """A line for all cells, and one for each value of each of `groups`."""
-    found = [_row("all", ratios)]
+    rows = [_row("all", ratios)]
     for group in groups:
         of = GROUPS[group]
-        values = dict.fromkeys(of(problems, cell) for cell in ratios)
+        values = dict.fromkeys(of(found, cell) for cell in ratios)
         if len(values) > 1:
-            found += [
-                _row(f"{group}: {value}", {cell: each for cell, each in ratios.items() if of(problems, cell) == value})
+            rows += [
+                _row(f"{group}: {value}", {cell: each for cell, each in ratios.items() if of(found, cell) == value})
                 for value in values
             ]
-    return found
+    return rows
 
 
 GROUPS: Mapping[str, Callable[[Mapping[str, Problem], Cell], str]] = {
-    "levels": lambda problems, cell: cell.levels,
-    "guidance": lambda problems, cell: f"{problems[cell.problem].guidance:g}",
-    "schedule": lambda problems, cell: cell.schedule,
-    "calls": lambda problems, cell: str(cell.calls),
-    "family": lambda problems, cell: problems[cell.problem].family,
-    "problem": lambda problems, cell: cell.problem,
+    "levels": lambda _, cell: cell.levels,
+    "guidance": lambda found, cell: f"{found[cell.problem].guidance:g}",
+    "schedule": lambda _, cell: cell.schedule,
+    "calls": lambda _, cell: str(cell.calls),
+    "family": lambda found, cell: found[cell.problem].family,
+    "problem": lambda _, cell: cell.problem,
 }
 
 
@@ -105,12 +105,12 @@ def table(
     solver: Solver | Maker | None = None,
     split: str = "dev",
     part: str = "",
-    pretrained: bool = False,
+    kind: str = "exact",
     quick: bool = False,
     folder: Path = FOLDER,
 ) -> str:
     """The tables of a solver, or of what makes one for a problem; `part` is a family, or of the problems' names."""
     ours = EVODiff() if solver is None else solver
-    bench = Bench(only(networks(split, folder) if pretrained else exact(split), part), folder, quick)
+    bench = Bench(only(problems(kind, split, folder), part), folder, quick)
     found = report(bench, bench.errors(ours), bench.peers(ours))
     return "\n".join(f"{name}\n\n{lines}" for name, lines in found.items())
