@@ -24,7 +24,8 @@ def assert_equals_scheduler(scheduler, solver, steps=10):
         node = table[float(time)]
         noise = (x - node.alpha * denoiser(x, float(time))) / node.sigma
         x = scheduler.step(noise, time, x, return_dict=False)[0]
-    got = fs.integrate(denoiser, start, nodes, solver=solver)
+    schedule = fs.Discrete(scheduler.alphas_cumprod.double().tolist())
+    got = fs.integrate(denoiser, start, nodes, solver=solver, schedule=schedule)
     torch.testing.assert_close(got, x.double(), rtol=0, atol=2e-5)
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep import clip, guided, threshold
+from fewstep import EDM, as_denoiser, clip, guided, sample, threshold
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 over_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -74,7 +74,7 @@ def test_guidance_takes_models_that_work_in_place_and_answer_in_one_buffer():
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])
 def test_scale_must_be_finite(scale):
-    with pytest.raises(ValueError, match=f"^scale must be finite; got scale={scale}$"):
+    with pytest.raises(ValueError, match=f"^scale must be finite, .*; got scale={scale}$"):
         guided(cond, uncond, scale)
 
 
@@ -161,3 +161,46 @@ def test_clip_is_to_unit_range_unless_told():
 def test_clip_range_must_not_be_empty(low, high):
     with pytest.raises(ValueError, match=f"^clip needs low < high; got low={low}, high={high}$"):
         clip(same, low, high)
+
+
+# One scale a sample, and schedules
+
+
+@over_dtypes
+def test_a_scale_each_is_that_scale_alone_to_the_bit(dtype):
+    x, scales = images(4, 3, 5, dtype=dtype), torch.tensor([1.0, 0.0, 7.5, -0.3], dtype=torch.float64)
+    got = guided(cond, uncond, scales)(x, 0.5)
+    assert got.dtype == dtype
+    for i, scale in enumerate(scales.tolist()):
+        assert torch.equal(got[i : i + 1], guided(cond, uncond, scale)(x[i : i + 1], 0.5))
+
+
+def test_a_scale_each_is_one_a_sample():
+    with pytest.raises(ValueError, match="scale must be one for all or one a sample, 3; got 2"):
+        guided(cond, uncond, torch.tensor([1.0, 2.0]))(images(3, 4), 0.5)
+    for wrong in (torch.ones(2, 2), torch.tensor([1.0, math.nan])):
+        with pytest.raises(ValueError, match=r"scale must be finite, one for all or a tensor \(B,\)"):
+            guided(cond, uncond, wrong)
+
+
+def test_a_scale_of_torch_or_integers_is_a_number():
+    x = images(2, 3)
+    for scale in (torch.tensor(2.0), 2):
+        assert torch.equal(guided(cond, uncond, scale)(x, 0.5), guided(cond, uncond, 2.0)(x, 0.5))
+
+
+def test_a_run_takes_a_scale_each():
+    x, scales = torch.randn(3, 8), torch.tensor([1.0, 2.0, 4.0])
+    denoiser = as_denoiser(lambda x, t: x / (1 + t * t), "sample", EDM())
+    whole = sample(guided(denoiser, uncond_of_edm, scales), x, nfe=4)
+    for i, scale in enumerate(scales.tolist()):
+        assert torch.equal(whole[i : i + 1], sample(guided(denoiser, uncond_of_edm, scale), x[i : i + 1], nfe=4))
+
+
+def uncond_of_edm(x, t):
+    return x / (2 + t * t)
+
+
+def test_no_schedule_is_carried_where_none_is_known():
+    for denoiser in (guided(cond, uncond, 2.0), clip(cond), threshold(cond)):
+        assert denoiser.schedule is None

@@ -12,8 +12,8 @@ import fewstep
 SOURCE = Path(fewstep.__file__).parent
 # Each room may import from those before it.
 ROOMS = [
-    "files", "models", "schedule", "grid", "prediction", "statistics", "solvers", "table", "sampling", "guidance",
-    "api", "pictures", "runs", "integrations", "adapters", "bench", "cli",
+    "files", "models", "schedule", "grid", "answers", "prediction", "statistics", "solvers", "table", "sampling",
+    "guidance", "api", "pictures", "runs", "integrations", "adapters", "bench", "cli",
 ]  # fmt: skip
 TENSOR_FREE = ["files", "models", "schedule", "grid", "prediction"]
 

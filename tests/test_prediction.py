@@ -6,7 +6,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewstep import EDM, Flow, Node, VPCosine, VPLinear, as_denoiser, from_denoised, to_denoised
+from fewstep import (
+    EDM,
+    DenoiserError,
+    Flow,
+    Node,
+    VPCosine,
+    VPLinear,
+    as_denoiser,
+    clip,
+    from_denoised,
+    guided,
+    sample,
+    threshold,
+    to_denoised,
+)
 from fewstep.prediction import KINDS
 from golden import sd_table
 
@@ -23,6 +37,7 @@ BIGGEST = 3.0  # of x_0 and noise
 MEANING = {
     "sample": lambda alpha, sigma: x_0,
     "epsilon": lambda alpha, sigma: noise,
+    "score": lambda alpha, sigma: -noise / sigma,
     "v_prediction": lambda alpha, sigma: alpha * noise - sigma * x_0,
     "flow_prediction": lambda alpha, sigma: noise - x_0,
 }
@@ -40,33 +55,33 @@ def close(got, want, size):
 
 @over_kinds
 @over_schedules
-@settings(max_examples=40)  # for each of twenty pairs
+@settings(max_examples=40)  # for each of the pairs
 @given(data=st.data())
 def test_prediction_of_the_definition_is_the_data(kind, schedule, data):
     node = data.draw(nodes(schedule))
     _, alpha, sigma = node
     x, output = alpha * x_0 + sigma * noise, MEANING[kind](alpha, sigma)
-    # Only epsilon divides by alpha: both of its terms, which nearly cancel, are x / alpha large.
-    size = BIGGEST * (1 + sigma / alpha) if kind == "epsilon" else 2 * BIGGEST * (1 + sigma)
+    # Only epsilon and score divide by alpha: both of their terms, which nearly cancel, are x / alpha large.
+    size = BIGGEST * (1 + sigma / alpha) if kind in ("epsilon", "score") else 2 * BIGGEST * (1 + sigma)
     close(to_denoised(kind, output, x, node), x_0, size)
 
 
 @over_kinds
 @over_schedules
-@settings(max_examples=40)  # for each of twenty pairs
+@settings(max_examples=40)  # for each of the pairs
 @given(data=st.data())
 def test_from_denoised_gives_the_definition(kind, schedule, data):
     node = data.draw(nodes(schedule))
     _, alpha, sigma = node
     output = MEANING[kind](alpha, sigma)
-    # (denoised - a x) / b divides by sigma.
-    size = 2 * BIGGEST * (1 + sigma) * (1 + 1 / sigma)
+    # (denoised - a x) / b divides by sigma, for the score twice.
+    size = 2 * BIGGEST * (1 + sigma) * (1 + 1 / sigma) ** (2 if kind == "score" else 1)
     close(from_denoised(kind, x_0, alpha * x_0 + sigma * noise, node), output, size)
 
 
 @over_kinds
 @over_schedules
-@settings(max_examples=40)  # for each of twenty pairs
+@settings(max_examples=40)  # for each of the pairs
 @given(data=st.data())
 def test_to_and_from_denoised_are_inverse_whatever_the_output(kind, schedule, data):
     node = data.draw(nodes(schedule))
@@ -141,7 +156,7 @@ def test_clean_data_is_its_own_denoised_image(kind, schedule):
 
 @pytest.mark.parametrize("kind", ["eps", "epsilon ", "", None])
 def test_unknown_kind_is_named(kind):
-    message = rf"^kind must be one of sample, epsilon, v_prediction, flow_prediction; got {kind!r}$"
+    message = rf"^kind must be one of sample, epsilon, score, v_prediction, flow_prediction; got {kind!r}$"
     for convert in (to_denoised, from_denoised):
         with pytest.raises(ValueError, match=message):
             convert(kind, x_0, x_0, Node(1.0, 1.0, 1.0))
@@ -149,14 +164,107 @@ def test_unknown_kind_is_named(kind):
         as_denoiser(lambda x, t: x, kind, EDM())
 
 
-def test_epsilon_says_nothing_at_pure_noise():
+@pytest.mark.parametrize("kind", ["epsilon", "score"])
+def test_epsilon_and_score_say_nothing_at_pure_noise(kind):
     for convert in (to_denoised, from_denoised):
-        with pytest.raises(ValueError, match=r"alpha = 0 \(time 1\.0\): start the grid below pure noise"):
-            convert("epsilon", noise, noise, Flow().node(1.0))
+        with pytest.raises(ValueError, match=rf"^{kind} .* alpha = 0 \(time 1\.0\): start the grid below pure noise"):
+            convert(kind, noise, noise, Flow().node(1.0))
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow_prediction"])
+@pytest.mark.parametrize("kind", ["epsilon", "score", "v_prediction", "flow_prediction"])
 def test_nothing_but_the_sample_can_be_read_off_clean_data(kind):
     with pytest.raises(ValueError, match=rf"^{kind} cannot be read off .* sigma = 0 \(time 0\.0\)$"):
         from_denoised(kind, x_0, x_0, EDM().node(0.0))
     assert torch.equal(from_denoised("sample", x_0, x_0, EDM().node(0.0)), x_0)
+
+
+# Reversed clocks, carried schedules, and outputs that are no tensors like x
+
+
+@pytest.mark.parametrize("schedule", [Flow(), VPLinear(), VPCosine()], ids=repr)
+@over_kinds
+def test_a_network_whose_data_are_at_time_1_is_told_its_own_time(kind, schedule):
+    """And its flow prediction is the velocity on its own clock, to the data."""
+    seen, node = [], schedule.node(0.25)
+    sign = -1 if kind == "flow_prediction" else 1
+    output = MEANING[kind](node.alpha, node.sigma)
+    x = node.alpha * x_0 + node.sigma * noise
+    denoiser = as_denoiser(lambda x, t: seen.append(t) or sign * output, kind, schedule, data_at=1)
+    assert torch.equal(denoiser(x, 0.25), to_denoised(kind, output, x, node))
+    assert seen == [0.75]
+
+
+@pytest.mark.parametrize("schedule", [EDM(), sd_table(), VPLinear(t_max=2.0)], ids=lambda s: type(s).__name__)
+def test_only_clocks_of_0_to_1_run_the_other_way(schedule):
+    with pytest.raises(ValueError, match=r"data_at=1 needs a clock of \[0, 1\], as Flow's; got"):
+        as_denoiser(lambda x, t: x, "sample", schedule, data_at=1)
+    with pytest.raises(ValueError, match="data_at must be 0 or 1"):
+        as_denoiser(lambda x, t: x, "sample", schedule, data_at=2)
+
+
+@pytest.mark.parametrize("wrong", ["edm", EDM, None])
+def test_a_schedule_is_one(wrong):
+    with pytest.raises(TypeError, match=r"schedule must be a schedule such as EDM\(\); got"):
+        as_denoiser(lambda x, t: x, "sample", wrong)
+
+
+def test_a_denoiser_carries_its_schedule():
+    assert as_denoiser(lambda x, t: x, "epsilon", VPCosine()).schedule == VPCosine()
+
+
+IMAGES = torch.ones(2, 3, 4, 4)
+
+
+class Output:
+    sample = IMAGES
+
+
+class Jax:
+    def __dlpack__(self):
+        raise NotImplementedError
+
+
+WRONG = {
+    "one channel": (
+        IMAGES[:, :1],
+        r"shape \(2, 1, 4, 4\) for x of shape \(2, 3, 4, 4\) at time 0\.5.*the shape it was",
+    ),
+    "a scalar": (IMAGES.sum(), r"shape \(\) for x of shape \(2, 3, 4, 4\)"),
+    "one sample": (IMAGES[:1], r"shape \(1, 3, 4, 4\) for x"),
+    "learned variance": (torch.ones(2, 6, 4, 4), r".*learned variance.*output\.chunk\(2, 1\)\[0\]"),
+    "an output object": (Output(), r"Output at time 0\.5.*must return a tensor \(its \.sample\?\)"),
+    "a tuple": ((IMAGES,), r"tuple .*\(the first of these\? or torch\.stack, torch\.as_tensor\)"),
+    "a list": ([[1.0]], r"list .*torch\.as_tensor\)"),
+    "numpy": (IMAGES.numpy(), r"ndarray .*\(torch\.from_numpy\)"),
+    "JAX": (Jax(), r"Jax .*\(torch\.from_dlpack\)"),
+    "integers": (IMAGES.int(), r"torch\.int32 at time 0\.5"),
+    "elsewhere": (IMAGES.to("meta"), "a tensor on meta for x on cpu"),
+    "nothing": (None, "NoneType at time"),
+}
+over_wrong = pytest.mark.parametrize(("output", "message"), WRONG.values(), ids=WRONG.keys())
+
+
+@over_wrong
+@over_kinds
+def test_outputs_that_are_no_tensors_like_x_are_named(kind, output, message):
+    with pytest.raises(DenoiserError, match="the network returned " + message):
+        as_denoiser(lambda x, t: output, kind, VPLinear())(IMAGES, 0.5)
+    with pytest.raises(DenoiserError, match="the network returned " + message):
+        as_denoiser(lambda x, t: output, kind, Flow(), data_at=1)(IMAGES, 0.5)
+
+
+@over_wrong
+def test_denoisers_made_of_such_are_named_in_the_same_words(output, message):
+    def wrong(x, t):
+        return output
+
+    def right(x, t):
+        return x
+
+    for denoiser in (guided(wrong, right, 2.0), clip(wrong), threshold(wrong)):
+        with pytest.raises(DenoiserError, match="the denoiser returned " + message):
+            denoiser(IMAGES, 0.5)
+    with pytest.raises(DenoiserError, match="the unconditional denoiser returned " + message):
+        guided(right, wrong, 2.0)(IMAGES, 0.5)
+    with pytest.raises(DenoiserError, match=r"the denoiser returned .* at call 0 \(time 80, sigma 80\)"):
+        sample(wrong, IMAGES, schedule=EDM())

@@ -192,6 +192,7 @@ def test_flow_without_shift_is_its_clock(u):
 
 @given(beta_min=st.floats(0.01, 1), slope=st.floats(0.1, 30), time=st.floats(1e-6, 1))
 def test_vp_linear_integrates_its_beta(beta_min, slope, time):
+    assume(beta_min + slope / 2 > 0.25)  # it ends in noise
     schedule = VPLinear(beta_min, beta_min + slope)
     beta = beta_min + time * (schedule.beta_max - beta_min)
     area = time * (beta_min + beta) / 2  # the trapezoid, exact for a line
@@ -249,7 +250,7 @@ def test_discrete_reads_zero_terminal_snr_as_less_than_the_entry_before(betas):
 
 @given(falls=st.lists(st.floats(1e-4, 0.5), min_size=2, max_size=40))
 def test_discrete_ends_are_on_the_clock_and_beyond_them_is_not(falls):
-    schedule = Discrete(np.cumprod(1 - np.array(falls)))
+    schedule = Discrete(np.cumprod(1 - np.array([*falls, 0.5])))  # it ends in noise
     noisy, clean = schedule.lam_range
     # One rounding of lam, 8 EPS (1 + |lam|), is worth this much of a table step of at least 1e-4 / 2 in log alpha.
     rounding = 8 * EPS * (1 + abs(noisy) + abs(clean)) / 5e-5
@@ -337,3 +338,47 @@ def test_different_schedules_are_not_equal():
 def test_node_lam_is_minus_log_nsr(alpha, sigma):
     node = Node(0.5, alpha, sigma)
     assert node.lam == pytest.approx(-math.log(node.nsr), rel=4 * EPS, abs=4 * EPS)
+
+
+# Tables that were meant otherwise, and numbers that leave the range of floats
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: VPLinear(1e-4, 0.02),
+            r"betas 0\.0001 to 0\.02 must end in noise.*sigma / alpha is 0\.1 .*VPLinear\(0\.1",
+        ),
+        (lambda: VPLinear(1e-4, 0.02, t_max=2.0), "must end in noise"),
+        (
+            lambda: Discrete(np.linspace(0.9999, 0.98, 1000)),
+            "sigma / alpha is 0.14 .*look like alphas, 1 - beta: pass their",
+        ),
+        (lambda: Discrete([0.99, 0.98]), "pass the cumulative products of 1 - beta over all steps"),
+        (lambda: VPLinear(t_max=1000.0), r"nothing of the data left at time 1000\.0: its clock runs from 0 to 1"),
+        (lambda: VPLinear().node(999), r"at time 999\.0.*clock of a table, Discrete\(alphas_cumprod\)"),
+        (lambda: EDM(1e-300, 1e300), "sigmas in .1e-15, 1e.15., whose squares float32 holds; got sigma_min=1e-300"),
+        (lambda: EDM(0.002, 1e16), "measure the data in other units"),
+        (lambda: VPLinear(20.0, 0.1), "0 < beta_min <= beta_max"),
+    ],
+)
+def test_what_was_probably_meant_is_said(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "schedule", [VPLinear(1.0, 1.0), VPLinear(1.0, 1.0, t_max=10.0), VPLinear(0.01, 10.0)], ids=repr
+)
+def test_constant_betas_and_short_ranges_are_schedules(schedule):
+    """dx = -beta x / 2 dt + sqrt(beta) dw: log alpha = -beta t / 2 where beta is constant."""
+    if schedule.beta_min == schedule.beta_max:
+        for time in (1e-3, 0.3, schedule.t_max):
+            assert schedule.node(time).alpha == pytest.approx(math.exp(-time / 2), rel=4 * EPS)
+    for lam in np.linspace(*schedule.lam_range, 5):
+        assert schedule.node(schedule.time_at(lam)).lam == pytest.approx(lam, rel=1e-12, abs=1e-12)
+
+
+def test_a_part_of_the_range_is_a_schedule():
+    assert VPLinear(t_max=0.1).node(0.1).nsr < 0.5

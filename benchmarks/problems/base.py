@@ -13,7 +13,7 @@ from torch import Tensor
 from fewstep.bench.images import resized
 from fewstep.bench.metrics import Moments
 from fewstep.grid import GridFunction
-from fewstep.prediction import Denoiser
+from fewstep.prediction import Denoiser, as_denoiser
 from fewstep.sampling import integrate, sample, unit_noise
 from fewstep.schedule import Node, Schedule
 from fewstep.solvers import Solver, UniPC
@@ -74,7 +74,7 @@ class Problem:
     def denoiser(self, schedule: Schedule, seeds: Sequence[int]) -> Denoiser:
         """For a batch that starts from `noise(seeds)`."""
         law: Law = self.law(seeds)
-        return lambda x, t: law.denoised(x, schedule.node(t))
+        return as_denoiser(lambda x, t: law.denoised(x, schedule.node(t)), "sample", schedule)
 
     def drawn(
         self, schedule: Schedule, seeds: Sequence[int], solver: Solver, nfe: int, grid: GridFunction | None = None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.bench.metrics import Moments
-from fewstep.prediction import Denoiser
+from fewstep.prediction import Denoiser, as_denoiser
 from fewstep.schedule import Node, Schedule
 
 __all__ = ["ClassGaussians", "GaussianMixture", "fitted", "gaussian"]
@@ -36,12 +36,7 @@ class GaussianMixture:
 
     def denoiser(self, schedule: Schedule) -> Denoiser:
         """The exact posterior mean; computes in float64 and answers in x's dtype."""
-
-        def denoise(x: Tensor, t: float) -> Tensor:
-            node = schedule.node(t)
-            return self.denoised(x, node).to(x.dtype)
-
-        return denoise
+        return as_denoiser(lambda x, t: self.denoised(x, schedule.node(t)).to(x.dtype), "sample", schedule)
 
     def denoised(self, x: Tensor, node: Node) -> Tensor:
         flat = x.double().reshape(x.shape[0], 1, -1) - node.alpha * self.means

@@ -1,32 +1,80 @@
-"""Denoisers made of denoisers: guidance, thresholding and clipping, for any solver."""
+"""Denoisers made of denoisers: guidance, thresholding and clipping, for any solver.
+
+Each carries the schedule of what it is made of, and can be pickled if that can.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .prediction import Denoiser
+from .answers import check_answer
+from .prediction import Denoiser, agreed
+from .schedule import Schedule
 
 __all__ = ["clip", "guided", "magnitude", "threshold"]
 
 
-def guided(denoiser: Denoiser, uncond: Denoiser, scale: float) -> Denoiser:
+@dataclass(frozen=True, eq=False)
+class Guided:
+    """What `guided` returns."""
+
+    denoiser: Denoiser
+    uncond: Denoiser
+    weight: float | Tensor  # scale - 1, one for all or one a sample in float64
+    schedule: Schedule | None
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        # Copies: a model may work in place on its input, and both may answer in one buffer.
+        denoised = answer(self.denoiser, x.clone(), t).clone()
+        change = denoised - answer(self.uncond, x, t, "the unconditional denoiser")
+        weight = self.weight
+        if isinstance(weight, float):
+            return denoised + weight * change
+        if weight.shape != x.shape[:1]:
+            raise ValueError(f"scale must be one for all or one a sample, {len(x)}; got {len(weight)}")
+        # In float32 or better, as a number would be, and rounded once.
+        weight = weight.to(x.device, torch.promote_types(change.dtype, torch.float32)).reshape(-1, *[1] * (x.ndim - 1))
+        return denoised + (weight * change).to(change.dtype)
+
+
+def guided(denoiser: Denoiser, uncond: Denoiser, scale: float | Tensor) -> Denoiser:
     """Classifier-free guidance: D + (scale - 1) (D - D_uncond), so that scale 1 is no guidance, to the bit.
 
-    Ho & Salimans (2022), eq. (6) with w = scale - 1; the scale of diffusers. Each call evaluates both; `uncond`
-    may also be a weaker model of the same data (autoguidance). ValueError for a scale that is not finite.
+    `scale` is one for all, or a tensor (B,) of one a sample. Ho & Salimans (2022), eq. (6) with w = scale - 1; the
+    scale of diffusers. Each call evaluates both; `uncond` may also be a weaker model of the same data (autoguidance).
+    ValueError for a scale that is not finite, and for denoisers of two schedules.
     """
-    if not math.isfinite(scale):
-        raise ValueError(f"scale must be finite; got scale={scale!r}")
+    scales = torch.as_tensor(scale, dtype=torch.float64, device="cpu")
+    if scales.ndim > 1 or not bool(scales.isfinite().all()):
+        raise ValueError(f"scale must be finite, one for all or a tensor (B,); got scale={scale!r}")
+    weight = scales - 1 if scales.ndim else float(scales) - 1
+    return Guided(denoiser, uncond, weight, agreed((denoiser, uncond)))
 
-    def denoise(x: Tensor, t: float) -> Tensor:
-        # Copies: a model may work in place on its input, and both may answer in one buffer.
-        denoised = denoiser(x.clone(), t).clone()
-        return denoised + (scale - 1) * (denoised - uncond(x, t))
 
-    return denoise
+def answer(denoiser: Denoiser, x: Tensor, t: float, who: str = "the denoiser") -> Tensor:
+    """What `denoiser` makes of x; DenoiserError if that is not a tensor like x."""
+    denoised = denoiser(x, t)
+    check_answer(denoised, x, who, t)
+    return denoised
+
+
+@dataclass(frozen=True, eq=False)
+class Thresholded:
+    """What `threshold` returns."""
+
+    denoiser: Denoiser
+    quantile: float
+    floor: float
+    schedule: Schedule | None
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        denoised = answer(self.denoiser, x, t)
+        limit = magnitude(denoised, self.quantile).clamp_min(self.floor)
+        return (denoised.clamp(-limit, limit) / (limit / self.floor)).to(denoised.dtype)
 
 
 def threshold(denoiser: Denoiser, quantile: float = 0.995, floor: float = 1.0) -> Denoiser:
@@ -39,13 +87,7 @@ def threshold(denoiser: Denoiser, quantile: float = 0.995, floor: float = 1.0) -
         raise ValueError(f"quantile must lie in (0, 1]; got quantile={quantile!r}")
     if not 0 < floor < math.inf:
         raise ValueError(f"floor must be positive; got floor={floor!r}")
-
-    def denoise(x: Tensor, t: float) -> Tensor:
-        denoised = denoiser(x, t)
-        limit = magnitude(denoised, quantile).clamp_min(floor)
-        return (denoised.clamp(-limit, limit) / (limit / floor)).to(denoised.dtype)
-
-    return denoise
+    return Thresholded(denoiser, quantile, floor, agreed((denoiser,)))
 
 
 def magnitude(x: Tensor, quantile: float) -> Tensor:
@@ -58,8 +100,21 @@ def magnitude(x: Tensor, quantile: float) -> Tensor:
     return low.lerp(high, place - math.floor(place)).reshape(-1, *[1] * (x.ndim - 1))
 
 
+@dataclass(frozen=True, eq=False)
+class Clipped:
+    """What `clip` returns."""
+
+    denoiser: Denoiser
+    low: float
+    high: float
+    schedule: Schedule | None
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        return answer(self.denoiser, x, t).clamp(self.low, self.high)
+
+
 def clip(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
     """The denoised image clamped to [low, high]; ValueError unless low < high."""
     if not low < high:
         raise ValueError(f"clip needs low < high; got low={low!r}, high={high!r}")
-    return lambda x, t: denoiser(x, t).clamp(low, high)
+    return Clipped(denoiser, low, high, agreed((denoiser,)))

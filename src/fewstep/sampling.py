@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import operator
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from .answers import DenoiserError, check_answer, how_to_convert
 from .grid import GridFunction, checked, from_times
-from .prediction import Denoiser
-from .schedule import EDM, Node, Schedule
+from .prediction import Denoiser, agreed
+from .schedule import Node, Schedule, mismatch
 from .solvers import EVODiff, Solver, Stage
 from .solvers.core.base import renoise
 
 __all__ = ["DenoiserError", "Step", "integrate", "plan", "sample", "trajectory", "unit_noise"]
 
 DEFAULT_NFE = 10
+MOST_NFE = 10_000  # the longest published runs have 4,000 steps
 STEP_NOISE = 1  # the stream of a seed that steps draw from; `unit_noise` uses the seed itself
-
-
-class DenoiserError(ValueError):
-    """The denoiser returned something that is not an image: wrong type, shape, device, or NaN."""
+SEEDS = range(-(2**63), 2**64)  # of a torch.Generator
+# A node further from the schedule's own, in half log-SNR, is of another schedule. Between the entries of a table peers
+# differ by up to 0.35 (diffusers and the DPM-Solver code on Stable Diffusion's); VP nodes on EDM are off by 5.
+FAR = 0.5
+# Unit Gaussian noise has a root mean square within these, but for once in 5 million samples of so many elements.
+UNIT, MANY = (0.7, 1.4), 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,31 +53,38 @@ class Step:
 
 def sample(
     denoiser: Denoiser,
-    noise: Tensor,
+    noise: Tensor | None = None,
     *,
+    x: Tensor | None = None,
     nfe: int | None = None,
     solver: Solver | None = None,
     schedule: Schedule | None = None,
     grid: GridFunction | Iterable[float] | None = None,
     seeds: Iterable[int] | None = None,
+    differentiable: bool = False,
     progress: bool = False,
     callback: Callable[[Step], object] | None = None,
 ) -> Tensor:
-    """Draw images from unit Gaussian `noise` with exactly `nfe` calls of `denoiser`.
+    """Draw samples from unit Gaussian `noise` with exactly `nfe` calls of `denoiser`.
 
     Args:
-        denoiser: `denoiser(x, t)` returns the expected clean image, of x's shape, for the noisy x at the
+        denoiser: `denoiser(x, t)` returns the expected clean x, of x's shape, for the noisy x at the
             float time t of the schedule's clock; x has the shape, dtype and device of `noise`.
         noise: (B, *), any rank from 2, float16, bfloat16, float32 or float64.
+        x: in place of `noise`, the state at the grid's first node, for a start that is not N(0, sigma^2).
         nfe: how many calls; 10 if not given. With explicit times it follows from them.
         solver: EVODiff() if not given.
-        schedule: the noise schedule that the model was trained with; EDM() if not given.
+        schedule: the noise schedule that the model was trained with; the denoiser's own if not given. It may have
+            another range than that, but no other levels.
         grid: `grid(schedule, steps)`, or explicit times from noisy to clean; the solver's recommended
             grid if not given. One that ends at sigma = 0 returns the last denoised prediction, one that
             ends above it stops there.
         seeds: one integer a sample, for solvers that draw noise on the way. Sample i draws from a generator of
             its own, on the CPU, so that it does not depend on its batch or its device. The streams are not those
             of `unit_noise`: the same seeds can serve both.
+        differentiable: pass gradients, in reverse and forward mode, through all calls. Memory then grows with nfe
+            (torch.utils.checkpoint around the model spares most of it). Without it no graph is made, whatever the
+            model's parameters ask for, and noise that asks for gradients is refused.
         progress: show a bar on stderr (needs rich, in the extra `cli`).
         callback: called with each `Step`.
 
@@ -81,14 +96,23 @@ def sample(
         ValueError, TypeError: wrong arguments, before the first call.
         DenoiserError: the denoiser returned a wrong shape or device (at once) or NaN or inf (after the
             last call: looking earlier would stall an accelerator), naming the call and its noise level.
+
+    Warns:
+        UserWarning: noise of 128 elements or more whose root mean square is not within 0.7 and 1.4.
     """
-    schedule = EDM() if schedule is None else schedule
     solver = EVODiff() if solver is None else solver
-    _check_parts(denoiser, solver, schedule)
-    _check_tensor("noise", noise)
+    schedule = _check_parts(denoiser, solver, schedule)
+    name, start = ("noise", noise) if x is None else ("x", x)
+    if start is None or (noise is not None and x is not None):
+        raise TypeError("give either noise, unit Gaussian, or x, the state at the grid's first node")
+    _check_tensor(name, start, differentiable)
     nodes, stages = plan(schedule, solver, nfe=nfe, grid=grid)
-    state = noise.to(_working(noise.dtype)) * nodes[0].sigma
-    steps = _run(denoiser, state, nodes[0], stages, noise.dtype, _step_noise(solver, nodes[0], stages, state, seeds))
+    state = start.to(_working(start.dtype))
+    if x is None:
+        _check_unit(start)
+        state = state * nodes[0].sigma
+    draw = _step_noise(solver, nodes[0], stages, state, seeds)
+    steps = _run(denoiser, state, nodes[0], stages, start.dtype, draw, differentiable)
     return _last(_with_progress(steps, len(stages), progress), callback)
 
 
@@ -101,15 +125,17 @@ def integrate(
     schedule: Schedule | None = None,
     nfe: int | None = None,
     seeds: Iterable[int] | None = None,
+    differentiable: bool = False,
     progress: bool = False,
     callback: Callable[[Step], object] | None = None,
 ) -> Tensor:
     """Carry `x`, the state at `nodes[0]`, to `nodes[-1]`: image to image, inversion, tests.
 
     `nodes` come from a grid or from `from_times`, of this `schedule`, with noise falling (sampling) or rising
-    (inversion). `nfe` is by default what the solver needs for them. The rest is as in `sample`.
+    (inversion); ValueError where half log-SNR is further than 0.5 from the schedule's. `nfe` is by default what the
+    solver needs for them. The rest is as in `sample`.
     """
-    steps, calls = _steps_of(denoiser, x, nodes, solver, schedule, nfe, seeds)
+    steps, calls = _steps_of(denoiser, x, nodes, solver, schedule, nfe, seeds, differentiable)
     return _last(_with_progress(steps, calls, progress), callback)
 
 
@@ -122,9 +148,10 @@ def trajectory(
     schedule: Schedule | None = None,
     nfe: int | None = None,
     seeds: Iterable[int] | None = None,
+    differentiable: bool = False,
 ) -> Iterator[Step]:
     """`integrate`, one `Step` per call of the denoiser; stop early by leaving the loop."""
-    return _steps_of(denoiser, x, nodes, solver, schedule, nfe, seeds)[0]
+    return _steps_of(denoiser, x, nodes, solver, schedule, nfe, seeds, differentiable)[0]
 
 
 def _steps_of(
@@ -135,17 +162,17 @@ def _steps_of(
     schedule: Schedule | None,
     nfe: int | None,
     seeds: Iterable[int] | None,
+    differentiable: bool,
 ) -> tuple[Iterator[Step], int]:
     """The run over given nodes and its number of calls, with everything checked before the first."""
-    schedule = EDM() if schedule is None else schedule
     solver = EVODiff() if solver is None else solver
-    _check_parts(denoiser, solver, schedule)
-    _check_tensor("x", x)
-    grid = checked(nodes)
-    stages = solver.plan(schedule, grid, nfe)
+    schedule = _check_parts(denoiser, solver, schedule)
+    _check_tensor("x", x, differentiable)
+    grid = _of(schedule, checked(nodes), "nodes")
+    stages = solver.plan(schedule, grid, None if nfe is None else _budget(nfe))
     state = x.to(_working(x.dtype))
     draw = _step_noise(solver, grid[0], stages, state, seeds)
-    return _run(denoiser, state, grid[0], stages, x.dtype, draw), len(stages)
+    return _run(denoiser, state, grid[0], stages, x.dtype, draw, differentiable), len(stages)
 
 
 def unit_noise(
@@ -159,22 +186,37 @@ def unit_noise(
 
     Drawn on the CPU in float32, so that a seed means the same image in any batch and on any device.
     """
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be floating point; got {dtype}")
     generators = [torch.Generator().manual_seed(seed) for seed in _integers(seeds)]
     if not generators:
         raise ValueError("seeds must hold at least one; got none")
-    return _drawn(generators, shape).to(device=device, dtype=dtype)
+    try:
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError as error:
+        raise TypeError(f"shape must be the integers of one sample, such as (3, 32, 32); got {shape!r}") from error
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"shape must be that of one sample, such as (3, 32, 32), and not empty; got {shape!r}")
+    return _drawn(generators, sizes).to(device=device, dtype=dtype)
 
 
 def _integers(seeds: Iterable[int]) -> list[int]:
     """Of Python, numpy or torch."""
     try:
-        return [operator.index(seed) for seed in seeds]
+        numbers = [operator.index(seed) for seed in seeds]
     except TypeError as error:
         raise TypeError(f"seeds must be integers, one a sample; got {seeds!r}") from error
+    for number in numbers:
+        if number not in SEEDS:
+            raise ValueError(f"seeds must lie in [-2^63, 2^64), as torch's; got {number}")
+    return numbers
 
 
 def _drawn(generators: Iterable[torch.Generator], shape: Sequence[int]) -> Tensor:
-    return torch.stack([torch.randn(*shape, generator=generator) for generator in generators])
+    # The type and device are named: torch's defaults are anybody's to set.
+    return torch.stack(
+        [torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu") for generator in generators]
+    )
 
 
 def _step_noise(
@@ -201,34 +243,67 @@ def plan(
     grid: GridFunction | Iterable[float] | None = None,
 ) -> tuple[tuple[Node, ...], Sequence[Stage]]:
     """The nodes and the stages of a run: as many stages as `nfe`, or as explicit times imply."""
-    if nfe is not None and (isinstance(nfe, bool) or not hasattr(nfe, "__index__") or nfe < 1):
-        raise ValueError(f"nfe must be an integer of at least 1; got {nfe!r}")
+    nfe = None if nfe is None else _budget(nfe)
     if isinstance(grid, (str, int, float)):
         raise TypeError(f"grid must be a grid such as karras(rho=7), or explicit times; got {grid!r}")
     if grid is not None and not callable(grid):
-        nodes = _falling(from_times(schedule, grid))
+        nodes = _of(schedule, _falling(from_times(schedule, grid)), "grid")
         return nodes, solver.plan(schedule, nodes, nfe)
     make = solver.grid if grid is None else grid
     nfe = DEFAULT_NFE if nfe is None else nfe
-    # What a step costs depends on how the grid ends, but more steps never cost fewer calls.
-    steps = max(1, nfe // solver.calls_per_step)
-    while len((found := _steps(schedule, solver, make, steps))[1]) < nfe:
-        steps += 1
-        if steps > nfe:  # every step costs a call
-            raise ValueError(f"{solver!r} makes {len(found[1])} stages of {steps - 1} steps: fewer than one a step")
-    while len(found[1]) > nfe and steps > 1 and len((fewer := _steps(schedule, solver, make, steps - 1))[1]) >= nfe:
-        steps, found = steps - 1, fewer
-    nodes, stages = found
+    # The fewest steps that use up the budget. What a step costs depends on how the grid ends, but more steps never cost
+    # fewer calls, and each costs one: doubled strides pass the number, halved ones find it.
+    steps, stride = max(1, nfe // solver.calls_per_step), 1
+    below, (nodes, stages) = steps - 1, _steps(schedule, solver, make, steps)
+    while len(stages) < nfe:
+        if steps == nfe:
+            raise ValueError(f"{solver!r} makes {len(stages)} stages of {steps} steps: fewer than one a step")
+        below, steps, stride = steps, min(steps + stride, nfe), 2 * stride
+        nodes, stages = _steps(schedule, solver, make, steps)
+    while steps - below > 1:
+        middle = (below + steps) // 2
+        found = _steps(schedule, solver, make, middle)
+        if len(found[1]) < nfe:
+            below = middle
+        else:
+            steps, (nodes, stages) = middle, found
     return nodes, stages if len(stages) == nfe else solver.plan(schedule, nodes, nfe)
+
+
+def _budget(nfe: int) -> int:
+    try:
+        number = 0 if isinstance(nfe, bool) else operator.index(nfe)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"nfe must be an integer of at least 1; got {nfe!r}")
+    if number > MOST_NFE:
+        raise ValueError(f"nfe must be at most {MOST_NFE:,}; got {nfe!r}: a few hundred calls converge")
+    return number
 
 
 def _steps(
     schedule: Schedule, solver: Solver, make: GridFunction, steps: int
 ) -> tuple[tuple[Node, ...], Sequence[Stage]]:
-    nodes = _falling(checked(make(schedule, steps), "grid"))
+    nodes = _of(schedule, _falling(checked(make(schedule, steps), "grid")), "grid")
     if len(nodes) != steps + 1:
         raise ValueError(f"grid must return steps + 1 = {steps + 1} nodes; got {len(nodes)}")
     return nodes, solver.plan(schedule, nodes)
+
+
+def _of(schedule: Schedule, nodes: tuple[Node, ...], name: str) -> tuple[Node, ...]:
+    """The nodes, if they are the schedule's: the model, and solvers for levels between nodes, go by its clock."""
+    if len(nodes) > MOST_NFE + 1:
+        raise ValueError(f"{name} must hold at most {MOST_NFE + 1:,} nodes; got {len(nodes):,}")
+    for i, node in enumerate(nodes):
+        off = mismatch(schedule, node)
+        if off > FAR:
+            found = "is no time of its clock" if math.isinf(off) else f"is off by {off:.2g} in half log-SNR"
+            raise ValueError(
+                f"{name} must hold nodes of {schedule!r}; {node} at index {i} {found}: "
+                "give schedule=, the one that they were made with and the model was trained with"
+            )
+    return nodes
 
 
 def _falling(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
@@ -238,7 +313,13 @@ def _falling(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
 
 
 def _run(
-    denoiser: Denoiser, x: Tensor, start: Node, stages: Sequence[Stage], dtype: torch.dtype, draw: Callable[[], Tensor]
+    denoiser: Denoiser,
+    x: Tensor,
+    start: Node,
+    stages: Sequence[Stage],
+    dtype: torch.dtype,
+    draw: Callable[[], Tensor],
+    differentiable: bool,
 ) -> Iterator[Step]:
     """The loop. `x` is the state at `start` in working precision; the denoiser and the caller see `dtype`.
 
@@ -247,6 +328,7 @@ def _run(
     small operations of a stage autograd's dispatch, a sixth of their time; it ends before x is handed out. State and
     history are copies: a model may work in place on its input, or answer in the same buffer every time.
     """
+    calling, stepping = (nullcontext, nullcontext) if differentiable else (torch.no_grad, torch.inference_mode)
     state: Any = None
     if stages[0].node != start:
         scale, added = renoise(start, stages[0].node)
@@ -254,10 +336,10 @@ def _run(
     given = x.to(dtype, copy=True)
     sums: list[Tensor] = []
     for index, stage in enumerate(stages):
-        with torch.no_grad():
+        with calling():
             denoised = denoiser(given, stage.node.time)
-        _check_answer(denoised, given, index, stage.node)
-        with torch.inference_mode():
+        check_answer(denoised, given, "the denoiser", stage.node.time, sigma=stage.node.sigma, index=index)
+        with stepping():
             answer = denoised.to(x.dtype, copy=True)
             sums.append(answer.sum())
             x, state = stage(state, x, answer)
@@ -265,7 +347,7 @@ def _run(
                 x = x + draw() * stage.noise
         given = x.to(dtype, copy=True)
         if index == len(stages) - 1:
-            _check_finite(sums, stages)
+            _check_finite([*sums, given.sum()], stages)
         yield Step(index, stage.node, denoised, given)
 
 
@@ -291,46 +373,69 @@ def _working(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _check_parts(denoiser: object, solver: object, schedule: object) -> None:
+def _check_parts(denoiser: object, solver: object, schedule: Schedule | None) -> Schedule:
+    """The schedule of the run."""
     if not callable(denoiser):
         raise TypeError(f"denoiser must be a function denoiser(x, t); got {type(denoiser).__name__}")
     if isinstance(solver, type) or not hasattr(solver, "plan"):
         raise TypeError(f"solver must be a solver such as EVODiff(); got {solver!r}")
-    if isinstance(schedule, type) or not hasattr(schedule, "node"):
+    if schedule is not None and (isinstance(schedule, type) or not hasattr(schedule, "node")):
         raise TypeError(f"schedule must be a schedule such as EDM(); got {schedule!r}")
+    found = agreed((denoiser,), schedule)
+    if found is None:
+        raise TypeError(
+            "schedule is needed, as this denoiser carries none: give the one that the model was trained with, such as "
+            "schedule=EDM(), or make the denoiser with as_denoiser(network, kind, schedule)"
+        )
+    return found
 
 
-def _check_tensor(name: str, x: Tensor) -> None:
+def _check_tensor(name: str, x: Tensor, differentiable: bool) -> None:
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor; got {type(x).__name__}")
+        raise TypeError(f"{name} must be a torch.Tensor; got {type(x).__name__}{how_to_convert(x)}")
     if not x.is_floating_point():
         raise TypeError(f"{name} must be floating point; got {x.dtype}")
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(f"{name} must be (B, *) of rank 2 or more and not empty; got shape {tuple(x.shape)}")
     if not bool(x.isfinite().all()):
         raise ValueError(f"{name} must be finite; it holds NaN or inf")
+    if not differentiable and _is_differentiated(x):
+        raise ValueError(
+            f"a derivative is taken of {name} or around this run, which would drop it: give differentiable=True, or "
+            f"{name}.detach() under torch.no_grad()"
+        )
 
 
-def _check_answer(denoised: object, x: Tensor, index: int, node: Node) -> None:
-    where = f"at call {index} (time {node.time:g}, sigma {node.sigma:g})"
-    if not isinstance(denoised, Tensor):
-        kind = type(denoised).__name__
-        raise DenoiserError(f"the denoiser returned {kind} {where}; it must return a tensor (a model's .sample?)")
-    if denoised.shape != x.shape:
-        shapes = f"{tuple(denoised.shape)} for x of shape {tuple(x.shape)}"
-        raise DenoiserError(f"the denoiser returned shape {shapes} {where}; it must return the shape it was given")
-    if denoised.device != x.device:
-        raise DenoiserError(f"the denoiser returned a tensor on {denoised.device} for x on {x.device} {where}")
-    if not denoised.is_floating_point():
-        raise DenoiserError(f"the denoiser returned {denoised.dtype} {where}; it must return floating point")
+def _is_differentiated(x: Tensor) -> bool:
+    """Whether a derivative is taken here: by `x`, or, under torch.func, by anything, such as the model's weights."""
+    transform = torch._C._functorch.peek_interpreter_stack()
+    kind = None if transform is None else transform.key()
+    reverse = x.requires_grad or kind == torch._C._functorch.TransformType.Grad
+    forward = forward_ad.unpack_dual(x).tangent is not None or kind == torch._C._functorch.TransformType.Jvp
+    return forward or (reverse and torch.is_grad_enabled())
+
+
+def _check_unit(noise: Tensor) -> None:
+    if noise.numel() < MANY:
+        return
+    size = float(torch.linalg.vector_norm(noise.detach(), dtype=_working(noise.dtype))) / math.sqrt(noise.numel())
+    if not UNIT[0] <= size <= UNIT[1]:
+        warnings.warn(
+            f"noise must be unit Gaussian, and is scaled by the run; got a root mean square of {size:.3g}: "
+            "leave out the factor, or give a state of your own as x=",
+            stacklevel=3,
+        )
 
 
 def _check_finite(sums: Sequence[Tensor], stages: Sequence[Stage]) -> None:
     finite = torch.stack(list(sums)).isfinite().tolist()
     if not all(finite):
         index = finite.index(False)
+        if index == len(stages):
+            raise DenoiserError("the run's last state is NaN or inf, though each answer was finite: it diverged")
         node = stages[index].node
         raise DenoiserError(
             f"the denoiser returned NaN or inf at call {index} (time {node.time:g}, sigma {node.sigma:g}); "
-            "check the model there (half precision overflows first at high noise), and its schedule"
+            "check the model there (half precision overflows first at high noise), its schedule"
+            + (", and by callback= whether the run had diverged before" if index else "")
         )

@@ -14,7 +14,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
-__all__ = ["DATA_STD", "EDM", "Discrete", "Flow", "Node", "Schedule", "VPCosine", "VPLinear"]
+__all__ = ["DATA_STD", "EDM", "Discrete", "Flow", "Node", "Schedule", "VPCosine", "VPLinear", "contradicts", "mismatch"]
+
+# The standard deviation of images in [-1, 1], as EDM has it (Karras et al., 2022, Table 1: sigma_data).
+DATA_STD = 0.5
+# sigma / alpha at the noisiest level, below which no run can start from noise. Wrong tables have 0.1, a constant beta
+# of 1 over [0, 1] has 1.3, published models have 12 (sbi's) to 4,000.
+LEAST_NOISE = 0.5
+# sigma / alpha beyond which, or below whose inverse, squares leave float32.
+EXTREME = 1e15
+SAME = 0.01  # in half log-SNR: tables rounded to float32 differ by 1e-4, VPLinear's betas by 5 % by 0.03
 
 
 class Node(NamedTuple):
@@ -37,11 +46,6 @@ class Node(NamedTuple):
         return self.sigma / self.alpha if self.alpha else math.inf
 
 
-# The standard deviation of images in [-1, 1], as EDM has it (Karras et al., 2022, Table 1: sigma_data).
-DATA_STD = 0.5
-
-
-@dataclass(frozen=True)
 class Schedule(ABC):
     """What a grid and a solver need to know of a noise schedule.
 
@@ -51,7 +55,7 @@ class Schedule(ABC):
     deviation of the data, about: what is little noise, and what is much.
     """
 
-    data_std: float = field(default=DATA_STD, kw_only=True)
+    data_std: float = DATA_STD
     uniform: ClassVar[Literal["lam", "time"]] = "lam"
     t_clean: ClassVar[float] = 0.0
 
@@ -81,6 +85,29 @@ class Schedule(ABC):
         return self.t_min + u * (self.t_max - self.t_min)
 
 
+def mismatch(schedule: Schedule, node: Node) -> float:
+    """How far the half log-SNR of `node` is from the schedule's at its time; inf where its clock has no such time.
+
+    Where one of the two is infinite, pure noise or clean data, both are taken within the schedule's `lam_range`.
+    """
+    try:
+        lams = schedule.node(node.time).lam, node.lam
+    except ValueError:
+        return math.inf
+    if not all(map(math.isfinite, lams)):
+        low, high = schedule.lam_range
+        lams = min(max(lams[0], low), high), min(max(lams[1], low), high)
+    return abs(lams[0] - lams[1])
+
+
+def contradicts(one: Schedule, other: Schedule) -> bool:
+    """Whether the same time means two noise levels, over the range of `other`. Ranges and shifts may differ."""
+    if one == other:
+        return False
+    times = [other.t_max, *(other.ramp(i / 8) for i in range(1, 8)), other.t_min]
+    return any(mismatch(one, other.node(time)) > SAME for time in times)
+
+
 def _on_clock(time: float, name: str, low: float, high: float = math.inf) -> float:
     time = float(time)
     if not low <= time <= high or math.isinf(time):
@@ -98,12 +125,19 @@ class EDM(Schedule):
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
+    data_std: float = field(default=DATA_STD, kw_only=True)
 
     def __post_init__(self) -> None:
+        _check_std(self.data_std)
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(
                 "EDM needs 0 < sigma_min < sigma_max < inf; "
                 f"got sigma_min={self.sigma_min!r}, sigma_max={self.sigma_max!r}"
+            )
+        if self.sigma_min < 1 / EXTREME or self.sigma_max > EXTREME:
+            raise ValueError(
+                f"EDM needs sigmas in [{1 / EXTREME:g}, {EXTREME:g}], whose squares float32 holds; "
+                f"got sigma_min={self.sigma_min!r}, sigma_max={self.sigma_max!r}: measure the data in other units"
             )
 
     @property
@@ -124,7 +158,7 @@ class EDM(Schedule):
 
 @dataclass(frozen=True)
 class VPLinear(Schedule):
-    """Variance preserving with beta(t) = beta_min + t (beta_max - beta_min), t in (0, 1].
+    """Variance preserving with beta(t) = beta_min + t (beta_max - beta_min), t in (0, 1]; both alike: constant.
 
     log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2, sigma^2 = 1 - alpha^2.
     Song et al., Score-Based Generative Modeling through SDEs (2021), eq. (32)-(33).
@@ -134,18 +168,31 @@ class VPLinear(Schedule):
     beta_max: float = 20.0
     t_min: float = 1e-3
     t_max: float = 1.0
+    data_std: float = field(default=DATA_STD, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta_min < self.beta_max < math.inf:
+        _check_std(self.data_std)
+        if not 0 < self.beta_min <= self.beta_max < math.inf:
             raise ValueError(
-                "VPLinear needs 0 < beta_min < beta_max < inf; "
+                "VPLinear needs 0 < beta_min <= beta_max < inf; "
                 f"got beta_min={self.beta_min!r}, beta_max={self.beta_max!r}"
             )
         _check_range(self, 0.0, math.inf)
+        _check_noise(
+            self.node(max(self.t_max, 1.0)),  # a t_max below 1 may be a part of the range
+            f"VPLinear of betas {self.beta_min!r} to {self.beta_max!r}",
+            "its betas are those of a table times its number of steps: VPLinear(0.1, 20.0) for 1e-4 to 0.02 in 1,000",
+        )
 
     def node(self, time: float) -> Node:
         time = _on_clock(time, "VPLinear", 0.0)
-        return _preserving(time, -time * (time * (self.beta_max - self.beta_min) / 4 + self.beta_min / 2))
+        node = _preserving(time, -time * (time * (self.beta_max - self.beta_min) / 4 + self.beta_min / 2))
+        if node.alpha == 0:
+            raise ValueError(
+                f"VPLinear has nothing of the data left at time {time!r}: its clock runs from 0 to 1, unless betas are "
+                "small; a network that is told 0 ... 999 is on the clock of a table, Discrete(alphas_cumprod)"
+            )
+        return node
 
     def time_at(self, lam: float) -> float:
         # alpha^2 = sigmoid(2 lam), so minus_log_var = -2 log alpha; then the stable root of the quadratic.
@@ -165,8 +212,10 @@ class VPCosine(Schedule):
     s: float = 0.008
     t_min: float = 1e-3
     t_max: float = 0.9946
+    data_std: float = field(default=DATA_STD, kw_only=True)
 
     def __post_init__(self) -> None:
+        _check_std(self.data_std)
         if not 0 < self.s < math.inf:
             raise ValueError(f"VPCosine needs 0 < s < inf; got s={self.s!r}")
         _check_range(self, 0.0, 1.0)
@@ -204,10 +253,12 @@ class Discrete(Schedule):
     """
 
     alphas_cumprod: Sequence[float] = field(repr=False)
+    data_std: float = field(default=DATA_STD, kw_only=True)
     uniform: ClassVar[Literal["lam", "time"]] = "time"
     t_clean: ClassVar[float] = -1.0
 
     def __post_init__(self) -> None:
+        _check_std(self.data_std)
         table = tuple(float(a) for a in self.alphas_cumprod)
         if len(table) < 2:
             raise ValueError(f"alphas_cumprod needs at least 2 entries; got {len(table)}")
@@ -218,6 +269,7 @@ class Discrete(Schedule):
                     "alphas_cumprod must fall strictly from below 1 to above 0; "
                     f"got {above!r} then {below!r} at index {i}: pass the cumulative products, noisiest last"
                 )
+        _check_noise(_preserving(len(table) - 1, math.log(floored[-1]) / 2), "alphas_cumprod", _products(floored))
         object.__setattr__(self, "alphas_cumprod", floored)
         log_alpha = (0.0, *(math.log(a) / 2 for a in floored))  # entry k is index k - 1
         object.__setattr__(self, "_log_alpha", log_alpha)
@@ -257,11 +309,13 @@ class Flow(Schedule):
     """
 
     shift: float = 1.0
+    data_std: float = field(default=DATA_STD, kw_only=True)
     uniform: ClassVar[Literal["lam", "time"]] = "time"
     # Grids in log-SNR need finite ends; beyond 1 : 999 a flow model sees nothing but noise, or no noise.
     LAM_END: ClassVar[float] = math.log(999.0)
 
     def __post_init__(self) -> None:
+        _check_std(self.data_std)
         if not 0 < self.shift < math.inf:
             raise ValueError(f"Flow needs shift > 0; got shift={self.shift!r}")
 
@@ -286,6 +340,26 @@ class Flow(Schedule):
 
     def ramp(self, u: float) -> float:
         return self.shift * u / (1 + (self.shift - 1) * u)
+
+
+def _check_noise(end: Node, name: str, meant: str) -> None:
+    if end.nsr < LEAST_NOISE:
+        raise ValueError(
+            f"{name} must end in noise; at its end, time {end.time:g}, sigma / alpha is {end.nsr:.2g} "
+            f"(of models, 12 to 4,000): {meant}"
+        )
+
+
+def _products(alphas: Sequence[float]) -> str:
+    """What was probably meant by a table that ends in data."""
+    if math.prod(alphas) < 1 / (1 + LEAST_NOISE**2):
+        return "these look like alphas, 1 - beta: pass their cumulative products, a scheduler's alphas_cumprod"
+    return "pass the cumulative products of 1 - beta over all steps, a scheduler's alphas_cumprod"
+
+
+def _check_std(data_std: float) -> None:
+    if not 0 < data_std < math.inf:
+        raise ValueError(f"data_std must be positive and finite, the standard deviation of the data; got {data_std!r}")
 
 
 def _check_range(schedule: Schedule, low: float, high: float) -> None:

@@ -300,3 +300,21 @@ def test_the_fingerprint_is_of_the_weights_and_the_preconditioning():
     other = Network()
     other.weight.data += 1
     assert len({each.fingerprint for each in (model(), model(other), model(sigma_data=0.5), model(patch=2))}) == 4
+
+
+def test_models_and_their_conditions_carry_their_schedule_and_can_be_pickled(tmp_path):
+    pytest.importorskip("diffusers", reason="needs the extra diffusers")
+    small, x = load_model(save_model(tmp_path / "m")), images(3, torch.float32, (3, 8, 8))
+    for denoiser in (small, small.conditioned(1), small.conditioned([0, 1, 2], torch.tensor([1.0, 2.0, 3.0]))):
+        there = pickle.loads(pickle.dumps(denoiser))
+        assert there.schedule == denoiser.schedule == small.schedule
+        assert torch.equal(there(x, 2.0), denoiser(x, 2.0))
+        got = fs.sample(denoiser, x, nfe=2)
+        assert torch.equal(got, fs.sample(denoiser, x, nfe=2, schedule=small.schedule))
+
+
+def test_guidance_may_be_one_a_sample(cifar):
+    x, scales = images(3, torch.float32, (3, 32, 32)), [1.0, 2.0, 4.0]
+    whole = cifar.conditioned([0, 1, 2], torch.tensor(scales))(x, 2.0)
+    for i, scale in enumerate(scales):
+        assert torch.equal(whole[i : i + 1], cifar.conditioned([i], scale)(x[i : i + 1], 2.0))

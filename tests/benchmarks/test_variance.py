@@ -28,7 +28,7 @@ def test_every_variant_changes_something():
     x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def drawn(solver, grid=None):
-        return fs.sample(lambda x, t: x / (1 + x * x + t * t), x, nfe=6, solver=solver, grid=grid)
+        return fs.sample(lambda x, t: x / (1 + x * x + t * t), x, nfe=6, solver=solver, grid=grid, schedule=fs.EDM())
 
     default = drawn(fs.EVODiff())
     for name, (solver, grid) in VARIANTS.items():

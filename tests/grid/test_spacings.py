@@ -114,7 +114,7 @@ def test_spacings_have_steps_plus_one_falling_integers_and_end_as_asked(grid):
 
 
 def test_a_clean_end_that_does_not_show_is_index_0():
-    quiet = Discrete([1 - 1e-4 * 0.9**i for i in range(49, -1, -1)])
+    quiet = Discrete([1 - 0.5 * 0.8**i for i in range(49, -1, -1)])
     assert [node.time for node in linspace(quiet, 7)] == [49, 42, 35, 28, 21, 14, 7, 0]
     assert [node.time for node in leading(quiet, 4)] == [40, 30, 20, 10, 0]
     assert [node.time for node in trailing(quiet, 5)] == [49, 39, 29, 19, 9, 0]

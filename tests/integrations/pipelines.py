@@ -160,6 +160,35 @@ def pixart():
     return df.PixArtSigmaPipeline(vae=vae(), transformer=network.eval(), scheduler=scheduler, **TEXT)
 
 
+@seeded
+def cogview4():
+    network = df.CogView4Transformer2DModel(
+        patch_size=2, in_channels=4, out_channels=4, num_layers=1, attention_head_dim=4, num_attention_heads=2,
+        text_embed_dim=8, time_embed_dim=8, condition_dim=4, pos_embed_max_size=8, sample_size=8,
+    )  # fmt: skip
+    scheduler = df.FlowMatchEulerDiscreteScheduler(
+        base_shift=0.25, max_shift=0.75, use_dynamic_shifting=True, time_shift_type="linear"
+    )
+    return df.CogView4Pipeline(vae=vae(), transformer=network.eval(), scheduler=scheduler, **TEXT)
+
+
+@seeded
+def ltx_with_conditions():
+    network = df.LTXVideoTransformer3DModel(
+        in_channels=8, out_channels=8, patch_size=1, patch_size_t=1, num_attention_heads=2, attention_head_dim=8,
+        cross_attention_dim=16, num_layers=1, caption_channels=8,
+    )  # fmt: skip
+    fours, twice = (4, 4, 4, 4), (True, True, False, False)
+    autoencoder = df.AutoencoderKLLTXVideo(
+        latent_channels=8, patch_size=1, patch_size_t=1, encoder_causal=True, decoder_causal=False,
+        block_out_channels=fours, layers_per_block=(1,) * 5, spatio_temporal_scaling=twice,
+        decoder_block_out_channels=fours, decoder_layers_per_block=(1,) * 5, decoder_spatio_temporal_scaling=twice,
+        decoder_inject_noise=(False,) * 5, upsample_residual=(False,) * 4, upsample_factor=(1,) * 4,
+    )  # fmt: skip
+    scheduler = df.FlowMatchEulerDiscreteScheduler()
+    return df.LTXConditionPipeline(vae=autoencoder.eval(), transformer=network.eval(), scheduler=scheduler, **TEXT)
+
+
 def masks(length=4):
     ones = torch.ones(1, length, dtype=torch.long)
     return {"prompt_attention_mask": ones, "negative_prompt_attention_mask": ones}
@@ -214,6 +243,12 @@ def pipeline(name):
              "use_resolution_binning": False},
         ),
         "Wan": lambda: (wan(), {**prompts(), "height": 16, "width": 16, "num_frames": 5, "output_type": "latent"}),
+        "CogView4": lambda: (cogview4(), {**prompts(), **small, "height": 16, "width": 16}),
+        "LTX with conditions": lambda: (
+            ltx_with_conditions(),
+            {**prompts(), **masks(), "height": 32, "width": 32, "num_frames": 9, "output_type": "latent",
+             "image": image.repeat(1, 1, 4, 4)},
+        ),
         "PixArt": lambda: (
             pixart(), {**prompts(), **masks(), **small, "negative_prompt": None, "use_resolution_binning": False},
         ),

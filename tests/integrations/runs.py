@@ -82,7 +82,9 @@ def assert_is_push_run(scheduler, steps, atol=1e-5):
         output, _, sample, _ = next(answers)
         asked.append((x, sample))
         (node,) = [node for node in nodes if node.time == t]
-        return to_denoised(scheduler.config.prediction_type, output, sample, node).to(x.dtype)
+        denoised = to_denoised(scheduler.config.prediction_type, output, sample, node).to(x.dtype)
+        most = scheduler.config.clip_sample_range if scheduler.config.clip_sample else None
+        return denoised if most is None else denoised.clamp(-most, most)
 
     first = steps[0][2]
     solver = solver_for(scheduler, first)

@@ -18,6 +18,7 @@ from fewstep.prediction import KINDS, from_denoised
 from fewstep.table import SOLVERS
 from integrations.runs import DETERMINISTIC, ONE_CALL, denoise, network, pull, push
 
+GRIDS = ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_focused_sigmas"]
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
 # Whose weights depend on x, or whose field is of neither images nor noise.
 NOT_LINEAR = ("evodiff-paper", "evodiff-eta", "evodiff-zeta", "ipndm-4-velocity")
@@ -312,6 +313,28 @@ def test_thresholding_is_the_definition(ratio, most):
     close(scheduler.step(x, 999, x).prev_sample, x.clamp(-limit, limit) / limit)
 
 
+@pytest.mark.parametrize("most", [1.0, 0.5])
+def test_samples_are_clipped_where_the_config_says(most):
+    x = 3 * latents()
+    source = diffusers.DDIMScheduler(prediction_type="sample", clip_sample_range=most).config  # clips by default
+    for config in (source, {**source, "_class_name": "DDIMScheduler"}):
+        scheduler = EVODiffScheduler.from_config(config)
+        scheduler.set_timesteps(1)
+        close(scheduler.step(x, 999, x).prev_sample, x.clamp(-most, most))
+    # Our own passes it on, on and off, through classes that know nothing of it.
+    for clip in (True, False):
+        ours = EVODiffScheduler.from_config(source, clip_sample=clip).config
+        assert EVODiffScheduler.from_config(ours).config.clip_sample is clip
+        assert diffusers.DDIMScheduler.from_config(ours).config.clip_sample is clip
+
+
+def test_a_clip_that_its_scheduler_does_not_make_is_not_made():
+    """Euler keeps what DDIM's config says, and does nothing of it."""
+    euler = diffusers.EulerDiscreteScheduler.from_config({"_class_name": "DDIMScheduler", "clip_sample": True})
+    assert euler.config.clip_sample
+    assert not EVODiffScheduler.from_config(euler.config).config.clip_sample
+
+
 def test_a_learned_variance_is_left_out():
     x, variance = latents(), latents(seed=3)
     scheduler = scheduled(variance_type="learned_range")
@@ -448,6 +471,95 @@ def test_the_default_is_no_worse_than_unipc_on_gaussian_latents(name, focused):
         assert error("evodiff", steps) < 1.1 * error("unipc-2", steps)
 
 
+# What is predicted on the way
+
+
+@pytest.mark.parametrize("name", ONE_CALL)
+@pytest.mark.parametrize("config", [{}, FLOW], ids=["betas", "flow"])
+def test_the_clean_latents_that_are_predicted_come_out_too(name, config):
+    scheduler, x, shown = scheduled(solver=name, **config), latents(), []
+    model, generator = network(scheduler), torch.Generator().manual_seed(0)
+    for t, node in zip(scheduler.timesteps, scheduler._nodes, strict=False):
+        predicted = denoise(x, node)
+        out = scheduler.step(model(x, t), t, x, generator=generator)
+        shown.append((out.pred_original_sample, predicted))
+        x = out.prev_sample
+    for got, predicted in shown:  # after the run, which goes on with them
+        close(got, predicted, 1e-9)
+
+
+def test_what_is_predicted_is_clipped_as_the_run_sees_it():
+    x = 3 * latents(dtype=torch.float32).half()
+    for options in ({"clip_sample": True}, {"thresholding": True}):
+        out = scheduled(prediction_type="sample", **options).step(x, 999, x)
+        assert out.pred_original_sample.abs().max() <= 1
+        assert out.pred_original_sample.dtype == torch.float32
+
+
+# A timestep for each token
+
+
+def conditioned(solver, mask, x, std=0.5):
+    """LTX's loop with conditions on Gaussian data: tokens of `mask` m are at sigma <= 1 - m from the start."""
+    scheduler = scheduled(40, solver=solver, use_focused_sigmas=True, **FLOW)
+    at_start = torch.minimum(torch.tensor(1.0), 1 - mask)[..., None]
+    clean = x * std  # the exact end of every token, wherever it starts
+    x = x * (((1 - at_start) * std) ** 2 + at_start**2).sqrt()
+    start = x
+    for t in scheduler.timesteps:
+        told = torch.minimum(t.expand(1, 1), (1 - mask) * 1000)
+        sigma = told.double()[..., None] / 1000
+        denoised = (1 - sigma) * std**2 / (((1 - sigma) * std) ** 2 + sigma**2) * x
+        velocity = torch.where(sigma > 0, (x - denoised) / sigma, 0.0)
+        out = scheduler.step(-velocity, t, x, per_token_timesteps=told, return_dict=False)[0]
+        x = torch.where((t / 1000 - 1e-6 < 1 - mask)[..., None], out, x)
+        assert torch.equal(out, x), "who waits stays without the pipeline's help"
+    return x, start, clean
+
+
+@pytest.mark.parametrize("solver", ["evodiff", "unipc-2", "dpmpp-2m", "ddim", "evodiff-paper", "evodiff-published"])
+def test_tokens_enter_the_run_at_their_own_level(solver):
+    mask = torch.tensor([[0.0, 0.0, 1.0, 0.6, 0.2]]).repeat(2, 1)
+    x = latents(2, 5, 64)
+    got, start, clean = conditioned(solver, mask, x)
+    alone, _, _ = conditioned(solver, torch.zeros(2, 5), x)
+    assert torch.equal(got[:, 2], start[:, 2]), "a clean condition stays"
+    if not solver.startswith(("evodiff-paper", "evodiff-published")):  # which weigh channels over all tokens
+        close(got[:, :2], alone[:, :2])
+    far = ((got - clean).square().mean((0, 2)).sqrt() / clean.square().mean((0, 2)).sqrt()).tolist()
+    ordinary = max(((alone - clean).square().mean().sqrt() / clean.square().mean().sqrt()).item(), 0.01)
+    assert max(far[3:]) < 5 * ordinary, far
+
+
+def test_a_timestep_for_each_token_of_what_has_no_tokens_is_refused():
+    told = torch.full((2, 4), 500.0)
+    packed = latents(2, 4, 8)
+    for scheduler, x in (
+        (scheduled(), packed), (scheduled(**FLOW), latents()), (scheduled(**FLOW, invert_sigmas=True), packed),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"per_token_timesteps \(B, L\)"):
+            scheduler.step(x, scheduler.timesteps[0], x, per_token_timesteps=told)
+
+
+# MiniMax-H3
+
+
+def test_minimax_h3_takes_the_steps_of_its_own_scheduler():
+    """Velocity to the data, told 1 - sigma; without a batch. Its count includes the end: eight levels, seven calls."""
+    own = diffusers.MiniMaxH3Scheduler(shift=12.0)
+    own.set_timesteps(8)
+    scheduler = EVODiffScheduler.from_config({"_class_name": "MiniMaxH3Scheduler", "shift": 12.0}, solver="ddim")
+    scheduler.set_timesteps(7)
+    torch.testing.assert_close(scheduler.timesteps, own.timesteps)
+    x = y = latents(6, 16, dtype=torch.float32)
+    for t, told in zip(own.timesteps, scheduler.timesteps, strict=True):
+        x = own.step(torch.sin(x) + t, t, x).prev_sample
+        y = scheduler.step(torch.sin(y) + told, told, y).prev_sample
+    torch.testing.assert_close(y, x, rtol=1e-4, atol=1e-4)
+    clean, noise = latents(seed=1), latents(seed=2)
+    close(scheduler.scale_noise(clean, 0.999, noise), own.scale_noise(clean, 0.999, noise))
+
+
 # The contract
 
 
@@ -514,7 +626,7 @@ def test_every_compatible_scheduler_takes_the_config_and_gives_it_back(caplog):
     scheduler = EVODiffScheduler(beta_schedule="scaled_linear", beta_start=0.001, beta_end=0.015, steps_offset=1)
     others = {other.__name__: other for other in scheduler.compatibles}
     others.pop("DPMSolverSDEScheduler", None)  # needs torchsde
-    assert len(others) >= 15
+    assert len(others) >= 13
     for name, other in others.items():
         back = EVODiffScheduler.from_config(other.from_config(scheduler.config).config)
         for key, value in options(scheduler).items():
@@ -596,12 +708,100 @@ def test_the_shifted_snr_of_cogvideox():
     torch.testing.assert_close(scheduler.alphas_cumprod[:-1], source.alphas_cumprod[:-1].float(), rtol=1e-4, atol=1e-7)
 
 
-def test_a_flow_of_any_class():
-    """HeliosScheduler's config has `shift`, and leaves use_flow_sigmas at its default."""
-    scheduler = EVODiffScheduler.from_config({"shift": 2.0, "use_flow_sigmas": True, "stages": 3,
-                                              "_use_default_values": ["use_flow_sigmas", "shift"]})  # fmt: skip
-    assert scheduler.config.use_flow_sigmas
-    assert scheduler.config.flow_shift == 2.0
+def test_a_flow_of_an_unknown_class_is_said_to_be_one():
+    config = {"_class_name": "SomebodysFlowScheduler", "shift": 2.0, "_use_default_values": ["shift"]}
+    with pytest.raises(ValueError, match=r"from_config\(config, use_flow_sigmas=True\)"):
+        EVODiffScheduler.from_config(config)
+    for said in (
+        EVODiffScheduler.from_config(config, use_flow_sigmas=True),
+        EVODiffScheduler.from_config({**config, "use_flow_sigmas": True}),
+    ):
+        assert said.config.use_flow_sigmas
+        assert said.config.prediction_type == "flow_prediction"
+        assert said.config.flow_shift == 2.0
+
+
+@pytest.mark.parametrize("name", [
+    "FlowMatchHeunDiscreteScheduler", "FlowUniPCMultistepScheduler", "FlowDPMSolverMultistepScheduler",
+])  # fmt: skip
+def test_known_classes_of_flows(name):
+    config = EVODiffScheduler.from_config({"_class_name": name, "num_train_timesteps": 1000, "shift": 5.0}).config
+    assert config.use_flow_sigmas
+    assert (config.prediction_type, config.flow_shift) == ("flow_prediction", 5.0)
+
+
+@pytest.mark.parametrize("name", [
+    "LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "FlowMapEulerDiscreteScheduler", "PiflowScheduler",
+    "HeliosScheduler", "HeliosDMDScheduler", "SCMScheduler", "CMStochasticIterativeScheduler",
+])  # fmt: skip
+def test_models_distilled_to_steps_of_their_own_are_refused(name):
+    """With the class's name, as in saved pipelines, and without. FlowMapEuler's parameters are also FlowMatchHeun's."""
+    config = getattr(diffusers, name)().config
+    with pytest.raises(ValueError, match=f"{name} is for models that are distilled"):
+        EVODiffScheduler.from_config({**config, "_class_name": name})
+    with pytest.raises(ValueError, match=r"distilled|does not say of which kind"):
+        EVODiffScheduler.from_config(config)
+
+
+def test_another_scheduler_made_from_that_of_a_distilled_model_is_not_refused():
+    euler = diffusers.EulerDiscreteScheduler.from_config(diffusers.LCMScheduler().config)
+    assert "original_inference_steps" in euler.config or "timestep_scaling" not in euler.config
+    assert EVODiffScheduler.from_config(euler.config).config.beta_end == euler.config.beta_end
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["in memory", "saved"])
+def test_the_class_that_a_config_went_through_last_counts(saved, tmp_path):
+    def through(scheduler):
+        if not saved:
+            return scheduler.config
+        scheduler.save_pretrained(tmp_path)
+        return type(scheduler).from_pretrained(tmp_path).config
+
+    table = diffusers.DDIMScheduler(beta_schedule="scaled_linear", rescale_betas_zero_snr=True, thresholding=True)
+    flow = diffusers.FlowMatchEulerDiscreteScheduler.from_config(through(table), shift=3.0)
+    config = EVODiffScheduler.from_config(through(flow)).config
+    assert config.use_flow_sigmas
+    assert (config.flow_shift, config.prediction_type) == (3.0, "flow_prediction")
+    assert not config.clip_sample
+    assert not config.thresholding
+    assert options(EVODiffScheduler.from_config(config)) == options(EVODiffScheduler.from_config(through(flow)))
+
+    back = diffusers.UniPCMultistepScheduler.from_config(through(flow))  # of betas, with a shift that does nothing
+    with pytest.raises(ValueError, match="for none of a flow use_flow_sigmas=False"):
+        EVODiffScheduler.from_config(through(back))
+    assert EVODiffScheduler.from_config(through(back), use_flow_sigmas=False).config.beta_schedule == "scaled_linear"
+
+
+def test_what_a_saved_config_leaves_out_is_as_its_class_has_it():
+    config = EVODiffScheduler.from_config({"_class_name": "KDPM2DiscreteScheduler", "num_train_timesteps": 1000}).config
+    assert (config.beta_start, config.beta_end) == (0.00085, 0.012)
+    assert EVODiffScheduler.from_config({"_class_name": "CogVideoXDDIMScheduler"}).config.snr_shift_scale == 3.0
+
+
+# A keyword wins over the config
+
+
+@pytest.mark.parametrize("keyword", GRIDS)
+@pytest.mark.parametrize("named", [
+    {"beta_schedule": "scaled_linear", "use_karras_sigmas": True},
+    {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0, "use_beta_sigmas": True},
+    {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True, "use_karras_sigmas": True, "sigma_min": 0.01},
+])  # fmt: skip
+def test_a_grid_that_is_asked_for_wins_over_that_of_the_config(keyword, named):
+    config = EVODiffScheduler.from_config(named, **{keyword: True}).config
+    assert [grid for grid in GRIDS if config[grid]] == [keyword]
+    with pytest.raises(ValueError, match="use one of"):
+        EVODiffScheduler.from_config(named, use_karras_sigmas=True, use_beta_sigmas=True)
+    for grid in GRIDS:
+        assert EVODiffScheduler.from_config(named).config[grid] == named.get(grid, False)
+
+
+def test_a_shift_that_is_asked_for_wins_over_a_dynamic_one():
+    source = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).config
+    scheduler = EVODiffScheduler.from_config(source, shift=3.0)
+    scheduler.set_timesteps(4, mu=1.15)
+    torch.testing.assert_close(scheduler.sigmas, scheduled(4, **FLOW).sigmas)
+    assert EVODiffScheduler.from_config(source, shift=3.0, use_dynamic_shifting=True).config.use_dynamic_shifting
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -693,7 +893,7 @@ def test_noise_of_a_begun_run_is_that_of_its_next_step():
 @pytest.mark.parametrize(("config", "message"), [
     ({"solver": "heun"}, "solver must be one of"),
     ({"solver": "unknown"}, "solver must be one of"),
-    ({"prediction_type": "score"}, "prediction_type must be one of"),
+    ({"prediction_type": "velocity"}, "prediction_type must be one of"),
     ({"beta_schedule": "exp"}, "beta_schedule must be one of"),
     ({"timestep_type": "log"}, "timestep_type must be one of"),
     ({"channel_dim": "last"}, "channel_dim must be one of"),

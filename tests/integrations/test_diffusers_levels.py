@@ -264,6 +264,77 @@ def test_timesteps_and_sigmas_can_be_told_apart():
     torch.testing.assert_close(scheduler.sigmas, torch.tensor([10.0, 1.0, 0.0]))
 
 
+@pytest.mark.parametrize("grid", [None, *GRIDS])
+@pytest.mark.parametrize("config", [
+    {"use_dynamic_shifting": True, "time_shift_type": "linear"}, {"use_dynamic_shifting": True}, {"shift": 3.0},
+    {"shift": 3.0, "shift_terminal": 0.05},
+])  # fmt: skip
+def test_timesteps_beside_sigmas_say_what_is_told_at_every_level(config, grid):
+    """As CogView4 gives them: the network knows the levels by their times before the shift."""
+    told = np.linspace(1000, 1, 12).astype(int)
+    source = diffusers.FlowMatchEulerDiscreteScheduler(**config)
+    scheduler = EVODiffScheduler.from_config(source.config, **({} if grid is None else {grid: True}))
+    scheduler.set_timesteps(timesteps=told.astype(np.float32), sigmas=told / 1000, mu=1.5)
+    source.set_timesteps(timesteps=told.tolist(), sigmas=(told / 1000).tolist(), mu=1.5)
+    if grid is None:
+        assert scheduler.timesteps.tolist() == told.tolist()
+        torch.testing.assert_close(scheduler.sigmas, source.sigmas, rtol=1e-5, atol=1e-6)
+        return
+    stretch = (1 - 0.05) / (1 - float(shifted(config, np.array([0.001]))[0])) if "shift_terminal" in config else 1
+    expected = 1 - (1 - shifted(config, scheduler.timesteps.double().numpy() / 1000)) * stretch
+    np.testing.assert_allclose(scheduler.sigmas[:-1], expected, rtol=1e-4, atol=1e-6)
+
+
+def shifted(config, base):
+    ratio = config.get("shift", 1.5 if config.get("time_shift_type") == "linear" else math.exp(1.5))
+    return ratio * base / (1 + (ratio - 1) * base)
+
+
+def test_what_is_told_between_given_timesteps_lies_between_them():
+    scheduler = EVODiffScheduler(**FLOW, use_focused_sigmas=True)
+    scheduler.set_timesteps(sigmas=[0.9, 0.5, 0.2], timesteps=[950, 700, 100])
+    given = ([0.0, 0.2, 0.5, 0.9, 1.0], [0.0, 100, 700, 950, 1000])
+    np.testing.assert_allclose(scheduler.timesteps, np.interp(scheduler.sigmas[:-1], *given), rtol=1e-5)
+
+
+def test_a_grid_of_log_snr_takes_the_start_and_the_number_from_timesteps_too():
+    given, alone = (EVODiffScheduler(**FLOW, use_focused_sigmas=True) for _ in range(2))
+    given.set_timesteps(timesteps=np.linspace(1000, 100, 8))
+    alone.set_timesteps(8)
+    assert torch.equal(given.sigmas, alone.sigmas)
+
+
+@pytest.mark.parametrize("grid", ["use_karras_sigmas", "use_focused_sigmas", "use_beta_sigmas"])
+@pytest.mark.parametrize("final", ["zero", "sigma_min"])
+@pytest.mark.parametrize("steps", [1, 10, 100])
+def test_levels_of_whole_timesteps(grid, final, steps):
+    """For pipelines that index a table by timestep, such as Kandinsky 2.1's image to image."""
+    config = {**BETAS["scaled_linear"], grid: True, "final_sigmas_type": final}
+    scheduler, free = ours({**config, "timestep_type": "integer"}, steps), ours(config, steps)
+    assert scheduler.timesteps.dtype == torch.int64
+    assert (scheduler.timesteps.diff() < 0).all()
+    products = scheduler.alphas_cumprod.double()[scheduler.timesteps]
+    np.testing.assert_allclose(scheduler.sigmas[:-1], ((1 - products) / products).sqrt(), rtol=1e-3)
+    nodes = zip(scheduler._nodes[:-1], free._nodes, strict=False)
+    assert all(abs(node.time - other.time) <= (0.5 if steps <= 10 else steps) for node, other in nodes)
+
+
+def test_more_whole_timesteps_than_there_are_is_refused():
+    config = {"num_train_timesteps": 20, "use_karras_sigmas": True, "timestep_type": "integer"}
+    assert ours(config, 20).timesteps.tolist() == list(range(19, -1, -1))
+    with pytest.raises(ValueError, match="lie in"):
+        ours(config, 21)
+
+
+@pytest.mark.parametrize("grid", [None, *GRIDS])
+def test_a_flow_whose_clock_runs_to_one(grid):
+    options = {} if grid is None else {grid: True}
+    scheduler = ours({**FLOW, "num_train_timesteps": 1, **options}, 8)
+    of_thousand = ours({**FLOW, **options}, 8)
+    torch.testing.assert_close(scheduler.sigmas, of_thousand.sigmas)
+    torch.testing.assert_close(scheduler.timesteps, scheduler.sigmas[:-1])
+
+
 def test_timesteps_go_to_the_device():
     assert ours({}, 5, "meta").timesteps.device.type == "meta"
     assert ours({}, 5, "meta").sigmas.device.type == "cpu"

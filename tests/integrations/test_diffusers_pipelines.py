@@ -18,7 +18,7 @@ from integrations.runs import assert_is_push_run, record
 
 GUIDED = {"Flux": "true_cfg_scale"}
 UNGUIDED = ("DDPM", "DDIM", "Flux img2img")
-TEXT_TO_IMAGE = ["DDPM", "DDIM", "DiT", "SD", "ControlNet", "SDXL", "SD3", "Flux", "Sana", "Wan", "PixArt"]
+TEXT_TO_IMAGE = ["DDPM", "DDIM", "DiT", "SD", "ControlNet", "SDXL", "SD3", "Flux", "Sana", "Wan", "PixArt", "CogView4"]
 
 
 def run(name, steps=5, guidance=7.5, seed=0, **options):
@@ -56,6 +56,31 @@ def test_the_same_seed_gives_the_same_image(name):
 def test_other_solvers_run_too(name, solver):
     _, recorded, scheduler = run(name, 10, config={"solver": solver})
     assert_is_push_run(scheduler, recorded, atol=3e-5)
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("CogView4", {}), ("SD3", {"sigmas": np.linspace(1, 1 / 6, 6)}), ("LTX with conditions", {"strength": 1.0}),
+    ("LTX with conditions", {"strength": 0.6}),
+])  # fmt: skip
+def test_first_order_is_eulers_method_of_flow_match_euler(name, options):
+    """The same latents, whatever the pipeline tells it: timesteps beside sigmas, a timestep for each token."""
+    pipe, call = pipeline(name)
+    generator = torch.Generator().manual_seed(0)
+    expected = pipe(**call, num_inference_steps=6, guidance_scale=3.0, generator=generator, **options)[0]
+    got, _, _ = run(name, 6, 3.0, config={"solver": "ddim"}, **options)
+    torch.testing.assert_close(got, torch.as_tensor(np.asarray(expected)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["evodiff", "unipc-2", "dpmpp-2m"])
+def test_clean_conditions_stay_and_the_rest_is_finite(solver):
+    options = {"solver": solver, "use_focused_sigmas": True}
+    got, recorded, scheduler = run("LTX with conditions", 8, 3.0, config=options, image_cond_noise_scale=0.0)
+    assert got.isfinite().all()
+    first, last = recorded[0][2], recorded[-1][3]
+    kept = (first == last).all(dim=-1)
+    assert kept.any()
+    assert not kept.all()
+    assert len(scheduler.timesteps) == 8
 
 
 @pytest.mark.parametrize("name", ["SD img2img", "SDXL img2img", "SD3 img2img", "Flux img2img"])

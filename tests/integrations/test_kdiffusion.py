@@ -7,6 +7,7 @@ import torch
 
 import fewstep as fs
 from fewstep.integrations.kdiffusion import get_sigmas_focused, sample_evodiff, sampler
+from fewstep.table import SOLVERS
 from peers import k_diffusion, rational_model
 from table import every_solver
 
@@ -128,6 +129,31 @@ def test_a_linear_solver_inverts():
     there = solver(picture, x, sigmas, disable=True)
     assert (solver(picture, there, sigmas.flip(0), disable=True) - x).abs().max() < 2e-3
     assert (there - x).abs().max() > 1
+
+
+FLIPPED = torch.tensor([1e-4, 0.064, 0.13, 0.24, 0.44, 0.78, 1.33, 2.2, 3.6, 8.6, 14.6], dtype=torch.float64)
+
+
+def test_an_inversion_from_far_below_the_rest_is_right_or_refused():
+    """As ComfyUI flips sigmas: from 1e-4. The exact noise of a Gaussian scales with its standard deviation."""
+    x = start() / 2
+    exact = x * ((0.25 + FLIPPED[-1] ** 2) / (0.25 + FLIPPED[0] ** 2)).sqrt()
+
+    def gaussian(x, sigma):
+        return x * 0.25 / (0.25 + sigma.view(-1, 1, 1, 1) ** 2)
+
+    def error(solver):
+        got = sampler(solver)(gaussian, x, FLIPPED, disable=True)
+        return float((got - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+
+    for name in ("unipc-2", "unipc-3", "unipc-4", "unipc-2-vary", "re-single-data"):
+        with pytest.raises(ValueError, match="named unipc-3-noise"):
+            error(SOLVERS[name].solver)
+    assert error(SOLVERS["unipc-3-noise"].solver) < 0.02
+    assert error(SOLVERS["dpmpp-2m"].solver) < 0.1
+    assert error(SOLVERS["unipc-3-bh1"].solver) < 0.3
+    from_lowest = SIGMAS[:-1].flip(0)
+    assert sampler(SOLVERS["unipc-3"].solver)(gaussian, x, from_lowest, disable=True).isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,8 @@ def is_published(solver):
 
 def draw(denoiser, noise, entry, nfe, first=0, **options):
     """Samples of the seeds from `first` on; seeds are used by stochastic solvers only."""
-    solver = options.pop("solver", entry.solver)
-    return fs.sample(denoiser, noise, nfe=nfe, solver=solver, seeds=range(first, first + len(noise)), **options)
+    options = {"solver": entry.solver, "schedule": fs.EDM(), **options}
+    return fs.sample(denoiser, noise, nfe=nfe, seeds=range(first, first + len(noise)), **options)
 
 
 def rational(x, t):
@@ -129,7 +129,7 @@ def test_the_same_seed_is_the_same_sample(entry):
     noise = torch.randn(5, 3, 4, 4, dtype=torch.float64)
 
     def run(seeds):
-        return fs.sample(rational, noise, nfe=9, solver=entry.solver, seeds=seeds)
+        return fs.sample(rational, noise, nfe=9, solver=entry.solver, seeds=seeds, schedule=fs.EDM())
 
     first = run([7, 3, 9, 1, 4])
     assert torch.equal(first, run([7, 3, 9, 1, 4]))
@@ -141,13 +141,13 @@ def test_the_same_seed_is_the_same_sample(entry):
 @every_stochastic
 def test_stochastic_solvers_ask_for_seeds(entry):
     with pytest.raises(ValueError, match=r"draws noise: give seeds=, one integer a sample, such as range\(2\)"):
-        fs.sample(rational, torch.randn(2, 3), nfe=9, solver=entry.solver)
+        fs.sample(rational, torch.randn(2, 3), nfe=9, solver=entry.solver, schedule=fs.EDM())
 
 
 @every_deterministic
 def test_deterministic_solvers_use_no_seeds(entry):
     noise = torch.randn(2, 3, 4, 4)
-    plain = fs.sample(rational, noise, nfe=9, solver=entry.solver)
+    plain = fs.sample(rational, noise, nfe=9, solver=entry.solver, schedule=fs.EDM())
     assert torch.equal(plain, draw(rational, noise, entry, 9, first=5))
 
 
@@ -221,7 +221,7 @@ def test_a_constant_prediction_is_integrated_exactly(entry, name, to_zero):
 def test_zero_predictions_only_scale(entry):
     nodes = entry.solver.grid(fs.EDM(), 8, to_zero=False)
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    got = fs.integrate(lambda x, t: torch.zeros_like(x), x, nodes, solver=entry.solver)
+    got = fs.integrate(lambda x, t: torch.zeros_like(x), x, nodes, solver=entry.solver, schedule=fs.EDM())
     scale = nodes[-1].sigma / nodes[0].sigma
     if is_published(entry.solver) and entry.solver.lower_order_final:
         scale *= 1 - math.sqrt(nodes[-1].sigma * nodes[-2].sigma)  # its last step
@@ -233,7 +233,7 @@ def test_zero_predictions_only_scale(entry):
 def test_a_run_to_zero_returns_the_last_denoised(entry):
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     nodes = entry.solver.grid(fs.EDM(), 6, to_zero=True)
-    last = list(fs.trajectory(rational, x * 80, nodes, solver=entry.solver, seeds=range(2)))[-1]
+    last = list(fs.trajectory(rational, x * 80, nodes, solver=entry.solver, seeds=range(2), schedule=fs.EDM()))[-1]
     # The noise field reaches it through (x - sigma eps) / alpha: a few roundings of numbers of order 1.
     torch.testing.assert_close(last.x, last.denoised, rtol=0, atol=1e-14)
 
@@ -447,7 +447,7 @@ def conversions_between_calls(solver, noise, nfe):
         return x / (1 + t * t)
 
     with Conversions(log):
-        fs.sample(denoiser, noise, nfe=nfe, solver=solver, seeds=range(len(noise)))
+        fs.sample(denoiser, noise, nfe=nfe, solver=solver, seeds=range(len(noise)), schedule=fs.EDM())
     first, last = log.index("call"), len(log) - 1 - log[::-1].index("call")
     return log[first:last].count("conversion")
 

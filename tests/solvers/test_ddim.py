@@ -20,7 +20,9 @@ def test_equals_euler_of_diff_sampler(key):
 
 def test_one_call_to_zero_is_the_denoised():
     denoised = torch.randn(2, 3, 4, 4)
-    got = fs.sample(lambda x, t: denoised, torch.randn(2, 3, 4, 4), solver=fs.DDIM(), grid=[80.0, 0.0])
+    got = fs.sample(
+        lambda x, t: denoised, torch.randn(2, 3, 4, 4), solver=fs.DDIM(), grid=[80.0, 0.0], schedule=fs.EDM()
+    )
     assert torch.equal(got, denoised)
 
 

@@ -80,7 +80,11 @@ def test_with_diff_samplers_weights_the_run_is_its_run(key):
 def test_runs_differ_from_diff_samplers_by_its_sum(key):
     """Errors of 3e-5 (3e-7) in the weights, which multiply numbers of order 80, are of 1e-3 (1e-5) in the result."""
     got = fs.integrate(
-        problem().denoiser(fs.EDM()), noise() * edm_nodes(key)[0].sigma, edm_nodes(key), solver=solver_of(key)
+        problem().denoiser(fs.EDM()),
+        noise() * edm_nodes(key)[0].sigma,
+        edm_nodes(key),
+        solver=solver_of(key),
+        schedule=fs.EDM(),
     )
     difference = abs(got.numpy() - arrays("zju_diff_solvers")[key]).max()
     assert difference < (1e-5 if "1e6" in key else 1e-3)

@@ -114,8 +114,8 @@ def test_the_first_steps_and_the_one_to_zero_are_ddim():
     def denoiser(x, t):
         return x / (1 + t * t)
 
-    got = [step.x for step in fs.trajectory(denoiser, x, nodes, solver=ERA())]
-    ddim = [step.x for step in fs.trajectory(denoiser, x, nodes, solver=fs.DDIM())]
+    got = [step.x for step in fs.trajectory(denoiser, x, nodes, solver=ERA(), schedule=fs.EDM())]
+    ddim = [step.x for step in fs.trajectory(denoiser, x, nodes, solver=fs.DDIM(), schedule=fs.EDM())]
     torch.testing.assert_close(got[:3], ddim[:3], rtol=1e-13, atol=0)
     assert not torch.allclose(got[3], ddim[3], rtol=1e-3, atol=0)
 

@@ -65,7 +65,7 @@ def test_a_runge_kutta_step_has_the_terms_of_the_exponential(calls):
     """For dx / dsigma = e = a x one step of order p gives x sum_k (a h)^k / k! up to k = p."""
     nodes, a = fs.from_times(fs.EDM(), [3.0, 2.0]), 0.7
     x = torch.ones(1, 1, dtype=torch.float64)
-    got = fs.integrate(lambda x, t: x - t * a * x, x, nodes, solver=fs.PNDM(), nfe=calls)
+    got = fs.integrate(lambda x, t: x - t * a * x, x, nodes, solver=fs.PNDM(), nfe=calls, schedule=fs.EDM())
     want = np.cumsum(np.cumprod([1, -a, -a / 2, -a / 3, -a / 4]))[calls]
     assert got.item() == pytest.approx(want, rel=1e-14)
 

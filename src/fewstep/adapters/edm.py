@@ -55,26 +55,19 @@ class EDMModel:
     def __call__(self, x: Tensor, t: float) -> Tensor:
         return self._denoised(x, t, None)
 
-    def conditioned(self, labels: Sequence[int] | Tensor | int, guidance: float = 1.0) -> Denoiser:
-        """The denoiser of the classes `labels`, one a sample or one for all; guidance 1 adds nothing."""
+    def conditioned(self, labels: Sequence[int] | Tensor | int, guidance: float | Tensor = 1.0) -> Denoiser:
+        """The denoiser of the classes `labels`, one a sample or one for all; guidance, too, and 1 adds nothing."""
         if not self.classes:
             raise ValueError("this model has no classes: call it as it is")
         wanted = torch.as_tensor(labels)
         if wanted.is_floating_point() or bool(((wanted < 0) | (wanted >= len(self.classes))).any()):
             raise ValueError(f"labels must be integers in [0, {len(self.classes)}); got {labels!r}")
-
-        def denoise(x: Tensor, t: float) -> Tensor:
-            if wanted.ndim and wanted.shape != x.shape[:1]:
-                raise ValueError(
-                    f"labels must be one for all or one a sample, shape {(len(x),)}; got shape {tuple(wanted.shape)}"
-                )
-            return self._denoised(x, t, wanted)
-
-        if guidance == 1:
-            return denoise
+        conditioned = Conditioned(self, wanted)
+        if not isinstance(guidance, Tensor) and guidance == 1:
+            return conditioned
         if self.null_label is None:
             raise ValueError("this model has no label for 'no class', which guidance needs: use guidance=1")
-        return guided(denoise, self, guidance)
+        return guided(conditioned, self, guidance)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -100,12 +93,31 @@ class EDMModel:
         if self.batch is None:
             answer: Tensor = self.network(x, time, class_labels=labels).sample
             return answer
-        rows = torch.arange(-(-len(x) // self.batch) * self.batch).clamp_max(len(x) - 1)
+        rows = torch.arange(-(-len(x) // self.batch) * self.batch, device=x.device).clamp_max(len(x) - 1)
         outputs = [
             self.network(x[part], time, class_labels=None if labels is None else labels[part]).sample
             for part in torch.split(rows, self.batch)
         ]
         return torch.cat(outputs)[: len(x)]
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioned:
+    """What `EDMModel.conditioned` returns, without guidance."""
+
+    model: EDMModel
+    labels: Tensor
+
+    @property
+    def schedule(self) -> EDM:
+        return self.model.schedule
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        if self.labels.ndim and self.labels.shape != x.shape[:1]:
+            raise ValueError(
+                f"labels must be one for all or one a sample, shape {(len(x),)}; got shape {tuple(self.labels.shape)}"
+            )
+        return self.model._denoised(x, t, self.labels)
 
 
 def load_model(

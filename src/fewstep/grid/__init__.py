@@ -15,6 +15,7 @@ from .base import (
     uniform,
 )
 from .nonuniform import dm_nonuniform
+from .snapped import snapped
 from .spacings import beta, leading, linear_quadratic, linspace, trailing
 from .tables import ays, gits
 
@@ -35,6 +36,7 @@ __all__ = [
     "linspace",
     "log_snr",
     "scire_nsr",
+    "snapped",
     "time_quadratic",
     "time_uniform",
     "trailing",

@@ -67,7 +67,7 @@ class Grid:
             return Grid(self.make, {**self.options, **options})
         if steps is None or isinstance(steps, bool) or not hasattr(steps, "__index__") or steps < 1:
             raise ValueError(f"steps must be an integer of at least 1; got {steps!r}")
-        return self.make(schedule, steps, **{**self.options, **options})
+        return self.make(schedule, int(steps), **{**self.options, **options})
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in self.options.items())
@@ -89,9 +89,9 @@ def _restore(module: str, name: str, options: Mapping[str, Any]) -> Grid:
     return Grid(grid.make, options)
 
 
-def closes(schedule: Schedule, end: Node, to_zero: bool | None) -> bool:
+def closes(data_std: float, end: Node, to_zero: bool | None) -> bool:
     """Whether a grid down to `end` takes one more step, to sigma = 0."""
-    return end.sigma > 0 and (end.nsr > VISIBLE * schedule.data_std if to_zero is None else to_zero)
+    return end.sigma > 0 and (end.nsr > VISIBLE * data_std if to_zero is None else to_zero)
 
 
 def between(
@@ -100,10 +100,11 @@ def between(
     to_zero: bool | None,
     ends: tuple[Node, Node],
     inner: Callable[[int], Iterable[float]],
+    data_std: float | None = None,
 ) -> tuple[Node, ...]:
     """The first of `ends`, the n - 1 times `inner(n)`, and the last of `ends`; closed at sigma = 0."""
     start, end = ends
-    closing = closes(schedule, end, to_zero)
+    closing = closes(schedule.data_std if data_std is None else data_std, end, to_zero)
     n = steps - closing
     nodes = (start, *map(schedule.node, inner(n)), *([end] if n else []))
     return (*nodes, schedule.node(schedule.t_clean)) if closing else nodes
@@ -174,8 +175,11 @@ def focused(
     for name, value in (("rise", rise), ("fall", fall)):
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"{name} must be finite and at least 0; got {name}={value!r}")
+    data_std = schedule.data_std if data_std is None else data_std
+    if not 0 < data_std < math.inf:
+        raise ValueError(f"data_std must be positive and finite; got data_std={data_std!r}")
     lams = np.linspace(*schedule.lam_range, DENSITY_POINTS)
-    z = -lams - math.log(center * (schedule.data_std if data_std is None else data_std))
+    z = -lams - math.log(center * data_std)
 
     def inner(n: int) -> Iterable[float]:
         power = FALL + FALL_OF_FEW / max(n, 1) if fall is None else fall
@@ -183,7 +187,7 @@ def focused(
         share = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
         return evenly(lambda u: schedule.time_at(float(np.interp(1 - u, share / share[-1], lams))))(n)
 
-    return between(schedule, steps, to_zero, lam_ends(schedule), inner)
+    return between(schedule, steps, to_zero, lam_ends(schedule), inner, data_std)
 
 
 @Grid

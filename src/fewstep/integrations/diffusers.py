@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import diffusers
 import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -38,14 +39,44 @@ from ..table import SOLVERS
 from .differences import as_differences
 from .diffusers_levels import Levels, betas, level, levels, table_of, training_levels
 
-__all__ = ["EVODiffScheduler"]
+__all__ = ["EVODiffScheduler", "EVODiffSchedulerOutput"]
 
 AUTO = "auto"
-FLOW = "FlowMatchEulerDiscreteScheduler"
 BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas")
 # Where the source left these at its defaults, they are the model's all the same, and ours may differ.
-OF_THE_MODEL = (*BETAS, "num_train_timesteps", "prediction_type", "rescale_betas_zero_snr", "snr_shift_scale")
+OF_THE_MODEL = (
+    *BETAS, "num_train_timesteps", "prediction_type", "rescale_betas_zero_snr", "snr_shift_scale",
+    "clip_sample", "clip_sample_range",
+)  # fmt: skip
+GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_focused_sigmas")
+SHOWS_ITSELF = 3  # as many parameters tell a class by their names
+WITHIN = 1e-6  # of a level, as FlowMatchEuler compares those of tokens
+
+# Schedulers of flows: the network predicts noise - data, and is told sigma * num_train_timesteps.
+FLOW = "FlowMatchEulerDiscreteScheduler"
+FLOWS = (FLOW, "FlowMatchHeunDiscreteScheduler", "FlowUniPCMultistepScheduler", "FlowDPMSolverMultistepScheduler")
+# Of a flow that predicts data - noise, and is told 1 - sigma: in the terms of the others, with one level to train on.
+MINIMAX = "MiniMaxH3Scheduler"
+AS_MINIMAX = {"num_train_timesteps": 1, "invert_sigmas": True}
+# Of models that are distilled to a few steps, or trained for stages, of their own.
+OF_OWN_STEPS = (
+    "LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "FlowMapEulerDiscreteScheduler", "PiflowScheduler",
+    "HeliosScheduler", "HeliosDMDScheduler", "SCMScheduler", "CMStochasticIterativeScheduler",
+)  # fmt: skip
+# Whose `clip_sample` does something; in others' configs it is left over.
+CLIPPING = (
+    "DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler",
+    "HeunDiscreteScheduler", "RePaintScheduler", "EVODiffScheduler",
+)  # fmt: skip
 WITH_OWN_TABLE = ("UnCLIPScheduler", "IPNDMScheduler")  # whose configs do not say all of it
+
+
+@dataclass
+class EVODiffSchedulerOutput(SchedulerOutput):
+    """`prev_sample`, the latents at the next timestep, and `pred_original_sample`, the clean ones that the model
+    predicts at this, float32 or better: for previews, of the shape of the latents."""
+
+    pred_original_sample: Tensor | None = None
 
 
 class Memory(NamedTuple):
@@ -69,12 +100,12 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     use_focused_sigmas: the noise levels of `fewstep.grid.focused`, which "evodiff" was developed on.
 
     All others are those of diffusers' multistep and flow schedulers: which noise levels, what the model predicts,
-    thresholding. `use_lu_lambdas` is even steps of log-SNR, `timestep_type="continuous"` tells the model log(sigma) / 4
-    as EulerDiscrete does, `snr_shift_scale` is CogVideoX's. `lower_order_final=False` lets the last step have the
-    solver's full order.
+    thresholding or `clip_sample`. `use_lu_lambdas` is even steps of log-SNR, `timestep_type="continuous"` tells the
+    model log(sigma) / 4 as EulerDiscrete does, "integer" takes the levels of whole timesteps only, `snr_shift_scale` is
+    CogVideoX's. `lower_order_final=False` lets the last step have the solver's full order.
     """
 
-    _compatibles = [*(scheduler.name for scheduler in KarrasDiffusionSchedulers), FLOW]  # noqa: RUF012
+    _compatibles = [known.name for known in KarrasDiffusionSchedulers if not known.name.startswith("EDM")]  # noqa: RUF012
     order = 1  # calls a step, to pipelines
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -91,6 +122,8 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         thresholding: bool = False,
         dynamic_thresholding_ratio: float = 0.995,
         sample_max_value: float = 1.0,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
         variance_type: str | None = None,
         lower_order_final: bool = True,
         timestep_spacing: str = "linspace",
@@ -116,23 +149,26 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> None:
         choice("solver", solver, _solvers())
         choice("prediction_type", prediction_type, KINDS)
-        choice("timestep_type", timestep_type, ("discrete", "continuous"))
+        choice("timestep_type", timestep_type, ("discrete", "continuous", "integer"))
         if isinstance(channel_dim, str):
             choice("channel_dim", channel_dim, (AUTO,))
-        if use_karras_sigmas + use_exponential_sigmas + use_beta_sigmas + use_lu_lambdas + use_focused_sigmas > 1:
-            raise ValueError(
-                "use one of use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas, use_lu_lambdas and "
-                "use_focused_sigmas"
-            )
+        if sum(bool(self.config[grid]) for grid in GRIDS) > 1:
+            raise ValueError(f"use one of {', '.join(GRIDS)}")
         if (shift_terminal or invert_sigmas) and not use_flow_sigmas:
             raise ValueError("shift_terminal and invert_sigmas are of flows: use_flow_sigmas=True")
+
+        # What is off here by default is on elsewhere, so that who takes our config needs to read it.
+        defaults = self.config.get("_use_default_values", ())
+        if "clip_sample" in defaults:
+            kept = [key for key in defaults if key != "clip_sample"]
+            self.register_to_config(_use_default_values=kept)  # type: ignore[no-untyped-call]
 
         found = betas(self.config)
         self.betas = torch.tensor(found, dtype=torch.float32)
         self.alphas = 1.0 - self.betas
-        schedule = table_of(found, lambda_min_clipped)
-        self.alphas_cumprod = torch.tensor(schedule.alphas_cumprod, dtype=torch.float32)
-        self._schedule: Discrete | Flow = Flow() if use_flow_sigmas else schedule
+        self._schedule: Discrete | Flow = Flow() if use_flow_sigmas else table_of(found, lambda_min_clipped)
+        known = self._schedule.alphas_cumprod if isinstance(self._schedule, Discrete) else np.cumprod(1 - found)
+        self.alphas_cumprod = torch.tensor(known, dtype=torch.float32)
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         # Of diffusers' solvers; pipelines look whether they are empty. Ours keep theirs in _memory.
@@ -147,8 +183,12 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """From the config of any scheduler of a diffusion or flow-matching model; see docs/diffusers.md.
 
+        A keyword wins over the config, with what follows from it: another grid of the config's is off, and so is its
+        dynamic shift if there is a `shift`. `use_flow_sigmas` says what a config of an unknown class is.
+
         Raises:
-            ValueError: for a config that does not say which noise levels the model knows, or asks for noise on the way.
+            ValueError: for a config that does not say which noise levels the model knows, asks for noise on the way, or
+                is of a model that is distilled to steps of its own.
             TypeError: for a keyword that is not ours. `shift` is `flow_shift`, as in the configs of flows.
         """
         if "shift" in kwargs:
@@ -158,9 +198,13 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if unknown and not return_unused_kwargs:
             raise TypeError(f"EVODiffScheduler has no option {', '.join(sorted(unknown))}")
         if isinstance(config, dict):
-            config = _translated(config, ours)
-            if "flow_shift" in kwargs and "shift" in config:
-                config["shift"] = kwargs["flow_shift"]  # under the name that FlowMatchEuler reads it by
+            config = _translated(config, ours, kwargs.get("use_flow_sigmas"))
+            if any(kwargs.get(grid) for grid in GRIDS):
+                kwargs = {**dict.fromkeys(GRIDS, False), **kwargs}
+            if "flow_shift" in kwargs:
+                kwargs = {"use_dynamic_shifting": False, **kwargs}
+                if "shift" in config:
+                    config["shift"] = kwargs["flow_shift"]  # under the name that FlowMatchEuler reads it by
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     @property
@@ -237,13 +281,18 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         variance_noise: Tensor | None = None,
         eta: float = 0.0,
         use_clipped_model_output: bool | None = None,
+        per_token_timesteps: Tensor | None = None,
         return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[Tensor]:
-        """The latents at the next timestep, from the model's output at `sample`.
+    ) -> EVODiffSchedulerOutput | tuple[Tensor, Tensor]:
+        """The latents at the next timestep, and the clean ones predicted, from the model's output at `sample`.
 
         `timestep` says where the run begins, if nothing else has; later steps follow one another. `generator` draws
         the noise of stochastic solvers, unless `variance_noise`, unit Gaussian, is given. `eta` and
         `use_clipped_model_output` are DDIM's, which its pipeline passes on: they must be off.
+
+        `per_token_timesteps` (B, L), for latents (B, L, C) of flows, is what the model was told for each token, no
+        later than `timestep`. As in FlowMatchEuler, the output is then data - noise. A token that was told less has
+        not come into the run yet, and stays as it is.
         """
         if eta or use_clipped_model_output:
             raise ValueError(
@@ -258,17 +307,24 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         x = sample.float() if sample.element_size() < 4 else sample
         if memory.residue is not None:
             x = x + memory.residue
-        denoised = self._denoised(model_output, x, stage.node)
+        waiting = None
+        if per_token_timesteps is None:
+            denoised = self._denoised(model_output, x, stage.node)
+        else:
+            waiting, denoised = self._by_token(model_output, x, stage.node, per_token_timesteps)
+        before = x
         x, state = stage(memory.state, x, denoised)
         if stage.noise:
             if variance_noise is None:
                 variance_noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
             x = x + variance_noise * stage.noise
+        if waiting is not None:
+            x = torch.where(waiting, before, x)
         out = x.to(sample.dtype)
         residue = None if out.dtype == x.dtype else (x - out).to(out.dtype)
         self._memory = Memory(state, residue, sample.shape)
         self._step_index = self._next = index + 1
-        return SchedulerOutput(prev_sample=out) if return_dict else (out,)
+        return EVODiffSchedulerOutput(out, denoised) if return_dict else (out, denoised)
 
     def _recall(self, index: int, sample: Tensor) -> Memory:
         """What the step at this index continues: the last step, the one before (a repeated step), or nothing."""
@@ -302,8 +358,23 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             denoised = to_denoised(config.prediction_type, output, x, node)
         if config.thresholding:
             limit = magnitude(denoised, config.dynamic_thresholding_ratio).clamp(min=1, max=config.sample_max_value)
-            denoised = denoised.clamp(-limit, limit) / limit
+            return denoised.clamp(-limit, limit) / limit
+        if config.clip_sample:
+            return denoised.clamp(-config.clip_sample_range, config.clip_sample_range)
         return denoised
+
+    def _by_token(self, output: Tensor, x: Tensor, node: Node, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Which tokens wait, and the denoised latents, each token from the level that the model was told for it."""
+        config: Any = self.config
+        if not isinstance(self._schedule, Flow) or config.invert_sigmas or x.ndim != 3 or timesteps.ndim != 2:
+            raise ValueError(
+                "per_token_timesteps (B, L) are for latents (B, L, C) of flows without invert_sigmas; "
+                f"got shapes {tuple(timesteps.shape)} and {tuple(x.shape)}"
+            )
+        own = timesteps.to(x.dtype)[..., None] / config.num_train_timesteps
+        waiting = own < node.sigma - WITHIN
+        denoised = self._denoised(-output, x, node)
+        return waiting, torch.where(waiting, x + own * output, denoised)
 
     def _find(self, timestep: float | Tensor) -> int:
         """The index of a timestep: its place in `timesteps` if it is a view of that, else the nearest in value.
@@ -322,7 +393,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """The sample: the model is called on it as it is."""
         return sample
 
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: float | Tensor) -> Tensor:
         """alpha * original_samples + sigma * noise at `timesteps`; in a run with a begin index, at its next step.
 
         A timestep of the run is the run's level; any other is the one that the model was trained with.
@@ -332,15 +403,13 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             nodes = [self._nodes[self._begin_index if self._step_index is None else self._step_index]]
         else:
             planned = dict(zip(self._clock.tolist(), self._nodes, strict=False))
-            nodes = [
-                planned[time] if time in planned else level(self.config, self._schedule, time)
-                for time in timesteps.flatten().tolist()
-            ]
+            times = timesteps.flatten().tolist() if isinstance(timesteps, Tensor) else [timesteps]
+            nodes = [planned[time] if time in planned else level(self.config, self._schedule, time) for time in times]
         levels = torch.tensor([node[1:] for node in nodes], dtype=x.dtype).to(x.device)
         alpha, sigma = levels.reshape(-1, 2, *[1] * (x.ndim - 1)).unbind(1)
         return (alpha * x + sigma * noise).to(original_samples.dtype)
 
-    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+    def scale_noise(self, sample: Tensor, timestep: float | Tensor, noise: Tensor) -> Tensor:
         """`add_noise`, as pipelines of flow models call it."""
         return self.add_noise(sample, noise, timestep)
 
@@ -372,22 +441,58 @@ def _solver(config: Any, flow: bool, channels: int | None) -> Solver:
     return solver  # type: ignore[no-any-return]
 
 
-def _translated(config: dict[str, Any], ours: set[str]) -> dict[str, Any]:
-    """A config in our terms: a flow's says so by its class or its `shift` alone."""
-    name = str(config.get("_class_name", ""))
-    flow = name.startswith("FlowMatch") or ("shift" in config and "beta_schedule" not in config)
-    told = flow or config.get("use_flow_sigmas") or any(config.get(key) is not None for key in BETAS)
-    if name.startswith("EDM") or ("sigma_data" in config and not told):
+def _class_of(config: dict[str, Any]) -> str:
+    """The class that wrote a config. In memory diffusers leaves its name out; its parameters come first, in order."""
+    if "_class_name" in config:
+        return str(config["_class_name"])
+    for name in (FLOW, *OF_OWN_STEPS, *CLIPPING):
+        parameters = _parameters(name)
+        if len(parameters) >= SHOWS_ITSELF and list(config)[: len(parameters)] == list(parameters):
+            return name
+    return ""
+
+
+def _parameters(name: str) -> dict[str, Any]:
+    """The parameters of a scheduler, ours or diffusers', and their defaults; none of a class that it does not have."""
+    known = {EVODiffScheduler.__name__: EVODiffScheduler}
+    found = known.get(name) or (getattr(diffusers, name, None) if name.endswith("Scheduler") else None)
+    parameters = inspect.signature(found.__init__).parameters.values() if found else ()
+    return {p.name: p.default for p in parameters if p.name != "self"}
+
+
+def _translated(config: dict[str, Any], ours: set[str], flow: bool | None) -> dict[str, Any]:
+    """A config in our terms: whether it is a flow's its class says, unless `flow` does."""
+    name = _class_of(config)
+    # What a saved config leaves out is what its class has it be.
+    config = {**{key: value for key, value in _parameters(name).items() if key in (*OF_THE_MODEL, "shift")}, **config}
+    who = name or "this config, which names no class,"
+    if name in OF_OWN_STEPS:
         raise ValueError(
-            f"{name or 'this config'} is for models that take EDM's preconditioning from their scheduler, which "
+            f"{name} is for models that are distilled to a few steps of their own, or trained for stages of their own, "
+            "which no other solver follows: keep it. If the model is not (another scheduler was made from the config "
+            "of this), use from_config({**config, '_class_name': ...}) with the class that it came with"
+        )
+    if name.startswith("EDM") or "sigma_data" in config:
+        raise ValueError(
+            f"{who} is for models that take EDM's preconditioning from their scheduler or pipeline, which "
             "EVODiffScheduler does not do: keep it, or wrap the model as a denoiser for fewstep.sample"
         )
+    if flow is None and (name in (*FLOWS, MINIMAX) or config.get("use_flow_sigmas")):
+        flow = True
+    if flow is None and "shift" in config:
+        raise ValueError(
+            f"{who} has a shift, as flows have, and does not say of which kind: for a network that predicts "
+            "noise - data and is told sigma * num_train_timesteps use from_config(config, use_flow_sigmas=True), for "
+            "another the config with its class, from_config({**config, '_class_name': ...}), and for none of a flow "
+            "use_flow_sigmas=False"
+        )
+    told = flow or any(config.get(key) is not None for key in BETAS)
     # A config in memory has no class: IPNDM's has nothing but these, UnCLIP's no ends of its betas.
     unclip = config.get("variance_type") == "fixed_small_log" and "beta_start" not in config
-    foreign = {key for key in config if not key.startswith("_")} - (ours - {"trained_betas"})
+    foreign = {key for key in config if not key.startswith("_")} - (ours - {"trained_betas", "clip_sample"})
     if name in WITH_OWN_TABLE or unclip or (foreign and not told):
         raise ValueError(
-            f"{name or 'this config'} does not say which noise levels its model knows (neither betas nor a flow): "
+            f"{who} does not say which noise levels its model knows (neither betas nor a flow): "
             "keep its scheduler, or build EVODiffScheduler(trained_betas=...) yourself"
         )
     if config.get("stochastic_sampling"):
@@ -396,9 +501,14 @@ def _translated(config: dict[str, Any], ours: set[str]) -> dict[str, Any]:
             "scheduler, or use from_config({**config, 'stochastic_sampling': False})"
         )
     own: dict[str, Any] = {}
-    if flow:
+    if flow and (name in (*FLOWS, MINIMAX) or "flow_shift" not in config):
+        # Whatever else is in it came from a scheduler before, as its class knows none of it.
         own = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": config.get("shift", 1.0)}
-        config = {"_class_name": FLOW, **config}  # without a class, diffusers warns of keys that only flows have
+        own |= {"thresholding": False} | (AS_MINIMAX if name == MINIMAX else {})
+    if name not in CLIPPING:
+        own["clip_sample"] = False
+    if flow:
+        config = {**config, "_class_name": FLOW}  # else diffusers warns of keys that only flows have
     # What only flows have, pipelines read: the range of the dynamic shift, say.
     kept = {*OF_THE_MODEL, *own, *(config.keys() - ours if flow else ())}
     defaults = [key for key in config.get("_use_default_values", ()) if key not in kept]

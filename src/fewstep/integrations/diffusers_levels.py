@@ -8,7 +8,9 @@ levels of a run follow from it as in diffusers, except that
   nothing), the levels are spread over one more step, or the run ends at sigma = 0;
 - a flow's default levels are 1 - i / N before the shift: N equal steps to sigma = 0, as its pipelines pass them.
   FlowMatchEuler's default ends at the shifted 1 / T instead, from where a call goes to the last step to 0;
-- custom `timesteps` alone are what the model is told and where it is called; for a flow, sigma = t / T without shift.
+- custom `timesteps` alone are what the model is told and where it is called; for a flow, sigma = t / T without shift;
+- what the model is told belongs to the level. `timesteps` beside `sigmas` say what it is told at these, and so between
+  them, where an option puts the levels elsewhere.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ SPACINGS = ("linspace", "leading", "trailing")
 MOST_BETA = 0.999  # of the cosine schedule
 COSINE_OFFSET = 0.008
 SIGMOID_END = 6.0
+UNCOUNTED = 1000  # levels of a flow whose clock runs from 0 to 1 and counts none: as many as the others have
 
 
 class Levels(NamedTuple):
@@ -132,8 +135,6 @@ def levels(
         found = _flow(config, int(count), levels_given, mu, times_given)
     else:
         found = _discrete(config, schedule, int(count), levels_given, times_given)
-    if levels_given is not None and times_given is not None:
-        found = Levels(found.nodes, times_given.astype(np.float32))
     return Levels(checked(found.nodes, "the noise levels"), found.timesteps)
 
 
@@ -184,10 +185,23 @@ def _discrete(config: Any, schedule: Discrete, steps: int, sigmas: Array | None,
         nodes = [_at_ratio(schedule, ratio) for ratio in _between(grid, low, high, steps, to_zero)]
     else:
         nodes = list(_spaced_in_time(config, schedule, steps))
+    if sigmas is not None and timesteps is not None:
+        return Levels(tuple(nodes), timesteps.astype(np.float32))
     if config.timestep_type == "continuous":
         return Levels(tuple(nodes), _continuous(nodes))
+    if config.timestep_type == "integer":
+        nodes = _at_entries(schedule, nodes)
     times = np.array([node.time for node in nodes[:-1]])
     return Levels(tuple(nodes), times.astype(np.int64 if (times == times.round()).all() else np.float32))
+
+
+def _at_entries(schedule: Discrete, nodes: Sequence[Node]) -> list[Node]:
+    """Each node at the nearest entry of the table that no other takes; a clean end stays."""
+    noisy = [node.time for node in nodes if node.sigma]
+    place = np.arange(len(noisy))
+    times = np.minimum.accumulate(np.rint(noisy) + place) - place
+    times = np.maximum(times, place[::-1])
+    return [*map(schedule.node, times.tolist()), *(node for node in nodes if not node.sigma)]
 
 
 def _continuous(nodes: Sequence[Node]) -> NDArray[np.float32]:
@@ -230,29 +244,56 @@ def _spaced_in_time(config: Any, schedule: Discrete, steps: int) -> tuple[Node, 
 # Flows
 
 
+class Shift(NamedTuple):
+    """From the levels that a pipeline has in mind to those of the run, and back."""
+
+    ratio: float = 1.0
+    stretch: float = 1.0
+
+    def __call__(self, values: Array) -> Array:
+        shifted = self.ratio * values / (1 + (self.ratio - 1) * values)
+        return np.asarray(shifted if self.stretch == 1 else 1 - (1 - shifted) * self.stretch)
+
+    def back(self, values: Array) -> Array:
+        shifted = values if self.stretch == 1 else 1 - (1 - values) / self.stretch
+        return np.asarray(shifted / (self.ratio - (self.ratio - 1) * shifted))
+
+
 def _flow(config: Any, steps: int, sigmas: Array | None, mu: float | None, timesteps: Array | None) -> Levels:
-    size = config.num_train_timesteps
+    floor = 1 / (config.num_train_timesteps if config.num_train_timesteps > 1 else UNCOUNTED)
+    given = sigmas
     if sigmas is None and timesteps is not None:
-        return _told(config, [*(_flow_sigma(config, t) for t in timesteps.tolist()), 0.0])
-    if sigmas is not None and not (sigmas.min() > 0 and sigmas.max() <= 1):
-        raise ValueError(f"the sigmas of a flow must lie in (0, 1]; got {sigmas.tolist()!r}")
+        given = np.array([_flow_sigma(config, t) for t in timesteps.tolist()])
+    if given is not None and not (given.min() > 0 and given.max() <= 1):
+        name = "timesteps" if sigmas is None else "sigmas"
+        raise ValueError(f"the sigmas of a flow must lie in (0, 1]; got {given.tolist()!r}, from {name}")
     grid = _spaced_in_sigma(config)
     # Given levels, which many pipelines make themselves, lead to 0, and so do those that end at a visible
     # `shift_terminal`. Grids of log-SNR take where they start from given ones, not where they end: else how the same
     # option ends would depend on the pipeline.
-    kept = None if _in_log_snr(config) else sigmas
+    kept = None if _in_log_snr(config) else given
     to_zero = config.final_sigmas_type == "zero" or kept is not None or bool(config.shift_terminal)
     if kept is not None:
         values = kept
     elif grid is not None:
-        values = np.array([1.0 if sigmas is None else sigmas[0], 1 / size])
+        values = np.array([1.0 if given is None else given[0], floor])
     else:
-        values = 1 - np.arange(steps) / steps if to_zero else np.linspace(1, 1 / size, steps + 1)
-    values = _stretched(config, _shifted(config, values, mu))
+        values = 1 - np.arange(steps) / steps if to_zero else np.linspace(1, floor, steps + 1)
+    shift = Shift() if sigmas is None and timesteps is not None else _shift(config, values, mu)
+    values = shift(values)
     if grid is not None and len(values) > 1:
-        return _told(config, _flow_between(config, grid, values, steps, to_zero))
-    # Custom levels that end above sigma = 0 have no level of their own to end at.
-    return _told(config, values.tolist() if len(values) > steps else [*values.tolist(), 0.0])
+        run = _flow_between(config, grid, values, steps, to_zero)
+    else:
+        # Custom levels that end above sigma = 0 have no level of their own to end at.
+        run = values.tolist() if len(values) > steps else [*values.tolist(), 0.0]
+    found = _told(config, run)
+    if sigmas is None or timesteps is None:
+        return found
+    pairs = dict(zip(sigmas.tolist(), timesteps.tolist(), strict=True))
+    pairs = {end: _clock(config, end) for end in (0.0, 1.0)} | pairs
+    known = sorted(pairs)
+    told = np.interp(shift.back(np.array(run[:-1])), known, [pairs[sigma] for sigma in known])
+    return Levels(found.nodes, told.astype(np.float32))
 
 
 def _flow_sigma(config: Any, timestep: float) -> float:
@@ -260,21 +301,26 @@ def _flow_sigma(config: Any, timestep: float) -> float:
     return 1 - share if config.invert_sigmas else share
 
 
-def _shifted(config: Any, values: Array, mu: float | None) -> Array:
+def _clock(config: Any, sigma: float) -> float:
+    return float((1 - sigma if config.invert_sigmas else sigma) * config.num_train_timesteps)
+
+
+def _shift(config: Any, values: Array, mu: float | None) -> Shift:
+    """As the config has it; stretched so that the last level is `shift_terminal`, if there is more than one."""
     ratio = config.flow_shift
     if config.use_dynamic_shifting:
         choice("time_shift_type", config.time_shift_type, ("exponential", "linear"))
         if mu is None:
-            raise ValueError("use_dynamic_shifting=True needs mu, which pipelines compute from the size of the image")
+            raise ValueError(
+                "use_dynamic_shifting=True needs mu, which pipelines compute from the size of the image, and this one "
+                "does not: give the shift itself, from_config(config, use_dynamic_shifting=False, shift=...); for a "
+                "mu it is exp(mu), or mu with time_shift_type='linear'"
+            )
         ratio = math.exp(mu) if config.time_shift_type == "exponential" else mu
-    return np.asarray(ratio * values / (1 + (ratio - 1) * values))
-
-
-def _stretched(config: Any, values: Array) -> Array:
-    """1 - sigma scaled so that the last level is `shift_terminal`; a single level has nothing to scale."""
-    if not config.shift_terminal or values[-1] == 1:
-        return values
-    return np.asarray(1 - (1 - values) * ((1 - config.shift_terminal) / (1 - values[-1])))
+    last = float(Shift(ratio)(values[-1:])[0])
+    if not config.shift_terminal or last == 1:
+        return Shift(ratio)
+    return Shift(ratio, (1 - config.shift_terminal) / (1 - last))
 
 
 def _in_log_snr(config: Any) -> bool:
@@ -294,6 +340,4 @@ def _flow_between(config: Any, grid: Grid, values: Array, steps: int, to_zero: b
 
 def _told(config: Any, values: list[float]) -> Levels:
     nodes = tuple(Node(v, 1 - v, v) for v in values)
-    times = np.array(values[:-1])
-    told = (1 - times if config.invert_sigmas else times) * config.num_train_timesteps
-    return Levels(nodes, told.astype(np.float32))
+    return Levels(nodes, np.array([_clock(config, v) for v in values[:-1]], dtype=np.float32))

@@ -13,8 +13,9 @@ for a solver of one call a step. Nothing of k-diffusion is needed here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,9 +24,12 @@ from torch import Tensor
 from ..grid import focused
 from ..sampling import trajectory
 from ..schedule import EDM, Flow, Node, Schedule
-from ..solvers import EVODiff, Solver
+from ..solvers import EVODiff, RESingle, Solver, UniPC
 
 __all__ = ["get_sigmas_focused", "sample_evodiff", "sampler"]
+
+
+LONGEST = 3.0  # half log-SNR, the first step of an inversion by what extrapolates data over it: docs/inversion.md
 
 
 def sampler(solver: Solver, *, flow: bool = False) -> Callable[..., Tensor]:
@@ -45,45 +49,49 @@ def sampler(solver: Solver, *, flow: bool = False) -> Callable[..., Tensor]:
     never waits.
 
     Raises:
-        ValueError: sigmas that are not one falling or rising list, begin at 0, or are above 1 on a flow.
-        fewstep.sampling.DenoiserError: the model's answer is not an image, or not finite.
+        ValueError: sigmas that are not one falling or rising list, begin at 0, are above 1 on a flow, or rise from far
+            below the rest (as ComfyUI's FlipSigmas has them, from 1e-4) where the solver cannot follow.
+        fewstep.DenoiserError: the model's answer is not a tensor like x, or not finite.
     """
+    return partial(_sample, solver, flow)
 
-    def sample(
-        model: Callable[..., Tensor],
-        x: Tensor,
-        sigmas: Tensor,
-        extra_args: Mapping[str, Any] | None = None,
-        callback: Callable[[dict[str, Any]], object] | None = None,
-        disable: bool | None = None,
-        *,
-        seeds: Iterable[int] | None = None,
-    ) -> Tensor:
-        kept = _distinct(sigmas)
-        if len(kept) < 2:
-            return x
-        nodes = tuple(_node(sigma, flow) for sigma in kept.values())
-        given = {} if extra_args is None else extra_args
 
-        def denoiser(x: Tensor, t: float) -> Tensor:
-            return model(x, torch.full((len(x),), t, dtype=sigmas.dtype, device=x.device), **given)
-
-        schedule: Schedule = Flow() if flow else EDM()
-        steps = trajectory(denoiser, x, nodes, solver=solver, schedule=schedule, seeds=seeds)
-        places, calls = list(kept)[:-1], len(solver.plan(schedule, nodes))
-        with _bar(len(places), disable) as bar:
-            for step in steps:
-                begun, rest = divmod(step.index * len(places), calls)
-                if rest < len(places):  # the first call of its step, or about that where steps differ in calls
-                    if callback is not None:
-                        i, level = places[begun], sigmas.new_full((), step.node.sigma)
-                        callback({"i": i, "x": x, "sigma": sigmas[i], "sigma_hat": level, "denoised": step.denoised})
-                    if bar is not None:
-                        bar.update()
-                x = step.x
+def _sample(
+    solver: Solver,
+    flow: bool,
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], object] | None = None,
+    disable: bool | None = None,
+    *,
+    seeds: Iterable[int] | None = None,
+) -> Tensor:
+    kept = _distinct(sigmas)
+    if len(kept) < 2:
         return x
+    nodes = tuple(_node(sigma, flow) for sigma in kept.values())
+    _check_first(solver, nodes)
+    given = {} if extra_args is None else extra_args
 
-    return sample
+    def denoiser(x: Tensor, t: float) -> Tensor:
+        return model(x, torch.full((len(x),), t, dtype=sigmas.dtype, device=x.device), **given)
+
+    schedule: Schedule = Flow() if flow else EDM()
+    steps = trajectory(denoiser, x, nodes, solver=solver, schedule=schedule, seeds=seeds)
+    places, calls = list(kept)[:-1], len(solver.plan(schedule, nodes))
+    with _bar(len(places), disable) as bar:
+        for step in steps:
+            begun, rest = divmod(step.index * len(places), calls)
+            if rest < len(places):  # the first call of its step, or about that where steps differ in calls
+                if callback is not None:
+                    i, level = places[begun], sigmas.new_full((), step.node.sigma)
+                    callback({"i": i, "x": x, "sigma": sigmas[i], "sigma_hat": level, "denoised": step.denoised})
+                if bar is not None:
+                    bar.update()
+            x = step.x
+    return x
 
 
 sample_evodiff = sampler(EVODiff())
@@ -113,6 +121,17 @@ def _node(sigma: float, flow: bool) -> Node:
     if flow and sigma > 1:
         raise ValueError(f"the sigmas of a flow must lie in [0, 1]; got {sigma!r}: take those made for its model")
     return Node(sigma, 1 - sigma if flow else 1.0, sigma)
+
+
+def _check_first(solver: Solver, nodes: Sequence[Node]) -> None:
+    in_data = isinstance(solver, (UniPC, RESingle)) and solver.field == "data"
+    long = LONGEST < nodes[0].lam - nodes[1].lam < math.inf
+    if in_data and getattr(solver, "variant", None) != "bh1" and long:
+        raise ValueError(
+            f"{solver!r} goes far off in an inversion whose first step is as long as from sigma={nodes[0].sigma:g} to "
+            f"{nodes[1].sigma:g}: take UniPC(order=3, field='noise'), named unipc-3-noise, or begin at the model's "
+            "lowest sigma"
+        )
 
 
 def _ratio(sigma: float) -> float:

@@ -94,7 +94,7 @@ def estimate_ems(
 
     diagonals = []
     for i, node in enumerate(nodes):
-        total, count = torch.zeros(images.shape[1:], dtype=torch.float64), 0
+        total, count = torch.zeros(images.shape[1:], dtype=torch.float64, device="cpu"), 0
         for drawn in draws():
             total += _signed(drawn, node, derivative)
             count += drawn.signs.shape[0] * drawn.signs.shape[1]
@@ -140,7 +140,9 @@ def estimate_gamma(
         gammas.append(total / count)
         if progress is not None:
             progress(i + 1, points)
-    return Gamma(torch.from_numpy(lams), torch.tensor(gammas), describe(schedule), fingerprint)
+    return Gamma(
+        torch.from_numpy(lams), torch.tensor(gammas, dtype=torch.float64, device="cpu"), describe(schedule), fingerprint
+    )
 
 
 class Drawn(NamedTuple):
@@ -164,12 +166,17 @@ def _draws(
     if labels is not None and len(labels) != len(images):
         raise ValueError(f"labels must be one an image; got {len(labels)} for {len(images)} images")
     generator = torch.Generator().manual_seed(seed)
-    rounds = [torch.randperm(len(images), generator=generator) for _ in range(math.ceil(samples / len(images)))]
+    # The types and the device are named: torch's defaults are anybody's to set.
+    repeats = math.ceil(samples / len(images))
+    rounds = [torch.randperm(len(images), generator=generator, device="cpu") for _ in range(repeats)]
     for rows in torch.cat(rounds)[:samples].split(batch):
         # One image after another: what is drawn for it does not depend on the batch.
         shape = images.shape[1:]
         drawn = [
-            (torch.randn(shape, generator=generator), torch.randint(0, 2, (probes, *shape), generator=generator))
+            (
+                torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu"),
+                torch.randint(0, 2, (probes, *shape), generator=generator, device="cpu"),
+            )
             for _ in rows
         ]
         noise = torch.stack([each for each, _ in drawn]).to(images)
@@ -182,7 +189,7 @@ def _signed(drawn: Drawn, node: Node, derivative: str) -> Tensor:
     """The sum over images and signs of v (v J) or v (J v), in float64 on the CPU."""
     x = node.alpha * drawn.x0 + node.sigma * drawn.noise
     products = _forward if derivative == "forward" else _reverse
-    total = torch.zeros(x.shape[1:], dtype=torch.float64)
+    total = torch.zeros(x.shape[1:], dtype=torch.float64, device="cpu")
     for v in drawn.signs:
         total += (products(lambda x: drawn.denoiser(x, node.time), x, v) * v).double().sum(0).cpu() * node.alpha
     return total
@@ -231,7 +238,10 @@ def _f_and_slope(
 
 def _regression(batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """s and b, the coefficients of the best f' = s f + b."""
-    count, mean_f, mean_g, square, product, least = 0, *(torch.zeros((), dtype=torch.float64) for _ in range(5))
+    count, mean_f, mean_g, square, product, least = (
+        0,
+        *(torch.zeros((), dtype=torch.float64, device="cpu") for _ in range(5)),
+    )
     for f, g, rounding in batches:
         # As Chan, Golub & LeVeque (1983) add up variances, without the cancellation of E f^2 - (E f)^2.
         n = len(f)

@@ -39,7 +39,7 @@ class _Table:
     def __post_init__(self) -> None:
         first = self._columns()[1]
         for name in self._columns():
-            value = torch.as_tensor(getattr(self, name), dtype=torch.float64).detach().cpu().contiguous()
+            value = torch.as_tensor(getattr(self, name), dtype=torch.float64, device="cpu").detach().contiguous()
             object.__setattr__(self, name, value)
             if not bool(value.isfinite().all()):
                 raise ValueError(f"{name} must be finite; it holds NaN or inf")
@@ -126,7 +126,8 @@ class EMS(_Table):
     @classmethod
     def constant(cls, l: float = 1.0, s: float = 0.0, b: float = 0.0, end: float = 10.0) -> EMS:  # noqa: E741
         """The same at every lam in [-end, end]: (1, 0, 0) makes DPM-Solver-v3 DPM-Solver++, (0, -1, 0) DPM-Solver."""
-        lam, ones = torch.tensor([-end, end]), torch.ones(2)
+        lam = torch.tensor([-end, end], dtype=torch.float64, device="cpu")
+        ones = torch.ones_like(lam)
         return cls(lam, l * ones, s * ones, b * ones)
 
 
@@ -146,7 +147,7 @@ class Gamma(_Table):
     @classmethod
     def gaussian(cls, variance: float = 0.25, points: int = 201, end: float = 10.0) -> Gamma:
         """That of data N(0, variance I), which is sigma^2 / (alpha^2 variance + sigma^2), at lam in [-end, end]."""
-        lam = torch.linspace(-end, end, points, dtype=torch.float64)
+        lam = torch.linspace(-end, end, points, dtype=torch.float64, device="cpu")
         return cls(lam, 1 / (1 + variance * (2 * lam).exp()))
 
     def posterior_variance(self, lam: float) -> float:

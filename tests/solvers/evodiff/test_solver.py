@@ -35,7 +35,7 @@ def test_published_calls_the_model_where_the_authors_code_does(trace):
         calls.append((t, x))
         return problem().denoiser(fs.EDM())(x, t)
 
-    fs.integrate(denoiser, noise() * 80, nodes, solver=fs.EVODiff(mode="published"))
+    fs.integrate(denoiser, noise() * 80, nodes, solver=fs.EVODiff(mode="published"), schedule=fs.EDM())
     assert [t for t, _ in calls] == pytest.approx(z[f"{trace}__model_sigma"].ravel().tolist(), rel=1e-12)
     for (_, x), want in zip(calls, z[f"{trace}__model_x"], strict=True):
         # 1e-10: ten times the tolerance of the runs' ends; states are larger at first.
@@ -56,7 +56,7 @@ def test_a_run_in_x_over_alpha_is_the_same_on_every_schedule(mode, schedule):
     def smooth(x, n):
         return x / (1 + x * x + n * n) + 0.25
 
-    there = fs.integrate(lambda x, t: smooth(x, t), x, ve, solver=solver)
+    there = fs.integrate(lambda x, t: smooth(x, t), x, ve, solver=solver, schedule=fs.EDM())
 
     def scaled(x, t):
         node = schedule.node(t)
@@ -132,7 +132,7 @@ def test_paper_is_algorithm_1_line_by_line(fixed_eta, fixed_zeta):
             x = t.sigma * predicted
         previous, d = d, d_t
     solver = fs.EVODiff(mode="paper", eta=fixed_eta, zeta=fixed_zeta)
-    got = fs.integrate(model, noise() * 80, nodes, solver=solver)
+    got = fs.integrate(model, noise() * 80, nodes, solver=solver, schedule=fs.EDM())
     torch.testing.assert_close(got, d, rtol=0, atol=1e-11)
 
 
@@ -141,7 +141,7 @@ def test_a_large_negative_shift_is_zeta_1_and_a_large_positive_one_is_ddim():
     model = problem().denoiser(fs.EDM())
 
     def run(solver):
-        return fs.integrate(model, noise() * 80, nodes, solver=solver)
+        return fs.integrate(model, noise() * 80, nodes, solver=solver, schedule=fs.EDM())
 
     one = run(fs.EVODiff("paper", zeta=1.0))
     torch.testing.assert_close(run(fs.EVODiff("paper", shift=-50.0)), one, rtol=0, atol=1e-12)
@@ -173,13 +173,13 @@ def test_channels_are_measured_apart_wherever_they_are():
     def model(x, t):
         return x / (1 + x * x + t * t) + 0.25
 
-    packed = fs.sample(model, x.mT, nfe=8, solver=fs.EVODiff("published", channel_dim=-1))
-    plain = fs.sample(model, x, nfe=8, solver=fs.EVODiff("published", channel_dim=1))
+    packed = fs.sample(model, x.mT, nfe=8, solver=fs.EVODiff("published", channel_dim=-1), schedule=fs.EDM())
+    plain = fs.sample(model, x, nfe=8, solver=fs.EVODiff("published", channel_dim=1), schedule=fs.EDM())
     torch.testing.assert_close(packed.mT, plain, rtol=1e-12, atol=1e-12)
-    whole = fs.sample(model, x, nfe=8, solver=fs.EVODiff("published", channel_dim=None))
+    whole = fs.sample(model, x, nfe=8, solver=fs.EVODiff("published", channel_dim=None), schedule=fs.EDM())
     assert (whole - plain).abs().max() > 1e-3
     with pytest.raises(ValueError, match=r"channel_dim=3 is not a dimension of a tensor of shape \(2, 6, 5\)"):
-        fs.sample(model, x, nfe=8, solver=fs.EVODiff("published", channel_dim=3))
+        fs.sample(model, x, nfe=8, solver=fs.EVODiff("published", channel_dim=3), schedule=fs.EDM())
 
 
 @MODES

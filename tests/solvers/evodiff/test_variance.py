@@ -183,10 +183,10 @@ def test_the_limit_is_the_same_on_a_flow():
         return torch.tanh(3 * x / n**2)
 
     noise = torch.randn(64, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    edm = fs.sample(denoiser, noise, grid=ratios)
+    edm = fs.sample(denoiser, noise, grid=ratios, schedule=fs.EDM())
     there = fs.sample(lambda x, t: denoiser(x / (1 - t), t / (1 - t)), noise, schedule=fs.Flow(), grid=flow)
     torch.testing.assert_close(there / (1 - flow[-1]), edm, rtol=1e-9, atol=1e-9)
-    unlimited = fs.sample(denoiser, noise, grid=ratios, solver=LeastVariance(limit=math.inf))
+    unlimited = fs.sample(denoiser, noise, grid=ratios, solver=LeastVariance(limit=math.inf), schedule=fs.EDM())
     assert (edm - unlimited).abs().max() > 1e-5  # it takes part
 
 
@@ -349,6 +349,6 @@ def test_channels_are_not_for_it():
 @pytest.mark.parametrize("value", [0.0, 1.0, -3e4])
 def test_a_denoiser_that_always_answers_the_same_is_followed(value):
     x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    got = fs.sample(lambda x, t: torch.full_like(x, value), x, nfe=7)
+    got = fs.sample(lambda x, t: torch.full_like(x, value), x, nfe=7, schedule=fs.EDM())
     # The line from 80 x at 80 to the value at 0.
     torch.testing.assert_close(got, value + (80 * x - value) * (0.002 / 80), rtol=1e-12, atol=1e-12)

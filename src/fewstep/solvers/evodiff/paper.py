@@ -90,7 +90,7 @@ def _correct(step: Second, state: State, x: Tensor, m_t: Tensor) -> Tensor:
     inner = Inner(x, None)
     change = m_t - m0
     if step.eta is None:
-        half_eta = sigmoid(inner.project(slope, slope - change).abs_()).div_(2)
+        half_eta = sigmoid(inner.project(slope, slope - change).abs_()).div(2)
     else:
         half_eta = _constant(x, step.eta)
     if step.zeta is None:
@@ -101,7 +101,7 @@ def _correct(step: Second, state: State, x: Tensor, m_t: Tensor) -> Tensor:
     # x_t = x^ + gain (zeta B - B_l), in which x^ = x_E + gain B_l
     turned = zeta * half_eta
     x = x.addcmul(turned, change, value=step.gain)
-    return x.addcmul_(zeta.sub_(turned).sub_(1), slope, value=step.gain)
+    return x.addcmul_(zeta.sub(turned).sub_(1), slope, value=step.gain)
 
 
 def _constant(x: Tensor, value: float) -> Tensor:

@@ -117,7 +117,7 @@ class Stage(NamedTuple):
 def _predict(step: Second, share: Tensor, m0: Tensor, m1: Tensor, temper: Tensor | None) -> Pending:
     rho = _rho(step, share)
     d1 = m0.addcmul(rho, m1, value=-1)
-    spread = sigmoid(rho.abs_().mul_(TEMPERATURE)).reciprocal_()
+    spread = sigmoid(rho.abs().mul_(TEMPERATURE)).reciprocal()
     return Pending(d1, spread, temper)
 
 
@@ -134,9 +134,9 @@ def _correct(step: Second, inner: Inner, share: Tensor, x: Tensor, m0: Tensor, m
     k = 0.5 / step.r
     zeta = spread.addcmul(spread, bend, value=-k).abs_().clamp_max_(CLIP / (step.a * k))
     excess = torch.full_like(zeta, -SHIFT).add_(zeta, alpha=k)
-    weight = sigmoid(excess if temper is None else excess.mul_(temper).neg_()).reciprocal_()
+    weight = sigmoid(excess if temper is None else excess.mul_(temper).neg_()).reciprocal()
     turned = weight * turn
-    x = x.addcmul(weight.add_(turned), v, value=step.alpha * step.a * step.r / 4)
+    x = x.addcmul(weight.add(turned), v, value=step.alpha * step.a * step.r / 4)
     return x.addcmul_(turned.sub_(spread), d1, value=step.alpha * step.a * k)
 
 

@@ -1,0 +1,120 @@
+"""How far a sample may be foretold, measured on its own answers: the step of EVODiff's default.
+
+With the answers m_j, newest first, their differences d_j = m_j - m_j+1, and numbers of the plan (`variance`):
+
+    here      code         what it is
+    P         change       what d_0 was foretold to be, sum_j foretold_j d_j+1; nothing before the third call
+    E         surprise     the root mean square that the prior expects of d_0 - P, for data of standard deviation 1
+    rho       1 / resolved the noise that the answer finds in x, |x - alpha m_0| / sigma, over the first call's
+    v         allowed      the variance of the data, data_std^2, or what rho says of it: n^2 (1 / rho^2 - 1), n = nsr
+
+    z = min(1, ((TRUSTED E)^2 v + SLACK^2 |d_0|^2) / |d_0 - P|^2)          all |.|^2 are means over the elements
+    s = <d_0, P> / ((1 - SLACK) |P|^2), within [0, 1]
+
+The differences of the row that weighs only the newest count z times, and what the row of all predictions has beyond
+that z s times. Why:
+
+- z: a change that is much larger than the prior allows comes of strong guidance, or of errors of the network, and
+  does not go on. Where it was foretold to a quarter it is trusted, whatever its size.
+- v: Gaussian data leave rho = n / sqrt(s^2 + n^2) of the noise, so that what an answer has explained tells how large
+  the data are. Guidance and errors explain nothing: there rho stays at 1, and v is data_std^2.
+- s: under the prior P is a regression, so <d_0, P> is |P|^2 in the mean. It is less where a sample was decided sooner
+  than foretold: old differences, which are large then, must not be added again.
+
+With z = 0 the step is DDIM's. For short steps P foretells the change, z = s = 1, and the order is the plan's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...schedule import Node
+
+__all__ = ["Moved", "TrustingStage"]
+
+# Both chosen on the development problems of docs/stress.md.
+TRUSTED = 2.5
+SLACK = 0.25
+TINY = 1e-30  # in place of 0 where something is divided by
+
+
+class Moved(NamedTuple):
+    """What a step leaves to the next: 4 tensors like x, and a number a sample.
+
+    moved: what it added to the scaled x. newest: its answer. differences: of that and the answers before, newest
+    first. noise: the norm of the noise that the first call found.
+    """
+
+    moved: Tensor
+    newest: Tensor
+    differences: tuple[Tensor, ...]
+    noise: Tensor
+
+
+class TrustingStage(NamedTuple):
+    """One call: its answer corrects the step before, tells how far the sample may be foretold, and moves on.
+
+        y  = x - moved + gain m_0 + sum_j correct_j d_j                 (y = x if there is nothing to correct)
+        x' = scale y + moved',   moved' = move m_0 + z lead d_0 + z s sum_j rest_j d_j
+
+    `keep` differences serve the next call. Sizes are per sample, and no tensor becomes a Python number.
+    """
+
+    node: Node
+    scale: float
+    move: float
+    gain: float = 0.0
+    correct: tuple[float, ...] = ()
+    lead: float = 0.0
+    rest: tuple[float, ...] = ()
+    foretold: tuple[float, ...] = ()
+    surprise: float = 0.0
+    data_std: float = 0.0
+    keep: int = 0
+    noise: float = 0.0
+
+    def __call__(self, state: Moved | None, x: Tensor, denoised: Tensor) -> tuple[Tensor, Moved]:
+        noise = _size(torch.sub(x, denoised, alpha=self.node.alpha)).div_(self.node.sigma)
+        moved = denoised * self.move
+        if state is None:
+            return (x * self.scale).add_(moved), Moved(moved, denoised, (), noise)
+        differences = (denoised - state.newest, *state.differences)
+        if self.correct:
+            x = _plus((x - state.moved).add_(denoised, alpha=self.gain), self.correct, differences)
+        if self.lead:
+            z, share = self._trust(differences, state.noise / noise.clamp_(min=TINY))
+            moved.addcmul_(z, differences[0], value=self.lead)
+            for weight, difference in zip(self.rest, differences, strict=False):
+                moved.addcmul_(share, difference, value=weight)
+        return (x * self.scale).add_(moved), Moved(moved, denoised, differences[: self.keep], state.noise)
+
+    def _trust(self, differences: Sequence[Tensor], resolved: Tensor) -> tuple[Tensor, Tensor]:
+        """z and z s, (B, 1, ...)."""
+        d = differences[0]
+        allowed = resolved.square_().sub_(1).mul_(self.node.nsr**2).clamp_(min=self.data_std**2)
+        allowed.mul_((TRUSTED * self.surprise) ** 2 * d[0].numel())
+        if not self.foretold:
+            return (allowed / _size(d).square_().clamp_(min=TINY)).clamp_(max=1), allowed
+        change = _plus(differences[1] * self.foretold[0], self.foretold[1:], differences[2:])
+        came = _size(d).square_()
+        z = allowed.add_(came, alpha=SLACK**2).div_(_size(d - change).square_().clamp_(min=TINY)).clamp_(max=1)
+        along = (d * change).sum(tuple(range(1, d.ndim)), keepdim=True)
+        s = along.div_(_size(change).square_().mul_(1 - SLACK).clamp_(min=TINY)).clamp_(0, 1)
+        return z, s.mul_(z)
+
+
+def _plus(x: Tensor, weights: Sequence[float], differences: Sequence[Tensor]) -> Tensor:
+    """x + sum_j weights_j differences_j, in place."""
+    for weight, difference in zip(weights, differences, strict=False):
+        x.add_(difference, alpha=weight)
+    return x
+
+
+def _size(x: Tensor) -> Tensor:
+    """The norm of each sample of (B, *), as (B, 1, ...)."""
+    size: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
+    return size
