@@ -45,7 +45,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -107,27 +106,26 @@ def stages(
         t, share = nodes[i + 1], paths.share(i)
         kept = share * y
         followed = i + 1 < last + extra  # by a correction
-        if followed:
-            most, lacks = reach * corrected, partial(_lacking, kept, answers, paths.state[i + 1])
-        else:
-            left = 1 - paths.wiener[i]  # undecided
+        counted: float | Functional = 1.0
+        part, most = 1.0, reach * corrected
+        if not followed:
+            part, most = restored * (not shows), LAST_REACH
+            counted = 1 - paths.wiener[i]  # undecided
             if t is not nodes[-1]:  # the image is the answer at t, J x^
-                left = left * paths.wiener[i + 1] ** 2
-            most, lacks = LAST_REACH, partial(_lacking, kept, answers, paths.state[i + 1], counted=left)
-        part = 1.0 if followed else restored * (not shows)
-
-        def row(known: Sequence[Functional]) -> tuple[float, ...]:
-            mean = _regress(paths.state[i + 1] - kept, known, 1 - share)
-            return _wider(mean, part * min(most, lacks(mean)))
-
+                counted = counted * paths.wiener[i + 1] ** 2
         known = answers[: history if share < 1 else 1]
-        all_known = row(known)
+        rows = []
+        for some in (known[:2], known):
+            mean = _regress(paths.state[i + 1] - kept, some, 1 - share)
+            e = min(most, _lacking(mean, kept, answers, paths.state[i + 1], counted))
+            rows.append(_wider(mean, part * e))
+        two, all_known = rows
         y = kept + _sum(all_known, answers)
         scale, (move,) = euler_row("data", s, t)
         stage = TrustingStage(s, scale, move, gain, correct, keep=max(0, history - 2) * followed)
         if len(known) > 1:
-            (lead,), rows = _by_differences(row(known[:2]), t.alpha), _by_differences(all_known, t.alpha)
-            rest = (rows[0] - lead, *rows[1:]) if len(rows) > 1 else ()
+            (lead,), differences = _by_differences(two, t.alpha), _by_differences(all_known, t.alpha)
+            rest = (differences[0] - lead, *differences[1:]) if len(differences) > 1 else ()
             foretold = _by_differences(forecast)
             stage = stage._replace(lead=lead, rest=rest, foretold=foretold, surprise=surprise, data_std=data_std)
         plan.append(stage)
@@ -161,10 +159,10 @@ def _regress(target: Functional, answers: Sequence[Functional], gain: float) -> 
 
 
 def _lacking(
+    weights: tuple[float, ...],
     kept: Functional,
     answers: Sequence[Functional],
     path: Functional,
-    weights: tuple[float, ...],
     counted: float | Functional = 1.0,
 ) -> float:
     """e >= 0, by which the differences are to grow so that the state varies as the path; modes count by `counted`."""
