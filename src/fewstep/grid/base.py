@@ -20,7 +20,7 @@ from typing import Any, Protocol, overload
 
 import numpy as np
 
-from ..schedule import Node, Schedule
+from ..schedule import DATA_STD, Node, Schedule
 
 __all__ = [
     "Grid",
@@ -38,9 +38,9 @@ __all__ = [
 ]
 
 
-# Of the data's standard deviation; two grey levels in images of [-1, 1]. Below it nobody sees whether a run ends at
-# t_min or at 0.
-VISIBLE = 1 / 32
+# Noise of two grey levels in images of [-1, 1], whose standard deviation is DATA_STD: below it nobody sees whether a run
+# ends at t_min or at 0. It grows with the data.
+VISIBLE = 1 / 64
 DENSITY_POINTS = 4001  # of a grid that is given by its density
 FALL, FALL_OF_FEW = 0.22, 1.0  # of `focused`
 
@@ -91,7 +91,7 @@ def _restore(module: str, name: str, options: Mapping[str, Any]) -> Grid:
 
 def closes(data_std: float, end: Node, to_zero: bool | None) -> bool:
     """Whether a grid down to `end` takes one more step, to sigma = 0."""
-    return end.sigma > 0 and (end.nsr > VISIBLE * data_std if to_zero is None else to_zero)
+    return end.sigma > 0 and (end.nsr > VISIBLE * data_std / DATA_STD if to_zero is None else to_zero)
 
 
 def between(
@@ -155,12 +155,12 @@ def focused(
     steps: int,
     *,
     data_std: float | None = None,
-    center: float = 8.0,
+    center: float = 4.0,
     rise: float = 0.6,
     fall: float | None = None,
     to_zero: bool | None = None,
 ) -> tuple[Node, ...]:
-    """Finest where images are decided: nodes of density 1 / (z^rise + z^-fall) in log-SNR, z = nsr / (center data_std).
+    """Finest where data are decided: density 1 / (z^rise + z^-fall) in log-SNR, z = nsr / center.
 
     The grid of EVODiff's default; nsr = sigma / alpha. The conditional entropy of an image falls fastest near `center`
     and, on the clean side, in proportion to its power at that scale; noisier levels decide little. Errors of second or
@@ -169,6 +169,9 @@ def focused(
 
     `fall` None is 0.22 + 1 / n for n steps between noisy levels: few are better spent on what is decided than on its
     details. These numbers were chosen on the development problems of docs/quality.md.
+
+    `center` is for data of standard deviation 0.5, as images in [-1, 1] are, and grows with `data_std`; None asks the
+    schedule.
     """
     if not 0 < center < math.inf:
         raise ValueError(f"center must be positive; got center={center!r}")
@@ -179,7 +182,7 @@ def focused(
     if not 0 < data_std < math.inf:
         raise ValueError(f"data_std must be positive and finite; got data_std={data_std!r}")
     lams = np.linspace(*schedule.lam_range, DENSITY_POINTS)
-    z = -lams - math.log(center * data_std)
+    z = -lams - math.log(center * data_std / DATA_STD)
 
     def inner(n: int) -> Iterable[float]:
         power = FALL + FALL_OF_FEW / max(n, 1) if fall is None else fall

@@ -82,9 +82,9 @@ def stages(
     docs/least-variance.md.
     """
     last = len(nodes) - 1 - (nodes[-1].sigma == 0)  # the last noisy node
-    told = math.log(data_std / DATA_STD)  # the prior's data have DATA_STD
-    paths = Paths(prior, [node.lam + told for node in nodes[: last + 1]])
-    shows = nodes[-1].nsr > VISIBLE * data_std
+    unit = data_std / DATA_STD  # of the prior's data
+    paths = Paths(prior, [node.lam + math.log(unit) for node in nodes[: last + 1]])
+    shows = nodes[-1].nsr > VISIBLE * unit
     answers: list[Functional] = []  # newest first
     y = kept = paths.state[0]  # the solver's state, and the part of it that the last step kept
     gain = 0.0  # of the newest answer in the last step
