@@ -31,8 +31,9 @@ class EVODiff:
 
     `mode` picks the reading. The default, "least-variance", is the one to use: docs/quality.md. Its weights are made
     when a run is planned, how much of them a sample gets is measured on its own answers, and it runs on
-    `fewstep.grid.focused`; the others, kept to compare with, on `uniform`. `lower_order_final=False` corrects the last step too, at the price of one more call
-    where the grid ends above sigma = 0; the default mode then ends at the conditional mean.
+    `fewstep.grid.focused`; the others, kept to compare with, on `uniform`. `lower_order_final=False` corrects the last
+    step too, at the price of one more call where the grid ends above sigma = 0; the default mode then ends at the
+    conditional mean.
 
     `data_std` is about the standard deviation of the data, for the default mode and its grid; None asks the schedule,
     which has 0.5, that of images in [-1, 1], if it was not told. With data, levels and `data_std` c times as large the

@@ -45,7 +45,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 
@@ -85,49 +84,61 @@ def stages(
     unit = data_std / DATA_STD  # of the prior's data
     paths = Paths(prior, [node.lam + math.log(unit) for node in nodes[: last + 1]])
     shows = nodes[-1].nsr > VISIBLE * unit
-    answers: list[Functional] = []  # newest first
-    y = kept = paths.state[0]  # the solver's state, and the part of it that the last step kept
+    # As vectors: the newest answer, differences of answers, the solver's state, and what the last step kept of it.
+    newest, differences = np.empty(0), np.empty((0, paths.state[0].size))
+    y = kept = paths.state[0].ravel()
     gain = 0.0  # of the newest answer in the last step
     plan: list[Stage] = []
     for i, s in enumerate(nodes[: last + extra]):
-        if i and paths.share(i - 1) == 1:
-            answers.clear()  # beyond FAR nothing changes: no difference of answers is known, and nothing to correct
         answer = paths.answer(i, y)
-        forecast = _regress(answer, answers[: history - 1], 1.0)
-        surprise = float(np.linalg.norm(answer - _sum(forecast, answers))) if answers else 0.0
-        answers.insert(0, answer)
+        foretold, surprise = differences[:0, 0], 0.0
+        if i and paths.share(i - 1) < 1:  # beyond FAR nothing changes: no difference is known, and nothing to correct
+            change = answer - newest
+            foretold = _fitted(change, differences[: max(0, history - 2)])
+            surprise = float(np.linalg.norm(change - foretold @ differences[: len(foretold)]))
+            differences = np.vstack([change, differences])[: history - 1]
+        else:
+            differences = differences[:0]
+        newest = answer
         correct: tuple[float, ...] = ()
-        if len(answers) > 1 and corrected:
-            weights = _regress(paths.state[i] - kept, answers[:history], 1 - paths.share(i - 1))
-            y, correct = kept + _sum(weights, answers), _by_differences(weights, s.alpha)
+        if len(differences) and corrected:
+            y = kept + (1 - paths.share(i - 1)) * newest
+            weights = _fitted(paths.state[i].ravel() - y, differences)
+            y, correct = y + weights @ differences, _numbers(s.alpha * weights)
         if i == last:
             plan.append(TrustingStage(s, 1.0, 0.0, gain, correct))
             break
-        t, share = nodes[i + 1], paths.share(i)
+        t, share, path = nodes[i + 1], paths.share(i), paths.state[i + 1].ravel()
         kept = share * y
         followed = i + 1 < last + extra  # by a correction
         counted: float | Functional = 1.0
         part, most = 1.0, reach * corrected
         if not followed:
             part, most = restored * (not shows), LAST_REACH
-            counted = 1 - paths.wiener[i]  # undecided
+            left = 1 - paths.wiener[i]  # undecided
             if t is not nodes[-1]:  # the image is the answer at t, J x^
-                counted = counted * paths.wiener[i + 1] ** 2
-        known = answers[: history if share < 1 else 1]
+                left = left * paths.wiener[i + 1] ** 2
+            counted = np.broadcast_to(left, paths.state[i].shape).ravel()
+        ddim = kept + (1 - share) * newest
         rows = []
-        for some in (known[:2], known):
-            mean = _regress(paths.state[i + 1] - kept, some, 1 - share)
-            e = min(most, _lacking(mean, kept, answers, paths.state[i + 1], counted))
-            rows.append(_wider(mean, part * e))
-        two, all_known = rows
-        y = kept + _sum(all_known, answers)
+        for known in (differences[:1], differences):
+            weights = _fitted(path - ddim, known) if share < 1 else np.zeros(len(known))
+            added = weights @ known
+            rows.append(weights * (1 + part * min(most, _lacking(ddim + added, added, path, counted))))
+        two, four = rows
+        y = ddim + four @ differences
         scale, (move,) = euler_row("data", s, t)
         stage = TrustingStage(s, scale, move, gain, correct, keep=max(0, history - 2) * followed)
-        if len(known) > 1:
-            (lead,), differences = _by_differences(two, t.alpha), _by_differences(all_known, t.alpha)
-            rest = (differences[0] - lead, *differences[1:]) if len(differences) > 1 else ()
-            foretold = _by_differences(forecast)
-            stage = stage._replace(lead=lead, rest=rest, foretold=foretold, surprise=surprise, data_std=data_std)
+        if four.any():
+            rest = four.copy()
+            rest[0] -= two[0]
+            stage = stage._replace(
+                lead=t.alpha * float(two[0]),
+                rest=_numbers(t.alpha * rest) if len(rest) > 1 else (),
+                foretold=_numbers(foretold),
+                surprise=surprise,
+                data_std=data_std,
+            )
         plan.append(stage)
         gain = move
     if last < len(nodes) - 1:
@@ -136,52 +147,21 @@ def stages(
     return plan
 
 
-def _by_differences(weights: Sequence[float], factor: float = 1.0) -> tuple[float, ...]:
-    """factor c_j, where sum_j w_j m_j = (sum_j w_j) m_0 + sum_j c_j (m_j - m_j+1)."""
-    return tuple((-factor * np.cumsum(weights[:0:-1])[::-1]).tolist())
-
-
-def _regress(target: Functional, answers: Sequence[Functional], gain: float) -> tuple[float, ...]:
-    """The weights of `answers`, of the sum `gain`, that leave the least of `target`."""
-    if not answers:
-        return ()
-    weights = np.zeros(len(answers))
-    weights[0] = gain
-    if len(answers) > 1:
-        differences = np.stack([(a - b).ravel() for a, b in pairwise(answers)])
-        sizes = np.linalg.norm(differences, axis=1) + math.ulp(0)
-        unit = differences / sizes[:, None]
-        gram = unit @ unit.T + RIDGE * np.eye(len(unit))
-        found = np.linalg.solve(gram, unit @ (target - gain * answers[0]).ravel()) / sizes
-        weights[:-1] += found
-        weights[1:] -= found
+def _numbers(weights: Functional) -> tuple[float, ...]:
     return tuple(weights.tolist())
 
 
-def _lacking(
-    weights: tuple[float, ...],
-    kept: Functional,
-    answers: Sequence[Functional],
-    path: Functional,
-    counted: float | Functional = 1.0,
-) -> float:
-    """e >= 0, by which the differences are to grow so that the state varies as the path; modes count by `counted`."""
-    y, d = kept + _sum(weights, answers), _sum(_changes(weights), answers)
-    missing, p, q = (counted * (path**2 - y**2)).sum(), (counted * y * d).sum(), (counted * d**2).sum()
+def _fitted(target: Functional, differences: Functional) -> Functional:
+    """The weights of `differences` (k, n), k of them, that leave the least of `target` (n,)."""
+    sizes = np.sqrt((differences * differences).sum(1)) + math.ulp(0)
+    unit = differences / sizes[:, None]
+    found: Functional = np.linalg.solve(unit @ unit.T + RIDGE * np.eye(len(unit)), unit @ target) / sizes
+    return found
+
+
+def _lacking(y: Functional, added: Functional, path: Functional, counted: float | Functional) -> float:
+    """e >= 0, by which what was `added` to y is to grow so that y varies as the path; modes count by `counted`."""
+    missing, p, q = (counted * (path**2 - y**2)).sum(), (counted * y * added).sum(), (counted * added**2).sum()
     if missing <= 0 or p <= 0:  # with p < 0 the variance falls first
         return 0.0
     return float(missing / (p + math.sqrt(p**2 + q * missing)))  # the form of the root that does not cancel
-
-
-def _wider(weights: tuple[float, ...], e: float) -> tuple[float, ...]:
-    """`weights` with their differences 1 + e times as large."""
-    return tuple(w + e * change for w, change in zip(weights, _changes(weights), strict=True))
-
-
-def _changes(weights: Sequence[float]) -> tuple[float, ...]:
-    """What `weights` differ by from DDIM's, which gives the newest answer all of their sum."""
-    return weights[0] - sum(weights), *weights[1:]
-
-
-def _sum(weights: Sequence[float], answers: Sequence[Functional]) -> Functional:
-    return np.tensordot(weights, np.stack(answers[: len(weights)]), axes=1)
