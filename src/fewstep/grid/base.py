@@ -38,8 +38,8 @@ __all__ = [
 ]
 
 
-# Noise of two grey levels in images of [-1, 1], which have DATA_STD: below it nobody sees whether a run ends at t_min or
-# at 0. It grows with the data.
+# Noise of two grey levels in images of [-1, 1], which have DATA_STD; it grows with the data. Below it nobody sees
+# whether a run ends at t_min or at 0.
 VISIBLE = 1 / 64
 DENSITY_POINTS = 4001  # of a grid that is given by its density
 FALL, FALL_OF_FEW = 0.22, 1.0  # of `focused`

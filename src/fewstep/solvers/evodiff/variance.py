@@ -153,9 +153,10 @@ def _numbers(weights: Functional) -> tuple[float, ...]:
 
 def _fitted(target: Functional, differences: Functional) -> Functional:
     """The weights of `differences` (k, n), k of them, that leave the least of `target` (n,)."""
-    sizes = np.sqrt((differences * differences).sum(1)) + math.ulp(0)
-    unit = differences / sizes[:, None]
-    found: Functional = np.linalg.solve(unit @ unit.T + RIDGE * np.eye(len(unit)), unit @ target) / sizes
+    gram = differences @ differences.T
+    sizes = np.sqrt(gram.diagonal()) + math.ulp(0)
+    unit = gram / sizes / sizes[:, None] + RIDGE * np.eye(len(sizes))
+    found: Functional = np.linalg.solve(unit, differences @ target / sizes) / sizes
     return found
 
 
