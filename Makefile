@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check numerics ablation bench-overhead bench-imports stress levels variance quality quality-quick clean
+.PHONY: help demo test check numerics ablation bench-overhead bench-imports stress robustness levels variance quality quality-quick clean
 help:
 	@echo "make demo            compare solvers on the packaged model; says where the picture is"
 	@echo "make test            everything that CI runs: lint, types, tests"
@@ -12,6 +12,7 @@ help:
 	@echo "make bench-overhead  time the solvers beside diffusers' (docs/overhead.md)"
 	@echo "make bench-imports   time imports, the command line's help and the loading of the model (docs/imports.md)"
 	@echo "make stress          measure docs/stress.md: problems that are nothing like images, with networks from PyPI"
+	@echo "make robustness      kill runs of the command line, fill their disk, begin two at once; says what was lost"
 	@echo "make levels          measure what noise levels are worth to the scheduler for diffusers (docs/levels.md)"
 	@echo "make variance        measure what each part of EVODiff's default is worth (docs/least-variance.md)"
 	@echo "make quality         measure docs/quality.md: hours; goes on where it was interrupted"
@@ -50,6 +51,9 @@ bench-imports: $(VENV)/.installed
 
 stress: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.stress --out docs/stress.md
+
+robustness: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.robustness
 
 levels: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.levels --out docs/levels.md

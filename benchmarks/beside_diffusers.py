@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import diffusers
 import torch
+from diffusers.utils import logging
 from torch import Tensor
 
 from fewstep.bench.markdown import table
@@ -20,7 +21,8 @@ from fewstep.table import SOLVERS
 
 STD = 0.5
 SAMPLES = 20_000
-SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+ENDS = (0.00085, 0.012)  # of beta, of Stable Diffusion
+SD = {"beta_start": ENDS[0], "beta_end": ENDS[1], "beta_schedule": "scaled_linear"}
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
 LOWEST = {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min"}
 
@@ -78,7 +80,7 @@ def _law(scheduler: Any, t: float, flow: bool) -> tuple[float, float]:
     """alpha and sigma of what the network is told."""
     if flow:
         return 1 - t / 1000, t / 1000
-    betas = torch.linspace(SD["beta_start"] ** 0.5, SD["beta_end"] ** 0.5, 1000, dtype=torch.float64) ** 2
+    betas = torch.linspace(ENDS[0] ** 0.5, ENDS[1] ** 0.5, 1000, dtype=torch.float64) ** 2
     logs = (1 - betas).log().cumsum(0)
     low = min(int(t), 998)
     log = float(logs[low] + (logs[low + 1] - logs[low]) * (t - low))
@@ -88,7 +90,8 @@ def _law(scheduler: Any, t: float, flow: bool) -> tuple[float, float]:
 def _stepped(scheduler: Any, output: Tensor, t: Tensor, x: Tensor, draw: torch.Generator) -> Tensor:
     takes = scheduler.step.__code__.co_varnames
     extra = {"generator": draw} if "generator" in takes else {}
-    return scheduler.step(output, t, x, return_dict=False, **extra)[0]
+    stepped: Tensor = scheduler.step(output, t, x, return_dict=False, **extra)[0]
+    return stepped
 
 
 def _end(scheduler: Any) -> str:
@@ -125,5 +128,5 @@ def page() -> str:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    diffusers.logging.set_verbosity_error()
+    logging.set_verbosity_error()
     print(page(), end="")

@@ -72,7 +72,8 @@ def page() -> str:
 
 
 def _variances() -> Tensor:
-    return torch.logspace(*map(math.log10, SPREAD), SAMPLES, dtype=torch.float64) ** 2
+    low, high = map(math.log10, SPREAD)
+    return torch.logspace(low, high, SAMPLES, dtype=torch.float64).square()
 
 
 def gaussian(x: Tensor, sigma: float) -> Tensor:

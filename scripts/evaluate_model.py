@@ -35,7 +35,7 @@ from fewstep.bench.classifier import Classifier, load_classifier
 from fewstep.bench.images import CLASSES, load_images, resized, to_unit_range
 from fewstep.bench.markdown import table
 from fewstep.bench.metrics import Moments, frechet_distance
-from fewstep.files import check_writable, read_npz, write_atomically
+from fewstep.files import check_writable, locked, read_npz, write_atomically
 from fewstep.models import CIFAR10
 from fewstep.pictures import pixels, png, sheet
 from fewstep.solvers import Solver
@@ -105,21 +105,22 @@ def _measure(name: str, out: Path, n: int, solver: str, nfe: int, scales: Sequen
         made = Measurement(Path(name).resolve().name, model.fingerprint, model.shape[-1], solver, nfe, scale)
         folder = made.folder(out)
         check_writable(folder)
-        record = folder / RECORD
-        if record.exists() and json.loads(record.read_text()) != asdict(made):
-            raise typer.BadParameter(f"{folder} is of other weights: choose another --out", param_hint="--out")
-        write_atomically(record, json.dumps(asdict(made), indent=2).encode())
-        for start in track(range(0, n, CHUNK), folder.name, console=log):
-            path = folder / f"{start:06d}.npz"
-            if path.exists():
-                continue
-            seeds = range(start, start + CHUNK)
-            labels = [seed % len(CLASSES) for seed in seeds]
-            images = _drawn(model, seeds, labels, SOLVERS[solver], nfe, scale, device)
-            features, predicted = _seen(images, classifier)
-            buffer = io.BytesIO()
-            np.savez(buffer, features=features.cpu(), predicted=predicted.cpu(), labels=labels)
-            write_atomically(path, buffer.getvalue())
+        with locked(folder):
+            record = folder / RECORD
+            if record.exists() and json.loads(record.read_text()) != asdict(made):
+                raise typer.BadParameter(f"{folder} is of other weights: choose another --out", param_hint="--out")
+            write_atomically(record, json.dumps(asdict(made), indent=2).encode())
+            for start in track(range(0, n, CHUNK), folder.name, console=log):
+                path = folder / f"{start:06d}.npz"
+                if path.exists():
+                    continue
+                seeds = range(start, start + CHUNK)
+                labels = [seed % len(CLASSES) for seed in seeds]
+                images = _drawn(model, seeds, labels, SOLVERS[solver], nfe, scale, device)
+                features, predicted = _seen(images, classifier)
+                buffer = io.BytesIO()
+                np.savez(buffer, features=features.cpu(), predicted=predicted.cpu(), labels=labels)
+                write_atomically(path, buffer.getvalue())
 
 
 @app.command()

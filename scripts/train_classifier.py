@@ -18,7 +18,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import track
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from fewstep.bench.classifier import WEIGHTS, Classifier
@@ -99,7 +99,7 @@ def main(
         log.print(f"epoch {epoch + 1}: {accuracy(classifier, images[kept], labels[kept]):.1%} of the images held out")
     classifier.eval()
     tensors = {name: t.half() if t.is_floating_point() else t for name, t in classifier.state_dict().items()}
-    save_file({name: t.contiguous() for name, t in tensors.items()}, to / WEIGHTS)
+    write_atomically(to / WEIGHTS, save({name: t.contiguous() for name, t in tensors.items()}))
     facts = {"widths": config["widths"], "classes": len(CLASSES)}
     write_atomically(to / "config.json", (json.dumps(facts) + "\n").encode())
     classifier.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})

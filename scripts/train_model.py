@@ -45,13 +45,13 @@ from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fewstep.adapters.edm import WEIGHTS
 from fewstep.bench.classifier import Classifier, load_classifier
 from fewstep.bench.images import CLASSES, load_images, to_unit_range
-from fewstep.files import check_writable, write_atomically
+from fewstep.files import check_writable, locked, write_atomically
 from fewstep.models import CIFAR10
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, rich_markup_mode=None)
@@ -302,6 +302,7 @@ def begin_from(folder: Path, network: torch.nn.Module) -> None:
 
 @app.command()
 def train(
+    ctx: typer.Context,
     config_path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="the run's TOML file")],
     out: Annotated[Path, typer.Option(help="folder of the run")],
     data: Annotated[str, typer.Option(help="npz file, or a name on the Hugging Face hub")] = CIFAR10,
@@ -316,6 +317,7 @@ def train(
     """Train, or go on training; writes OUT/checkpoint.pt and OUT/log.jsonl."""
     config = Config.read(config_path)
     check_writable(out)
+    ctx.with_resource(locked(out))
     if (config.training.typical < 1) != (selector is not None):
         raise typer.BadParameter(
             f"{config_path} trains on {config.training.typical:.0%} of each class, and a classifier made by "
@@ -438,7 +440,7 @@ def export(
     check_writable(to)
     network.save_config(to)
     halves = {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in weights.items()}
-    save_file(halves, to / WEIGHTS)
+    write_atomically(to / WEIGHTS, save(halves))
     facts = {
         "preconditioning": "edm",
         "patch": saved["config"]["network"]["patch"],

@@ -2,9 +2,10 @@
 
 import os
 
+import numpy as np
 import pytest
 
-from fewstep.files import check_writable, write_atomically
+from fewstep.files import check_writable, read_npz, write_atomically
 
 
 def names(folder):
@@ -43,6 +44,29 @@ def test_a_file_has_the_permissions_that_the_user_asked_for(tmp_path):
     finally:
         os.umask(mask)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_npz_is_told_wherever_it_is_damaged(tmp_path, save):
+    """Every byte in turn is where the file ends, or has a bit flipped; what no checksum covers may still be read."""
+    path, images = tmp_path / "a.npz", np.arange(192, dtype=np.uint8).reshape(1, 8, 8, 3)
+    save(path, images=images)
+    content = path.read_bytes()
+    read = {0: 0, 1: 0}
+    for i in range(len(content)):
+        for flip, damaged in enumerate(
+            (content[:i], bytes([*content[:i], content[i] ^ 1 << i % 8, *content[i + 1 :]]))
+        ):
+            path.write_bytes(damaged)
+            try:
+                found = read_npz(path)
+            except ValueError as error:
+                assert "is not a whole npz file of arrays: copy it anew" in str(error)  # noqa: PT017
+            else:
+                read[flip] += 1
+                assert all(np.array_equal(array, images) for array in found.values())
+    assert read[0] == 0
+    assert read[1] < len(content) / 2
 
 
 def test_a_folder_is_made_and_left_empty(tmp_path):

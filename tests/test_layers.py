@@ -12,10 +12,10 @@ import fewstep
 SOURCE = Path(fewstep.__file__).parent
 # Each room may import from those before it.
 ROOMS = [
-    "files", "models", "schedule", "grid", "answers", "prediction", "statistics", "solvers", "table", "sampling",
-    "guidance", "api", "pictures", "runs", "integrations", "adapters", "bench", "cli",
+    "signals", "files", "store", "models", "schedule", "grid", "answers", "prediction", "statistics", "solvers",
+    "table", "sampling", "guidance", "api", "pictures", "runs", "integrations", "adapters", "bench", "cli", "__main__",
 ]  # fmt: skip
-TENSOR_FREE = ["files", "models", "schedule", "grid", "prediction"]
+TENSOR_FREE = ["signals", "files", "store", "models", "schedule", "grid", "prediction"]
 
 
 def files(room):

@@ -1,6 +1,7 @@
 """A model folder small enough to evaluate in milliseconds, and the ways in which a folder can be damaged."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,6 +54,12 @@ def _drop_a_tensor(folder):
     save_file(tensors, folder / WEIGHTS)
 
 
+def _poison(folder):
+    tensors = load_file(folder / WEIGHTS)
+    tensors["mid_block.resnets.0.conv1.weight"][0, 0] = math.inf
+    save_file(tensors, folder / WEIGHTS)
+
+
 # What is done to the folder, and what the message must say.
 DAMAGES = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "is not a model folder: it has no config.json"),
@@ -69,8 +76,46 @@ DAMAGES = {
     "weights cut off": (_truncate, "does not hold a whole UNet2DModel"),
     "weights overwritten": (lambda folder: (folder / WEIGHTS).write_bytes(b"no" * 50), "does not hold a whole"),
     "a tensor missing": (_drop_a_tensor, "conv_in.weight"),
-    "another preconditioning": (_edit("fewstep.json", preconditioning="vp"), "preconditioning 'vp'; only 'edm'"),
-    "a word for a number": (_edit("fewstep.json", sigma_data="half"), "sigma_data must be a number; got 'half'"),
+    "another preconditioning": (_edit("fewstep.json", preconditioning="vp"), "preconditioning must be 'edm'; got 'vp'"),
+    "a word for a number": (
+        _edit("fewstep.json", sigma_data="half"),
+        "sigma_data must be a positive number; got 'half'",
+    ),
+    "data without spread": (_edit("fewstep.json", sigma_data=0), "sigma_data must be a positive number; got 0"),
+    "data of negative spread": (
+        _edit("fewstep.json", sigma_data=-0.5),
+        "sigma_data must be a positive number; got -0.5",
+    ),
+    "data of no spread known": (
+        _edit("fewstep.json", sigma_data=math.nan),
+        "sigma_data must be a positive number; got nan",
+    ),
+    "levels not told": (_edit("fewstep.json", noise_scale=0), "noise_scale must be a positive number; got 0"),
+    "no end of noise": (_edit("fewstep.json", sigma_max=math.inf), "sigma_max must be a positive number; got inf"),
+    "classes a string": (_edit("fewstep.json", classes="cat"), "classes must be a list of names; got 'cat'"),
+    "classes numbers": (_edit("fewstep.json", classes=[1, 2]), "classes must be a list of names; got [1, 2]"),
+    "too many classes": (_edit("fewstep.json", classes=list("abcde")), "classes must be at most 4, which the network"),
+    "null label above": (_edit("fewstep.json", null_label=4), "null_label must be one of the 4 labels of the network"),
+    "null label below": (_edit("fewstep.json", null_label=-1), "null_label must be one of the 4 labels of the network"),
+    "null label a word": (_edit("fewstep.json", null_label="no"), "null_label must be an integer, or null; got 'no'"),
+    "null label broken": (_edit("fewstep.json", null_label=0.5), "null_label must be an integer, or null; got 0.5"),
+    "a word misspelt": (
+        _edit("fewstep.json", sigma_dat=0.3),
+        "'sigma_dat' is not known; there are preconditioning, sig",
+    ),
     "a patch that does not fit": (_edit("fewstep.json", patch=2), "patch must be an integer whose square divides 3"),
+    "no patch": (_edit("fewstep.json", patch=0), "patch must be an integer of at least 1; got 0"),
+    "a size in words": (_edit("config.json", sample_size="8"), "sample_size must be the side of the images"),
+    "three sizes": (_edit("config.json", sample_size=[8, 8, 8]), "sample_size must be the side of the images"),
+    "no size at all": (_edit("config.json", sample_size=0), "sample_size must be the side of the images"),
+    "too many layers": (
+        _edit("config.json", layers_per_block=10**7),
+        "the configuration has 20000000 layers, the weights 103 tensors",
+    ),
+    "layers without end": (
+        _edit("config.json", block_out_channels=[10**6, 10**6]),
+        "class_embedding.weight is (4, 32) in the weights, (4, 4000000) in the configuration",
+    ),
+    "weights not finite": (_poison, "mid_block.resnets.0.conv1.weight holds NaN or inf as torch.float32"),
     "levels reversed": (_edit("fewstep.json", sigma_max=1e-3), "EDM needs 0 < sigma_min < sigma_max"),
 }

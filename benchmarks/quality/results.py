@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fewstep.bench.metrics import Moments
-from fewstep.files import check_writable, write_atomically
+from fewstep.files import append, check_writable, write_atomically
 
 __all__ = ["Distance", "Key", "Measurement", "Results"]
 
@@ -119,8 +119,7 @@ class Results:
 
     def add(self, measurement: Measurement) -> None:
         """Of measurements of the same, the last counts."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(measurement)) + "\n")
+        append(self.path, (json.dumps(asdict(measurement)) + "\n").encode())
         self._found[measurement.key] = measurement
 
     def forget(self, solver: str) -> None:

@@ -1,13 +1,14 @@
 """The adapter: EDM's formula around somebody's network, and the loading of folders."""
 
 import dataclasses
+import json
 import math
 import pickle
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 import fewstep as fs
@@ -254,6 +255,58 @@ def test_a_damaged_folder_is_refused_in_one_line(tmp_path, kind):
         load_model(folder)
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["another width", "a tensor missing", "too many layers", "layers without end"])
+def test_sizes_are_compared_before_anything_is_built(tmp_path, monkeypatch, kind):
+    from diffusers import UNet2DModel
+
+    folder = save_model(tmp_path / "tiny")
+    damage, _ = DAMAGES[kind]
+    damage(folder)
+    build = UNet2DModel.__init__
+
+    def built(self, *args, **kwargs):
+        assert torch.empty(0).device.type == "meta"
+        build(self, *args, **kwargs)
+
+    monkeypatch.setattr(UNet2DModel, "__init__", built)
+    with pytest.raises(ValueError, match="does not hold a whole UNet2DModel") as caught:
+        load_model(folder)
+    assert "AssertionError" not in str(caught.value)
+
+
+def test_weights_that_a_type_cannot_hold_are_told(tmp_path):
+    folder = save_model(tmp_path / "tiny")
+    tensors = load_file(folder / WEIGHTS)
+    tensors["conv_out.bias"][0] = 1e5
+    save_file(tensors, folder / WEIGHTS)
+    assert load_model(folder).null_label == 3
+    with pytest.raises(ValueError, match=r"conv_out\.bias holds NaN or inf as torch\.float16"):
+        load_model(folder, dtype=torch.float16)
+
+
+def test_classes_need_a_network_that_has_them(tmp_path):
+    folder = save_model(tmp_path / "tiny")
+    tensors = load_file(folder / WEIGHTS)
+    save_file({name: each for name, each in tensors.items() if not name.startswith("class_")}, folder / WEIGHTS)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_class_embeds": None}))
+    with pytest.raises(ValueError, match="classes must be at most 0, which the network has"):
+        load_model(folder)
+
+
+def test_a_network_that_answers_in_other_channels_is_refused(tmp_path):
+    folder = save_model(tmp_path / "tiny")
+    tensors = load_file(folder / WEIGHTS)
+    save_file(
+        {**tensors, **{f"conv_out.{k}": tensors[f"conv_out.{k}"][[0, 1, 2] * 2] for k in ("weight", "bias")}},
+        folder / WEIGHTS,
+    )
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "out_channels": 6}))
+    with pytest.raises(ValueError, match="as many channels out as in; got 3 in, 6 out"):
+        load_model(folder)
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):

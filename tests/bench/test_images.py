@@ -25,16 +25,21 @@ def test_labels_may_be_missing(tmp_path):
     assert load_images(saved(tmp_path, images=PIXELS))[1] is None
 
 
+def jpeg(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
 def test_jpeg_files_are_decoded_one_by_one(tmp_path):
-    files = []
-    for image in PIXELS:
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "JPEG")
-        files.append(buffer.getvalue())
+    files = [jpeg(image) for image in PIXELS]
     offsets = np.cumsum([0, *map(len, files)])
     images, _ = load_images(saved(tmp_path, jpeg=np.frombuffer(b"".join(files), np.uint8), offsets=offsets))
     for got, file in zip(images, files, strict=True):
         assert np.array_equal(got.permute(1, 2, 0).numpy(), np.asarray(Image.open(io.BytesIO(file))))
+
+
+FILE, LARGER = (np.frombuffer(jpeg(PIXELS[0].repeat(k, 0).repeat(k, 1)), np.uint8) for k in (1, 2))
 
 
 @pytest.mark.parametrize(
@@ -44,6 +49,19 @@ def test_jpeg_files_are_decoded_one_by_one(tmp_path):
         ({"images": PIXELS.astype(np.float32)}, r"must hold uint8 images \(N, H, W, 3\); got float32"),
         ({"images": PIXELS[..., 0]}, r"must hold uint8 images \(N, H, W, 3\); got uint8 \(3, 4, 4\)"),
         ({"images": PIXELS, "labels": [1, 2]}, r"one label an image; got \(2,\) for 3 images"),
+        ({"images": PIXELS, "labels": [1.0, 2.5, 0.0]}, "must hold integers as labels, .*; got float64"),
+        ({"images": PIXELS, "labels": ["cat", "dog", "cat"]}, "must hold integers as labels, .*; got <U3"),
+        ({"jpeg": FILE}, r"must hold `offsets` \(N \+ 1,\), where each file in `jpeg` begins; it has none"),
+        ({"jpeg": FILE, "offsets": np.float64([0, len(FILE)])}, "`offsets` must be rising integers"),
+        ({"jpeg": FILE, "offsets": [0]}, "`offsets` must be rising integers"),
+        ({"jpeg": FILE, "offsets": [0, len(FILE) + 1]}, "within the .* bytes of `jpeg`"),
+        ({"jpeg": FILE, "offsets": [0, len(FILE), 9]}, "`offsets` must be rising integers"),
+        ({"jpeg": FILE, "offsets": [0, len(FILE) - 20]}, "image 0 of `jpeg` is not a whole image file: copy it anew"),
+        ({"jpeg": FILE, "offsets": [0, 9, len(FILE)]}, "image 0 of `jpeg` is not a whole image file: copy it anew"),
+        (
+            {"jpeg": np.append(FILE, LARGER), "offsets": [0, len(FILE), len(FILE) + len(LARGER)]},
+            r"image 1 of `jpeg` is \(8, 8, 3\), those before it \(4, 4, 3\)",
+        ),
     ],
 )
 def test_other_files_are_refused(tmp_path, arrays, message):

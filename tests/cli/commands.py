@@ -6,9 +6,10 @@ import numpy as np
 from typer.testing import CliRunner
 
 from fewstep.cli import app
+from fewstep.files import LOCK
 from fewstep.pictures import read
 
-DONE, FAILED, USAGE = 0, 1, 2
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 def run(*args):
@@ -24,11 +25,11 @@ def record(folder):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != LOCK)
 
 
 def content(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != LOCK}
 
 
 def assert_refused(result, code, *parts):

@@ -4,9 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
-from cli.commands import DONE, FAILED, USAGE, assert_refused, run
+from cli.commands import DONE, FAILED, INTERRUPTED, USAGE, assert_refused, names, run
+from fewstep.adapters.edm import EDMModel
+from fewstep.statistics import load_statistics
 from fewstep.table import SOLVERS
 from tiny import CLASSES, SIDE
 
@@ -35,6 +38,30 @@ def estimated(model, data, kind, folder, *args):
 @pytest.fixture(scope="module")
 def files(model, data, tmp_path_factory):
     return {kind: estimated(model, data, kind, tmp_path_factory.mktemp("statistics")) for kind in ("ems", "gamma")}
+
+
+@pytest.mark.parametrize("kind", ["ems", "gamma"])
+def test_an_interrupted_estimate_goes_on(model, data, files, kind, tmp_path, monkeypatch):
+    evaluate, calls = EDMModel._evaluate, []
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return evaluate(self, *args)
+
+    path = tmp_path / f"{kind}.safetensors"
+    command = ("estimate", kind, "--model", model, "--data", data, "--points", 8, "--samples", 8, "--out", path)
+    with monkeypatch.context() as patch:
+        patch.setattr(EDMModel, "_evaluate", interrupted)
+        result = run(*command)
+    assert result.exit_code == INTERRUPTED
+    points = {"ems": 2, "gamma": 5}[kind]  # of EMS, l and s are half a point each
+    assert f"interrupted: {points} of 8 points are kept; the same command goes on" in result.stderr.replace("\n", " ")
+    assert run(*command).exit_code == DONE
+    assert names(tmp_path) == [path.name]
+    one, other = map(load_statistics, (path, files[kind]))
+    assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in one._columns())
 
 
 @pytest.mark.parametrize("solver", INFORMED)

@@ -1,9 +1,14 @@
 """How commands fail: one line and a remedy."""
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from cli.commands import FAILED, USAGE, assert_refused, content, names, run
+from cli.commands import FAILED, INTERRUPTED, USAGE, assert_refused, content, names, run
 from fewstep.adapters.edm import EDMModel
 from tiny import DAMAGES, save_model
 
@@ -50,6 +55,8 @@ def test_points_of_an_estimate_are_enough_to_be_differenced(tmp_path):
 
 
 WRONG = {
+    "no folder": (("--out", ""), "--out': is empty"),
+    "no statistics": (("--statistics", ""), "--statistics': is empty"),
     "no calls": (("--nfe", "0"), "--nfe"),
     "no images": (("--n", "0"), "--n"),
     "a word for a number": (("--n", "many"), "--n"),
@@ -87,6 +94,7 @@ def test_wrong_usage_of_sample_names_the_option(sample, tmp_path, kind):
         (("--solvers", "ddim,euler"), "--solvers: 'euler' is not known; choose from evodiff"),
         (("--solvers", ""), "--solvers: '' is not known"),
         (("--label", "dragon"), "--label: 'dragon'"),
+        (("--out", ""), "--out': is empty"),
         (("--out", "table.csv"), "--out: 'table.csv' must end in .png"),
         (("--n", "0"), "--n"),
     ],
@@ -118,3 +126,47 @@ def test_what_looks_like_markup_is_printed_as_it_is(sample, tmp_path):
     assert_refused(sample("--model", "[bold]x[/bold]"), FAILED, "no model '[bold]x[/bold]'")
     folder = tmp_path / "[red]"
     assert str(folder) in sample(out=folder).stderr.replace("\n", "")
+
+
+# Stalls as the given module is imported, having said so.
+STALLING = """
+import signal, sys, time
+from fewstep.__main__ import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Stalling:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == module:
+            print("stalled", flush=True)
+            time.sleep(600)
+module = sys.argv.pop(1)
+sys.meta_path.insert(0, Stalling)
+main()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["typer", "torch", "safetensors.torch"])
+def test_an_interruption_at_the_start_is_one_line_too(model, tmp_path, module, number):
+    command = [sys.executable, "-c", STALLING, module, "sample", "--model", str(model), "--out", str(tmp_path / "s")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "stalled\n"
+            process.send_signal(number)
+            _, said = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert (process.returncode, said) == (INTERRUPTED, "interrupted\n")
+    assert names(tmp_path) == []
+
+
+def test_an_interruption_of_any_command_is_one_line(compare, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EDMModel, "_evaluate", interrupted)
+    result = compare()
+    assert result.exit_code == INTERRUPTED
+    assert result.stderr.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in result.stderr

@@ -1,5 +1,6 @@
 """`fewstep sample`: what it writes, and how it goes on."""
 
+import errno
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import fewstep
-from cli.commands import DONE, FAILED, assert_refused, content, names, record, run, stored
+from cli.commands import DONE, FAILED, INTERRUPTED, assert_refused, content, names, record, run, stored
 from fewstep.adapters.edm import EDMModel
 from fewstep.pictures import png
 from fewstep.table import SOLVERS
@@ -21,7 +22,7 @@ def test_a_run_is_images_a_sheet_and_a_record(sample, model, tmp_path):
     result = sample("--solver", "heun", "--seed", "5", "--label", "square", "--guidance", "2", "--grid", "karras")
     assert result.exit_code == DONE
     folder = tmp_path / "samples"
-    assert names(folder) == [*(f"{i:06d}.png" for i in range(4)), "grid.png", "run.json"]
+    assert names(folder) == [*(f"{i:06d}.png" for i in range(4)), "SHA256SUMS", "grid.png", "run.json"]
     assert stored(folder).shape == (4, SIDE, SIDE, 3)
     written = record(folder)
     assert (written["status"], written["images"]) == ("done", 4)
@@ -47,7 +48,7 @@ def test_an_image_is_what_the_library_draws(sample, model, tmp_path):
 def test_npz_holds_the_same_pixels_as_png(sample, tmp_path):
     sample()
     sample("--npz", out=tmp_path / "npz")
-    assert names(tmp_path / "npz") == ["grid.png", "run.json", "samples.npz"]
+    assert names(tmp_path / "npz") == ["SHA256SUMS", "grid.png", "run.json", "samples.npz"]
     with np.load(tmp_path / "npz" / "samples.npz") as file:
         assert np.array_equal(file["images"], stored(tmp_path / "samples"))
     assert (tmp_path / "npz" / "grid.png").read_bytes() == (tmp_path / "samples" / "grid.png").read_bytes()
@@ -141,13 +142,76 @@ def test_overwrite_loses_nothing_when_the_new_run_cannot_start(sample, tmp_path)
         assert content(tmp_path / "samples") == before
 
 
+def test_a_finished_run_is_extended(sample, tmp_path):
+    sample(n=2)
+    result = sample("--json", n=4)
+    assert (json.loads(result.stdout)["found"], json.loads(result.stdout)["images"]) == (2, 4)
+    assert "4 images in" in result.stderr.replace("\n", " ")
+    sample(out=tmp_path / "whole")
+    assert np.array_equal(stored(tmp_path / "samples"), stored(tmp_path / "whole"))
+    assert record(tmp_path / "samples")["settings"] == record(tmp_path / "whole")["settings"]
+
+
+@pytest.mark.parametrize("damage", ["emptied", "cut", "another"])
+def test_damage_of_a_finished_run_is_told_and_mended(sample, tmp_path, damage):
+    sample()
+    before = content(tmp_path / "samples")
+    path = tmp_path / "samples" / "000001.png"
+    path.write_bytes({"emptied": b"", "cut": before[path.name][:-4], "another": before["000000.png"]}[damage])
+    result = sample("--json")
+    assert result.exit_code == DONE
+    assert "damaged, made again: 000001.png" in result.stderr
+    assert "1 drawn now" in result.stderr
+    assert json.loads(result.stdout)["found"] == 3
+    after = content(tmp_path / "samples")
+    assert {name: after[name] for name in after if name != "run.json"} == {
+        name: before[name] for name in before if name != "run.json"
+    }
+    assert "all from before" in sample().stderr
+
+
+def test_two_at_once_do_not_mix(sample, tmp_path, monkeypatch):
+    """The second begins when the first has made an image."""
+    evaluate, refused = EDMModel._evaluate, []
+
+    def second(self, *args):
+        if (tmp_path / "samples" / "000000.png").exists() and not refused:
+            refused.append(None)
+            refused[0] = sample("--solver", "ddim", "--overwrite", n=2)
+        return evaluate(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EDMModel, "_evaluate", second)
+        assert sample("--batch-size", "1").exit_code == DONE
+    assert_refused(refused[0], FAILED, "samples is in use by another run: wait until that has ended, or choose")
+    sample(out=tmp_path / "alone")
+    assert np.array_equal(stored(tmp_path / "samples"), stored(tmp_path / "alone"))
+    assert record(tmp_path / "samples")["settings"] == record(tmp_path / "alone")["settings"]
+
+
+def test_a_full_disk_is_told_by_the_name_of_the_file(sample, tmp_path, monkeypatch):
+    def full(source, target, real=os.replace):
+        if str(target).endswith("000002.png"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        result = sample("--batch-size", "2")
+    assert_refused(result, FAILED, "000002.png (No space left on device): make room there, or choose another --out")
+    assert (record(tmp_path / "samples")["status"], record(tmp_path / "samples")["images"]) == ("failed", 2)
+    assert sample().exit_code == DONE
+    sample(out=tmp_path / "whole")
+    assert np.array_equal(stored(tmp_path / "samples"), stored(tmp_path / "whole"))
+
+
 @pytest.mark.parametrize("flags", [(), ("--overwrite",)])
 def test_the_images_of_others_are_not_clobbered(sample, tmp_path, flags):
     folder = tmp_path / "samples"
     folder.mkdir()
     (folder / "000000.png").write_bytes(png(np.zeros((4, 4, 3), np.uint8)))
     before = content(folder)
-    assert_refused(sample(*flags), FAILED, "000000.png is not of a run", "choose another --out")
+    assert_refused(sample(*flags), FAILED, "000000.png is not of this run", "choose another --out")
     assert content(folder) == before
 
 
@@ -168,7 +232,7 @@ def test_a_failure_half_way_keeps_what_was_made_and_the_next_run_goes_on(sample,
     assert "details" not in result.stderr
     folder = tmp_path / "samples"
     assert (record(folder)["status"], record(folder)["images"]) == ("failed", 2)
-    assert names(folder) == ["000000.png", "000001.png", "grid.png", "run.json"]
+    assert names(folder) == ["000000.png", "000001.png", "SHA256SUMS", "grid.png", "run.json"]
     assert sample().exit_code == DONE
     sample(out=tmp_path / "whole")
     assert np.array_equal(stored(folder), stored(tmp_path / "whole"))
@@ -177,8 +241,8 @@ def test_a_failure_half_way_keeps_what_was_made_and_the_next_run_goes_on(sample,
 # Stalls at the given evaluation of the network, having said so.
 STALLING = """
 import signal, sys, time
+from fewstep.__main__ import main
 from fewstep.adapters.edm import EDMModel
-from fewstep.cli import app
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
 evaluate, left = EDMModel._evaluate, int(sys.argv.pop(1))
 def stalling(self, *args):
@@ -189,7 +253,7 @@ def stalling(self, *args):
         time.sleep(600)
     return evaluate(self, *args)
 EDMModel._evaluate = stalling
-app()
+main()
 """
 
 
@@ -212,16 +276,17 @@ def interrupted(number, args):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("npz", [False, True], ids=["png", "npz"])
-def test_ctrl_c_keeps_the_images_and_the_same_command_goes_on(model, tmp_path, npz):
+def test_an_interruption_keeps_the_images_and_the_same_command_goes_on(model, tmp_path, npz, number):
     out = tmp_path / "samples"
     args = ["--model", model, "--n", 6, "--nfe", 2, "--label", "0", "--out", out, *["--npz"] * npz]
-    code, said = interrupted(signal.SIGINT, args)
-    assert code == FAILED
-    assert "interrupted: 3 of 6 images" in said.replace("\n", "")
-    assert "Traceback" not in said
+    code, said = interrupted(number, args)
+    assert code == INTERRUPTED
+    told = [line for line in said.splitlines() if not line.startswith("sampling")]
+    assert told == [f"interrupted: 3 of 6 images in {out}; the same command goes on from there"]
     images = ["samples.npz"] if npz else [f"{i:06d}.png" for i in range(3)]
-    assert names(out) == sorted([*images, "grid.png", "run.json"])
+    assert names(out) == sorted([*images, "SHA256SUMS", "grid.png", "run.json"])
     assert (record(out)["status"], record(out)["images"]) == ("interrupted", 3)
     assert run("sample", *args).exit_code == DONE
     whole = tmp_path / "whole"
@@ -229,7 +294,7 @@ def test_ctrl_c_keeps_the_images_and_the_same_command_goes_on(model, tmp_path, n
     assert (record(out)["status"], record(out)["images"], record(out)["found"]) == ("done", 6, 3)
     assert names(out) == names(whole)
     for name in names(out):
-        assert name == "run.json" or (out / name).read_bytes() == (whole / name).read_bytes()
+        assert name in ("run.json", "SHA256SUMS") or (out / name).read_bytes() == (whole / name).read_bytes()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")
@@ -237,7 +302,7 @@ def test_a_killed_run_goes_on(model, tmp_path):
     out = tmp_path / "samples"
     args = ["--model", model, "--n", 6, "--nfe", 2, "--label", "0", "--out", out]
     assert interrupted(signal.SIGKILL, args)[0] == -signal.SIGKILL
-    assert names(out) == [*(f"{i:06d}.png" for i in range(3)), "run.json"]
+    assert names(out) == [*(f"{i:06d}.png" for i in range(3)), "SHA256SUMS", "run.json"]
     assert record(out)["status"] == "running"
     assert run("sample", *args).exit_code == DONE
     run("sample", *args, "--out", tmp_path / "whole")

@@ -320,7 +320,8 @@ def test_levels_of_whole_timesteps(grid, final, steps):
 
 
 def test_more_whole_timesteps_than_there_are_is_refused():
-    config = {"num_train_timesteps": 20, "use_karras_sigmas": True, "timestep_type": "integer"}
+    table = {"num_train_timesteps": 20, "beta_end": 0.5}
+    config = {**table, "use_karras_sigmas": True, "timestep_type": "integer"}
     assert ours(config, 20).timesteps.tolist() == list(range(19, -1, -1))
     with pytest.raises(ValueError, match="lie in"):
         ours(config, 21)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -24,8 +24,6 @@ __all__ = ["BATCH", "EDMModel", "load_model"]
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 BATCH = 8  # images per evaluation in the command line and the benchmarks, always: a pixel depends on its seed alone
-# What a folder without a fewstep.json is taken for.
-DEFAULTS: Mapping[str, Any] = {"sigma_data": 0.5, "noise_scale": 250.0, "sigma_min": 0.002, "sigma_max": 80.0}
 
 
 @dataclass(frozen=True)
@@ -143,17 +141,11 @@ def load_model(
         raise ImportError("loading a model needs diffusers: pip install 'fewstep[diffusers]'") from error
 
     _check_device(device)
-    config = read_json(folder / "config.json")
+    config, card = read_json(folder / "config.json"), Card.read(folder / "fewstep.json")
     if config.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{folder / 'config.json'} must describe a UNet2DModel; got {config.get('_class_name')!r}")
-    card = folder / "fewstep.json"
-    facts = {**DEFAULTS, **(read_json(card) if card.exists() else {})}
-    if facts.get("preconditioning", "edm") != "edm":
-        raise ValueError(f"{card} asks for preconditioning {facts['preconditioning']!r}; only 'edm' is known")
-    for key in DEFAULTS:
-        if isinstance(facts[key], bool) or not isinstance(facts[key], int | float):
-            raise ValueError(f"{card}: {key} must be a number; got {facts[key]!r}")
     try:
+        _check_sizes(config, folder / WEIGHTS)
         network = UNet2DModel.from_config(config)
         network.load_state_dict(load_file(folder / WEIGHTS))
     except FileNotFoundError as error:
@@ -161,27 +153,118 @@ def load_model(
     except Exception as error:  # a corrupt header, missing or misshapen tensors, an impossible configuration
         reason = textwrap.shorten(str(error), 200, placeholder=" ...")
         raise ValueError(f"{folder} does not hold a whole UNet2DModel ({reason}): copy it again") from error
-    patch, channels = facts.get("patch", 1), network.config.in_channels
-    if isinstance(patch, bool) or not isinstance(patch, int) or patch < 1 or channels % patch**2:
-        raise ValueError(f"{card}: patch must be an integer whose square divides {channels} channels; got {patch!r}")
-    size = network.config.sample_size
-    if size is None:
-        raise ValueError(f"{folder / 'config.json'} has no sample_size: add the side of the images in pixels")
+    height, width = _sides(network.config, folder / "config.json")
+    channels = card.fit(network)
     network.eval().requires_grad_(False)
     torch.nn.Module.to(network, device=device, dtype=dtype)  # ModelMixin.to prints a warning about casts
+    for name, tensor in network.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{folder / WEIGHTS}: {name} holds NaN or inf as {tensor.dtype}: copy or train it again")
     network.to(memory_format=torch.channels_last)  # in which convolutions are faster
-    height, width = (size, size) if isinstance(size, int) else size
     return EDMModel(
         network=network,
-        shape=(channels // patch**2, height * patch, width * patch),
-        schedule=EDM(facts["sigma_min"], facts["sigma_max"]),
-        sigma_data=facts["sigma_data"],
-        noise_scale=facts["noise_scale"],
-        classes=tuple(facts.get("classes", ())),
-        null_label=facts.get("null_label"),
+        shape=(channels, height * card.patch, width * card.patch),
+        schedule=EDM(card.sigma_min, card.sigma_max),
+        sigma_data=card.sigma_data,
+        noise_scale=card.noise_scale,
+        classes=tuple(card.classes),
+        null_label=card.null_label,
         batch=batch,
-        patch=patch,
+        patch=card.patch,
     )
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a `fewstep.json` says; the values here are those of a folder without one."""
+
+    path: Path
+    preconditioning: str = "edm"
+    sigma_data: float = 0.5
+    noise_scale: float = 250.0
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    classes: Sequence[str] = ()
+    null_label: int | None = None
+    patch: int = 1
+    summary: str = ""
+
+    @classmethod
+    def read(cls, path: Path) -> Card:
+        facts = read_json(path) if path.exists() else {}
+        known = [field.name for field in fields(cls) if field.name != "path"]
+        if unknown := facts.keys() - known:
+            raise ValueError(f"{path}: {min(unknown)!r} is not known; there are {', '.join(known)}")
+        return cls(path, **facts)
+
+    def __post_init__(self) -> None:
+        if self.preconditioning != "edm":
+            self._refuse("preconditioning", "'edm'")
+        for name in ("sigma_data", "noise_scale", "sigma_min", "sigma_max"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                self._refuse(name, "a positive number")
+        if not isinstance(self.classes, list | tuple) or not all(isinstance(each, str) for each in self.classes):
+            self._refuse("classes", "a list of names")
+        if self.null_label is not None and not _is_integer(self.null_label):
+            self._refuse("null_label", "an integer, or null")
+        if not _is_integer(self.patch) or self.patch < 1:
+            self._refuse("patch", "an integer of at least 1")
+
+    def _refuse(self, name: str, wanted: str) -> NoReturn:
+        raise ValueError(f"{self.path}: {name} must be {wanted}; got {getattr(self, name)!r}")
+
+    def fit(self, network: torch.nn.Module) -> int:
+        """The colours of an image, if the network can be what the card says of it."""
+        config: Any = network.config
+        folded, area = config.in_channels, self.patch**2
+        if folded % area:
+            self._refuse("patch", f"an integer whose square divides {folded} channels")
+        if config.out_channels != folded:
+            raise ValueError(
+                f"{self.path.parent}: the network must have as many channels out as in; "
+                f"got {folded} in, {config.out_channels} out"
+            )
+        embedding: Any = network.class_embedding
+        count = 0 if embedding is None else getattr(embedding, "num_embeddings", math.inf)
+        if len(self.classes) > count:
+            self._refuse("classes", f"at most {count}, which the network has")
+        if self.null_label is not None and not 0 <= self.null_label < count:
+            self._refuse("null_label", f"one of the {count} labels of the network, or null")
+        return int(folded // area)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _sides(config: Any, path: Path) -> tuple[int, int]:
+    size = config.sample_size
+    if size is None:
+        raise ValueError(f"{path} has no sample_size: add the side of the images in pixels")
+    sides = [size, size] if _is_integer(size) else size
+    if not isinstance(sides, list | tuple) or len(sides) != 2 or not all(_is_integer(s) and s > 0 for s in sides):
+        raise ValueError(f"{path}: sample_size must be the side of the images in pixels, or two; got {size!r}")
+    return sides[0], sides[1]
+
+
+def _check_sizes(config: Mapping[str, Any], path: Path) -> None:
+    """ValueError unless the network of `config` has the tensors that the header of `path` names; nothing is built."""
+    from diffusers import UNet2DModel
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, not a dict
+    layers = config.get("layers_per_block", 1) * len(config.get("block_out_channels", ()))
+    if layers > len(stored):  # before the network without memory, which takes its time too
+        raise ValueError(f"the configuration has {layers} layers, the weights {len(stored)} tensors")
+    with torch.device("meta"):
+        wanted = {name: tuple(each.shape) for name, each in UNet2DModel.from_config(config).state_dict().items()}
+    for name in sorted(wanted.keys() | stored.keys()):
+        if wanted.get(name) != stored.get(name):
+            raise ValueError(
+                f"{name} is {stored.get(name, 'not')} in the weights, {wanted.get(name, 'not')} in the configuration"
+            )
 
 
 def _check_device(device: str | torch.device) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,7 @@ def load_images(source: str | Path = CIFAR10) -> tuple[Tensor, Tensor | None]:
         file = read_npz(path)
         if not {"images", "jpeg"} & set(file):
             raise ValueError(f"{path} holds neither `images` nor `jpeg`, but {', '.join(file)}")
-        images = file["images"] if "images" in file else _decoded(file["jpeg"].tobytes(), file["offsets"])
+        images = file["images"] if "images" in file else _decoded(path, file)
         labels = file.get("labels")
     else:
         try:
@@ -46,15 +48,32 @@ def load_images(source: str | Path = CIFAR10) -> tuple[Tensor, Tensor | None]:
         raise ValueError(f"{source} must hold uint8 images (N, H, W, 3); got {images.dtype} {images.shape}")
     if labels is not None and labels.shape != images.shape[:1]:
         raise ValueError(f"{source} must hold one label an image; got {labels.shape} for {len(images)} images")
+    if labels is not None and not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{source} must hold integers as labels, the numbers of classes; got {labels.dtype}")
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     return pixels, None if labels is None else torch.from_numpy(labels.astype(np.int64))
 
 
-def _decoded(content: bytes, offsets: np.ndarray) -> np.ndarray:
+def _decoded(path: Path, file: Mapping[str, np.ndarray]) -> np.ndarray:
     from PIL import Image
 
-    files = (content[start:end] for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True))
-    return np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
+    content, offsets = file["jpeg"].tobytes(), file.get("offsets")
+    if offsets is None:
+        raise ValueError(f"{path} must hold `offsets` (N + 1,), where each file in `jpeg` begins; it has none")
+    whole = offsets.ndim == 1 and len(offsets) > 1 and np.issubdtype(offsets.dtype, np.integer)
+    if not whole or offsets[0] < 0 or offsets[-1] > len(content) or (np.diff(offsets) <= 0).any():
+        raise ValueError(
+            f"{path}: `offsets` must be rising integers (N + 1,) within the {len(content)} bytes of `jpeg`"
+        )
+    images = []
+    for i, (start, end) in enumerate(pairwise(offsets.tolist())):
+        try:
+            images.append(np.asarray(Image.open(io.BytesIO(content[start:end])).convert("RGB")))
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow has for a file that is cut, or none
+            raise ValueError(f"{path}: image {i} of `jpeg` is not a whole image file: copy it anew") from error
+        if images[i].shape != images[0].shape:
+            raise ValueError(f"{path}: image {i} of `jpeg` is {images[i].shape}, those before it {images[0].shape}")
+    return np.stack(images)
 
 
 def to_unit_range(images: Tensor) -> Tensor:

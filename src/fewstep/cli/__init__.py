@@ -6,19 +6,35 @@ A command imports what it needs when it runs, so that its help takes no seconds.
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 try:
     import rich  # noqa: F401
     import typer
+    from typer.core import TyperGroup
 except ImportError:
     sys.exit("error: the command line needs typer and rich: pip install 'fewstep[cli,diffusers]'")
 
 from .. import __version__
+from ..signals import INTERRUPTED
 from . import compare, estimate, grids, models, sample, solvers
+from .show import say
+
+
+class Commands(TyperGroup):
+    """Ctrl-C ends any command alike: one line, with what the interruption knows of the work, and exit code 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interruption:
+            say(": ".join(["interrupted", *map(str, interruption.args)]))
+            raise typer.Exit(INTERRUPTED) from None
+
 
 app = typer.Typer(
     name="fewstep",
+    cls=Commands,
     help="EVODiff and its field: good samples from a diffusion model in 5-20 calls, without retraining.",
     no_args_is_help=True,
     add_completion=False,

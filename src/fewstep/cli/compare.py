@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..models import DEFAULT_MODEL
-from .options import ALL_SOLVERS, AsJson, Debug, Device, GridName, Guidance, Label, Model, Seed, Statistics
+from .options import ALL_SOLVERS, AsJson, Debug, Device, GridName, Guidance, Label, Model, Seed, Statistics, path
 from .parse import conditioned, informed, load, pick_budgets, pick_grid, pick_solvers
 from .show import count, errors, progress, say
 
@@ -37,7 +37,7 @@ def compare(
     guidance: Guidance = 1.0,
     statistics: Statistics = None,
     device: Device = "cpu",
-    out: Annotated[Path, typer.Option(help="The picture, a PNG.")] = Path("compare.png"),
+    out: Annotated[Path, typer.Option(parser=path, metavar="<path>", help="The picture, a PNG.")] = Path("compare.png"),
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:

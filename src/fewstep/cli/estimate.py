@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..models import CIFAR10, DEFAULT_MODEL
-from .options import MAX_SEED, Debug, Device, Guidance, Model
+from .options import MAX_SEED, Debug, Device, Guidance, Model, path
 from .parse import load, subject
 from .show import errors, progress, say
 
@@ -17,7 +17,7 @@ app = typer.Typer(help="What DPM-Solver-v3 and Analytic-DPM need to know of a mo
 
 EstimateLabel = Annotated[str, typer.Option("--label", help="'all': each image with its class; 'none': without.")]
 Data = Annotated[str, typer.Option(help="Training images: an npz file, or a name on the Hugging Face hub.")]
-StatisticsFile = Annotated[Path, typer.Option("--out", help="The file, safetensors.")]
+StatisticsFile = Annotated[Path, typer.Option("--out", parser=path, metavar="<path>", help="The file, safetensors.")]
 Points = Annotated[int, typer.Option(min=2, help="Noise levels, evenly in log-SNR.")]
 Samples = Annotated[int, typer.Option(min=2, help="Noisy images at each; more matter more than points.")]
 StatisticsSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the choice of images, and of the noise.")]
@@ -37,7 +37,10 @@ def ems(
     device: Device = "cpu",
     debug: Debug = False,
 ) -> None:
-    """Estimate the statistics of DPM-Solver-v3: about six calls for each point and sample."""
+    """Estimate the statistics of DPM-Solver-v3: about six calls for each point and sample.
+
+    An interrupted estimate goes on when the same command is given again.
+    """
     with errors(debug):
         from ..statistics import estimate_ems
 
@@ -57,7 +60,10 @@ def gamma(
     device: Device = "cpu",
     debug: Debug = False,
 ) -> None:
-    """Estimate Gamma of Analytic-DPM: one call for each point and sample."""
+    """Estimate Gamma of Analytic-DPM: one call for each point and sample.
+
+    An interrupted estimate goes on when the same command is given again.
+    """
     with errors(debug):
         from ..statistics import estimate_gamma
 
@@ -102,17 +108,22 @@ def _estimate(
             advance(now - shown)
             shown = now
 
-        found = estimator(
-            denoiser,
-            loaded.schedule,
-            images,
-            labels=labels,
-            points=points,
-            samples=samples,
-            seed=seed,
-            fingerprint=subject(loaded, label, guidance),
-            progress=report,
-            **options,
-        )
-    found.save(out)
+        try:
+            found = estimator(
+                denoiser,
+                loaded.schedule,
+                images,
+                labels=labels,
+                points=points,
+                samples=samples,
+                seed=seed,
+                fingerprint=subject(loaded, label, guidance),
+                out=out,
+                progress=report,
+                **options,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"{shown} of {points} points are kept; the same command goes on from there"
+            ) from None
     say(f"{found!r} in {out}: give it to a solver by --statistics")

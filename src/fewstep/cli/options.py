@@ -17,6 +17,13 @@ ALL_SOLVERS = f"{', '.join(SOME_SOLVERS)}; `fewstep solvers` lists all"
 ALL_GRIDS = f"{', '.join(SOME_GRIDS)}; `fewstep grids` lists all"
 MAX_SEED = 2**63 - 1
 
+
+def path(text: str) -> Path:
+    if not str(text):  # which Path takes for the current folder
+        raise typer.BadParameter("is empty: give a path")
+    return Path(text)
+
+
 Model = Annotated[str, typer.Option(help="A packaged model (see `fewstep models`) or a folder.")]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the first image; the next has the next seed.")]
 GridName = Annotated[str | None, typer.Option("--grid", help=f"{ALL_GRIDS}. Default: the solver's own.")]
@@ -25,6 +32,9 @@ Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale; 1
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, mps ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
 Statistics = Annotated[
-    list[Path] | None, typer.Option(help="A file of `fewstep estimate`, for solvers that need one; may be repeated.")
+    list[Path] | None,
+    typer.Option(
+        parser=path, metavar="<path>", help="A file of `fewstep estimate`, for solvers that need one; may be repeated."
+    ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -6,15 +6,16 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..models import DEFAULT_MODEL
-from .options import ALL_SOLVERS, AsJson, Debug, Device, GridName, Guidance, Label, Model, Seed, Statistics
+from .options import ALL_SOLVERS, AsJson, Debug, Device, GridName, Guidance, Label, Model, Seed, Statistics, path
 from .parse import conditioned, informed, load, pick_grid, pick_solvers
-from .show import EXIT_FAILED, count, errors, progress, say
+from .show import count, errors, progress, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +37,9 @@ def sample(
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; changes no pixel on a CPU.")] = 16,
     device: Device = "cpu",
     npz: Annotated[bool, typer.Option("--npz", help="One samples.npz, written at the end, instead of PNGs.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the images, grid.png and run.json.")] = Path("samples"),
+    out: Annotated[
+        Path, typer.Option(parser=path, metavar="<path>", help="Folder for the images, grid.png and run.json.")
+    ] = Path("samples"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in that folder.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -64,40 +67,41 @@ def sample(
             "statistics": [hashlib.sha256(path.read_bytes()).hexdigest() for path in statistics or []],
             "versions": versions(),
         }  # fmt: skip
-        run = Run(out, settings, npz, overwrite)
 
-        def images(seeds: range) -> Tensor:
+        def images(seeds: list[int]) -> Tensor:
             noise = unit_noise(seeds, loaded.shape, device=device)
             return draw(
                 denoiser(seeds), noise, nfe=nfe, solver=chosen, schedule=loaded.schedule, grid=chosen_grid, seeds=seeds
             )
 
-        found = run.made
-        record = run.complete() or _fill(run, range(seed, seed + n), batch_size, lambda seeds: pixels(images(seeds)))
+        with Run(out, settings, npz, overwrite) as run:
+            if run.damaged:
+                say(f"damaged, made again: {', '.join(run.damaged)}")
+            found = run.made
+            record = run.complete() or _fill(run, seed, batch_size, lambda seeds: pixels(images(seeds)))
     if as_json:
         typer.echo(json.dumps({**record, "out": str(out)}))
     if record["status"] == "interrupted":
-        say(f"interrupted: {run.made} of {count(n, 'image')} in {out}; the same command goes on from there")
-        raise typer.Exit(EXIT_FAILED)
+        raise KeyboardInterrupt(f"{run.made} of {count(n, 'image')} in {out}; the same command goes on from there")
     drawn = f"{n - found} drawn now, {record['images_per_second']:.1f} a second" if found < n else "all from before"
     say(f"{count(n, 'image')} in {out}, {drawn}; the sheet is {out / 'grid.png'}")
 
 
-def _fill(run: Run, seeds: range, batch_size: int, draw: Callable[[range], np.ndarray]) -> dict[str, Any]:
+def _fill(run: Run, seed: int, batch_size: int, draw: Callable[[list[int]], np.ndarray]) -> dict[str, Any]:
     """Draw the images that are missing, up to the end or an interruption, and return the run's record."""
     found, status = run.made, "done"
     started = time.perf_counter()
     try:
-        run.write_record("running")
-        with progress("sampling", len(seeds), "images", done=found) as advance:
-            for first in range(found, len(seeds), batch_size):
-                part = seeds[first : first + batch_size]
-                run.add(draw(part))
+        with progress("sampling", run.settings["n"], "images", done=found) as advance:
+            while run.missing:
+                part = run.missing[:batch_size]
+                run.add(draw([seed + i for i in part]))
                 advance(len(part))
     except KeyboardInterrupt:
         status = "interrupted"
     except BaseException:
-        run.finish("failed")
+        with suppress(OSError):  # of which there was one, most likely
+            run.finish("failed")
         raise
     seconds = time.perf_counter() - started
     rate = (run.made - found) / seconds

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ..signals import keep_what_is_made
+
 EXIT_FAILED = 1
 log = Console(stderr=True)
 
@@ -48,6 +50,7 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Any]:
+    keep_what_is_made()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, _Rate(), TimeRemainingColumn(), console=log) as progress:
         task = progress.add_task(what, total=total, completed=done, unit=unit)

@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -31,6 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..prediction import Denoiser
 from ..schedule import Node, Schedule
+from .kept import kept
 from .tables import EMS, Gamma, describe
 
 __all__ = ["estimate_ems", "estimate_gamma"]
@@ -57,6 +60,7 @@ def estimate_ems(
     seed: int = 0,
     derivative: Literal["reverse", "forward"] = "reverse",
     fingerprint: str | None = None,
+    out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> EMS:
     """The statistics l, s, b of `denoiser` at `points` half log-SNRs, evenly over `schedule.lam_range`.
@@ -71,6 +75,8 @@ def estimate_ems(
         derivative: "forward" takes less memory, if all operations of the model have a forward-mode derivative (in torch
             2.13 the group norms of diffusers' UNets do not on every layout).
         fingerprint: of the model, to be recorded: `fewstep.statistics.fingerprint`, or `EDMModel.fingerprint`.
+        out: a file for what is estimated, needs `fingerprint`. Until it is there each point is kept in a folder beside
+            it, `out` and ".parts": when the same estimate is asked for again, it goes on from there.
         progress: called with what is done and of how much, in units of its own.
 
     Costs about 6 calls for each point and sample, a backward pass counted as two.
@@ -92,22 +98,32 @@ def estimate_ems(
     def draws() -> Iterator[Drawn]:
         return _draws(denoiser, images, labels, samples, batch, seed, probes)
 
-    diagonals = []
-    for i, node in enumerate(nodes):
+    def diagonal(i: int) -> Tensor:
         total, count = torch.zeros(images.shape[1:], dtype=torch.float64, device="cpu"), 0
         for drawn in draws():
-            total += _signed(drawn, node, derivative)
+            total += _signed(drawn, nodes[i], derivative)
             count += drawn.signs.shape[0] * drawn.signs.shape[1]
-        diagonals.append(total / count)
-        tell(i + 1, 2 * points)
-    l = 1 - torch.stack(diagonals)  # noqa: E741
-    slopes = torch.gradient(l, spacing=(torch.from_numpy(at),), dim=0, edge_order=2)[0]
-    pairs = []
-    for i, node in enumerate(nodes):
-        pairs.append(_regression(_f_and_slope(drawn, schedule, node, reach, l[i], slopes[i]) for drawn in draws()))
-        tell(points + i + 1, 2 * points)
-    s, b = (torch.stack([pair[k] for pair in pairs]) for k in (0, 1))
-    return EMS(torch.from_numpy(lams), l, s, b, describe(schedule), fingerprint)
+        return total / count
+
+    def pair(i: int) -> Tensor:
+        batches = (_f_and_slope(drawn, schedule, nodes[i], reach, l[i], slopes[i]) for drawn in draws())
+        return torch.stack(_regression(batches))
+
+    how = {"points": points, "samples": samples, "probes": probes, "batch": batch, "seed": seed, "by": derivative}
+    with kept(out, EMS, fingerprint, schedule, (images, labels), how) as (once, save):
+        diagonals, pairs = [], []
+        for i in range(points):
+            diagonals.append(once(f"l-{i}", partial(diagonal, i)))
+            tell(i + 1, 2 * points)
+        l = 1 - torch.stack(diagonals)  # noqa: E741
+        slopes = torch.gradient(l, spacing=(torch.from_numpy(at),), dim=0, edge_order=2)[0]
+        for i in range(points):
+            pairs.append(once(f"s-b-{i}", partial(pair, i)))
+            tell(points + i + 1, 2 * points)
+        s, b = torch.stack(pairs, 1)
+        found = EMS(torch.from_numpy(lams), l, s, b, describe(schedule), fingerprint)
+        save(found)
+    return found
 
 
 def estimate_gamma(
@@ -121,14 +137,16 @@ def estimate_gamma(
     batch: int = 64,
     seed: int = 0,
     fingerprint: str | None = None,
+    out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Gamma:
     """Gamma of `denoiser`; arguments as for `estimate_ems`. Costs one call for each point and sample."""
     if points < 2 or batch < 1:
         raise ValueError(f"points must be at least 2, and batch 1; got points={points!r}, batch={batch!r}")
     lams = np.linspace(*schedule.lam_range, points)
-    gammas = []
-    for i, lam in enumerate(lams):
+    tell = progress or (lambda done, total: None)
+
+    def gamma(lam: float) -> Tensor:
         node = schedule.node(schedule.time_at(lam))
         total, count = 0.0, 0
         for drawn in _draws(denoiser, images, labels, samples, batch, seed, 0):
@@ -137,12 +155,17 @@ def estimate_gamma(
                 predicted = (x - node.alpha * drawn.denoiser(x, node.time)).double() / node.sigma
             total += predicted.square().sum().item()
             count += predicted.numel()
-        gammas.append(total / count)
-        if progress is not None:
-            progress(i + 1, points)
-    return Gamma(
-        torch.from_numpy(lams), torch.tensor(gammas, dtype=torch.float64, device="cpu"), describe(schedule), fingerprint
-    )
+        return torch.tensor(total / count, dtype=torch.float64, device="cpu")
+
+    how = {"points": points, "samples": samples, "batch": batch, "seed": seed}
+    with kept(out, Gamma, fingerprint, schedule, (images, labels), how) as (once, save):
+        gammas = []
+        for i, lam in enumerate(lams):
+            gammas.append(once(f"gamma-{i}", partial(gamma, lam)))
+            tell(i + 1, points)
+        found = Gamma(torch.from_numpy(lams), torch.stack(gammas), describe(schedule), fingerprint)
+        save(found)
+    return found
 
 
 class Drawn(NamedTuple):
