@@ -165,12 +165,12 @@ def exact(split: str) -> Mapping[str, Problem]:
     unit = _random(4, 48, 0.5, 0.1, seed + 12)
     for c, offset in ((0.01, 0.0), (0.1, 0.0), (127.5, 127.5), (300.0, 0.0)):
         law = unit.moved(c, offset)
-        add(f"units of {c:g}", "units", law, 48, law.std, {"EDM-scaled": EDM(0.002 * c, 80.0 * c)})
+        add(f"units of {c:g}", "units", law, 48, law.std, {"EDM-scaled": EDM(0.002 * c, 80.0 * c, data_std=law.std)})
     for c in (0.1, 16.0):
         law = unit.moved(c)
-        add(f"scale {law.std:.2g}", "scale", law, 48, law.std, STANDARD)
+        add(f"scale {law.std:.2g}", "scale", law, 48, law.std, _told(law.std))
     gaussian = _random(1, 16, 0.0, 0.05, seed + 13)
-    add("Gaussian 0.05", "scale", gaussian, 16, gaussian.std, STANDARD)
+    add("Gaussian 0.05", "scale", gaussian, 16, gaussian.std, _told(gaussian.std))
     add("SD's range", "range", mixture, 48, mixture.std, {"SD": STABLE_DIFFUSION}, calls=CALLS)
     shifts = {f"flow-{shift:g}": Flow(shift) for shift in (1.0, 7.0)}
     add("shifts", "range", mixture, 48, mixture.std, shifts, levels=ALL)
@@ -200,6 +200,11 @@ def trained_trees(split: str) -> Mapping[str, Problem]:
             name, "trees", law, shape, 1.0, seed, {"VE": trees.SCHEDULE}, calls=CALLS, converged=TREES_CONVERGED
         )
     return found
+
+
+def _told(std: float) -> Mapping[str, Schedule]:
+    """The usual schedules, told the data's standard deviation."""
+    return {name: replace(schedule, data_std=std) for name, schedule in STANDARD.items()}
 
 
 def _random(count: int, dim: int, spread: float, std: float, seed: int) -> Mixture:

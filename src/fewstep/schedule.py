@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
-__all__ = ["EDM", "Discrete", "Flow", "Node", "Schedule", "VPCosine", "VPLinear", "contradicts", "mismatch"]
+__all__ = ["DATA_STD", "EDM", "Discrete", "Flow", "Node", "Schedule", "VPCosine", "VPLinear", "contradicts", "mismatch"]
 
+# The standard deviation of images in [-1, 1], as EDM has it (Karras et al., 2022, Table 1: sigma_data).
+DATA_STD = 0.5
 # sigma / alpha at the noisiest level, below which no run can start from noise. Wrong tables have 0.1, a constant beta
 # of 1 over [0, 1] has 1.3, published models have 12 (sbi's) to 4,000.
 LEAST_NOISE = 0.5
@@ -49,9 +51,11 @@ class Schedule(ABC):
 
     `t_max` and `t_min` are the ends of the range that the model was trained on, in the schedule's
     clock; `t_clean` is the time at which sigma is exactly 0. `uniform` names the variable in which
-    equal steps suit the models that use the schedule: half log-SNR or the clock.
+    equal steps suit the models that use the schedule: half log-SNR or the clock. `data_std` is the standard
+    deviation of the data, about: what is little noise, and what is much.
     """
 
+    data_std: float = DATA_STD
     uniform: ClassVar[Literal["lam", "time"]] = "lam"
     t_clean: ClassVar[float] = 0.0
 
@@ -121,8 +125,10 @@ class EDM(Schedule):
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
+    data_std: float = field(default=DATA_STD, kw_only=True)
 
     def __post_init__(self) -> None:
+        _check_std(self.data_std)
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(
                 "EDM needs 0 < sigma_min < sigma_max < inf; "
@@ -162,8 +168,10 @@ class VPLinear(Schedule):
     beta_max: float = 20.0
     t_min: float = 1e-3
     t_max: float = 1.0
+    data_std: float = field(default=DATA_STD, kw_only=True)
 
     def __post_init__(self) -> None:
+        _check_std(self.data_std)
         if not 0 < self.beta_min <= self.beta_max < math.inf:
             raise ValueError(
                 "VPLinear needs 0 < beta_min <= beta_max < inf; "
@@ -204,8 +212,10 @@ class VPCosine(Schedule):
     s: float = 0.008
     t_min: float = 1e-3
     t_max: float = 0.9946
+    data_std: float = field(default=DATA_STD, kw_only=True)
 
     def __post_init__(self) -> None:
+        _check_std(self.data_std)
         if not 0 < self.s < math.inf:
             raise ValueError(f"VPCosine needs 0 < s < inf; got s={self.s!r}")
         _check_range(self, 0.0, 1.0)
@@ -243,10 +253,12 @@ class Discrete(Schedule):
     """
 
     alphas_cumprod: Sequence[float] = field(repr=False)
+    data_std: float = field(default=DATA_STD, kw_only=True)
     uniform: ClassVar[Literal["lam", "time"]] = "time"
     t_clean: ClassVar[float] = -1.0
 
     def __post_init__(self) -> None:
+        _check_std(self.data_std)
         table = tuple(float(a) for a in self.alphas_cumprod)
         if len(table) < 2:
             raise ValueError(f"alphas_cumprod needs at least 2 entries; got {len(table)}")
@@ -297,11 +309,13 @@ class Flow(Schedule):
     """
 
     shift: float = 1.0
+    data_std: float = field(default=DATA_STD, kw_only=True)
     uniform: ClassVar[Literal["lam", "time"]] = "time"
     # Grids in log-SNR need finite ends; beyond 1 : 999 a flow model sees nothing but noise, or no noise.
     LAM_END: ClassVar[float] = math.log(999.0)
 
     def __post_init__(self) -> None:
+        _check_std(self.data_std)
         if not 0 < self.shift < math.inf:
             raise ValueError(f"Flow needs shift > 0; got shift={self.shift!r}")
 
@@ -341,6 +355,11 @@ def _products(alphas: Sequence[float]) -> str:
     if math.prod(alphas) < 1 / (1 + LEAST_NOISE**2):
         return "these look like alphas, 1 - beta: pass their cumulative products, a scheduler's alphas_cumprod"
     return "pass the cumulative products of 1 - beta over all steps, a scheduler's alphas_cumprod"
+
+
+def _check_std(data_std: float) -> None:
+    if not 0 < data_std < math.inf:
+        raise ValueError(f"data_std must be positive and finite, the standard deviation of the data; got {data_std!r}")
 
 
 def _check_range(schedule: Schedule, low: float, high: float) -> None:

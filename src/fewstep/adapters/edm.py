@@ -164,7 +164,7 @@ def load_model(
     return EDMModel(
         network=network,
         shape=(channels, height * card.patch, width * card.patch),
-        schedule=EDM(card.sigma_min, card.sigma_max),
+        schedule=EDM(card.sigma_min, card.sigma_max, data_std=card.sigma_data),
         sigma_data=card.sigma_data,
         noise_scale=card.noise_scale,
         classes=tuple(card.classes),

@@ -20,7 +20,7 @@ from typing import Any, Protocol, overload
 
 import numpy as np
 
-from ..schedule import Node, Schedule
+from ..schedule import DATA_STD, Node, Schedule
 
 __all__ = [
     "Grid",
@@ -38,7 +38,8 @@ __all__ = [
 ]
 
 
-# Noise of two grey levels in images of [-1, 1]: below it nobody sees whether a run ends at t_min or at 0.
+# Noise of two grey levels in images of [-1, 1], which have DATA_STD; it grows with the data. Below it nobody sees
+# whether a run ends at t_min or at 0.
 VISIBLE = 1 / 64
 DENSITY_POINTS = 4001  # of a grid that is given by its density
 FALL, FALL_OF_FEW = 0.22, 1.0  # of `focused`
@@ -88,9 +89,9 @@ def _restore(module: str, name: str, options: Mapping[str, Any]) -> Grid:
     return Grid(grid.make, options)
 
 
-def closes(end: Node, to_zero: bool | None) -> bool:
+def closes(data_std: float, end: Node, to_zero: bool | None) -> bool:
     """Whether a grid down to `end` takes one more step, to sigma = 0."""
-    return end.sigma > 0 and (end.nsr > VISIBLE if to_zero is None else to_zero)
+    return end.sigma > 0 and (end.nsr > VISIBLE * data_std / DATA_STD if to_zero is None else to_zero)
 
 
 def between(
@@ -99,10 +100,11 @@ def between(
     to_zero: bool | None,
     ends: tuple[Node, Node],
     inner: Callable[[int], Iterable[float]],
+    data_std: float | None = None,
 ) -> tuple[Node, ...]:
     """The first of `ends`, the n - 1 times `inner(n)`, and the last of `ends`; closed at sigma = 0."""
     start, end = ends
-    closing = closes(end, to_zero)
+    closing = closes(schedule.data_std if data_std is None else data_std, end, to_zero)
     n = steps - closing
     nodes = (start, *map(schedule.node, inner(n)), *([end] if n else []))
     return (*nodes, schedule.node(schedule.t_clean)) if closing else nodes
@@ -152,12 +154,13 @@ def focused(
     schedule: Schedule,
     steps: int,
     *,
+    data_std: float | None = None,
     center: float = 4.0,
     rise: float = 0.6,
     fall: float | None = None,
     to_zero: bool | None = None,
 ) -> tuple[Node, ...]:
-    """Finest where images are decided: nodes of density 1 / (z^rise + z^-fall) in log-SNR, z = nsr / center.
+    """Finest where data are decided: density 1 / (z^rise + z^-fall) in log-SNR, z = nsr / center.
 
     The grid of EVODiff's default; nsr = sigma / alpha. The conditional entropy of an image falls fastest near `center`
     and, on the clean side, in proportion to its power at that scale; noisier levels decide little. Errors of second or
@@ -166,14 +169,20 @@ def focused(
 
     `fall` None is 0.22 + 1 / n for n steps between noisy levels: few are better spent on what is decided than on its
     details. These numbers were chosen on the development problems of docs/quality.md.
+
+    `center` is for data of standard deviation 0.5, as images in [-1, 1] are, and grows with `data_std`; None asks the
+    schedule.
     """
     if not 0 < center < math.inf:
         raise ValueError(f"center must be positive; got center={center!r}")
     for name, value in (("rise", rise), ("fall", fall)):
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"{name} must be finite and at least 0; got {name}={value!r}")
+    data_std = schedule.data_std if data_std is None else data_std
+    if not 0 < data_std < math.inf:
+        raise ValueError(f"data_std must be positive and finite; got data_std={data_std!r}")
     lams = np.linspace(*schedule.lam_range, DENSITY_POINTS)
-    z = -lams - math.log(center)
+    z = -lams - math.log(center * data_std / DATA_STD)
 
     def inner(n: int) -> Iterable[float]:
         power = FALL + FALL_OF_FEW / max(n, 1) if fall is None else fall
@@ -181,7 +190,7 @@ def focused(
         share = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
         return evenly(lambda u: schedule.time_at(float(np.interp(1 - u, share / share[-1], lams))))(n)
 
-    return between(schedule, steps, to_zero, lam_ends(schedule), inner)
+    return between(schedule, steps, to_zero, lam_ends(schedule), inner, data_std)
 
 
 @Grid

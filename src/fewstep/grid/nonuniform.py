@@ -45,7 +45,7 @@ def dm_nonuniform(
     if power not in (1, 2):
         raise ValueError(f"power must be 1 or 2; got {power!r}")
     start, end = ends = lam_ends(schedule)
-    n = steps - closes(end, to_zero)
+    n = steps - closes(schedule.data_std, end, to_zero)
     lams = _optimum(start.lam, end.lam, n, power) if n > 1 else ()
     return between(schedule, steps, to_zero, ends, lambda _: map(schedule.time_at, lams))
 

@@ -119,7 +119,7 @@ def _spaced(
     if not isinstance(schedule, Discrete):
         raise ValueError(f"{name} counts the entries of a Discrete table; got {schedule!r}: use time_uniform")
     size, end = len(schedule.alphas_cumprod), schedule.node(schedule.t_min)
-    closing = closes(end, to_zero)
+    closing = closes(schedule.data_std, end, to_zero)
     visited = times(size, steps + drop_last)[:steps]
     if not closing and visited[-1] == 0:
         visited = times(size, steps + 1)[:steps]

@@ -108,7 +108,7 @@ def _tabled(name: str, schedule: Schedule, steps: int, rows: Rows, to_zero: bool
         )
     lams = (start.lam, *(-math.log(level) for level in row[1:-1]), end.lam)
     inner = [schedule.node(_time(schedule, _read(lams, i / steps))) for i in range(1, steps)]
-    last = schedule.node(schedule.t_clean) if closes(end, to_zero) else end
+    last = schedule.node(schedule.t_clean) if closes(schedule.data_std, end, to_zero) else end
     return (start, *inner, last)
 
 

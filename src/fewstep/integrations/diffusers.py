@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ..guidance import magnitude
 from ..prediction import KINDS, to_denoised
-from ..schedule import Discrete, Flow, Node
+from ..schedule import DATA_STD, Discrete, Flow, Node
 from ..solvers import Solver, Stage
 from ..solvers.core.base import choice
 from ..solvers.evodiff.solver import RULES
@@ -98,6 +98,8 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         measures a sample as a whole. "auto" is 1, and -1 for three-dimensional latents (B, L, C) of flows.
 
     use_focused_sigmas: the noise levels of `fewstep.grid.focused`, which "evodiff" was developed on.
+    data_std: about the standard deviation of what the model makes, for "evodiff" and its levels: 0.5 for images in
+        [-1, 1], which is the default, 1 for latents that are scaled to it.
 
     All others are those of diffusers' multistep and flow schedulers: which noise levels, what the model predicts,
     thresholding or `clip_sample`. `use_lu_lambdas` is even steps of log-SNR, `timestep_type="continuous"` tells the
@@ -146,6 +148,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         time_shift_type: str = "exponential",
         shift_terminal: float | None = None,
         invert_sigmas: bool = False,
+        data_std: float = DATA_STD,
     ) -> None:
         choice("solver", solver, _solvers())
         choice("prediction_type", prediction_type, KINDS)
@@ -166,7 +169,9 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         found = betas(self.config)
         self.betas = torch.tensor(found, dtype=torch.float32)
         self.alphas = 1.0 - self.betas
-        self._schedule: Discrete | Flow = Flow() if use_flow_sigmas else table_of(found, lambda_min_clipped)
+        self._schedule: Discrete | Flow = (
+            Flow(data_std=data_std) if use_flow_sigmas else table_of(found, lambda_min_clipped, data_std)
+        )
         known = self._schedule.alphas_cumprod if isinstance(self._schedule, Discrete) else np.cumprod(1 - found)
         self.alphas_cumprod = torch.tensor(known, dtype=torch.float32)
         self.init_noise_sigma = 1.0

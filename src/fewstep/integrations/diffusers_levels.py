@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..grid import Grid, beta, checked, focused, karras, leading, linspace, log_snr, time_uniform, trailing
-from ..schedule import EDM, Discrete, Flow, Node
+from ..schedule import DATA_STD, EDM, Discrete, Flow, Node
 from ..solvers.core.base import choice
 
 __all__ = ["Levels", "betas", "level", "levels", "table_of", "training_levels"]
@@ -76,13 +76,13 @@ def _zero_snr(found: Array) -> Array:
     return np.asarray(1 - table / np.concatenate([[1.0], table[:-1]]))
 
 
-def table_of(found: Array, lowest_lam: float = -math.inf) -> Discrete:
+def table_of(found: Array, lowest_lam: float = -math.inf, data_std: float = DATA_STD) -> Discrete:
     """The schedule of these betas, without the entries whose half log-SNR is below `lowest_lam`."""
     table = np.array(Discrete(np.cumprod(1 - found).tolist()).alphas_cumprod)
     kept = table[0.5 * np.log(table / (1 - table)) >= lowest_lam]
     if len(kept) < 2:
         raise ValueError(f"lambda_min_clipped={lowest_lam!r} leaves {len(kept)} of {len(table)} timesteps: lower it")
-    return Discrete(kept.tolist())
+    return Discrete(kept.tolist(), data_std=data_std)
 
 
 def training_levels(config: Any, schedule: Discrete | Flow) -> Levels:
@@ -162,9 +162,9 @@ def _spaced_in_sigma(config: Any) -> Grid | None:
     return beta if config.use_beta_sigmas else None
 
 
-def _between(grid: Grid, low: float, high: float, steps: int, to_zero: bool) -> list[float]:
+def _between(grid: Grid, data_std: float, low: float, high: float, steps: int, to_zero: bool) -> list[float]:
     """steps + 1 values of sigma from `high` to `low`, or to 0 by one step more than to `low`."""
-    return [node.sigma for node in grid(EDM(low, high), steps, to_zero=to_zero)]
+    return [node.sigma for node in grid(EDM(low, high, data_std=data_std), steps, to_zero=to_zero)]
 
 
 # Tables of betas
@@ -182,7 +182,7 @@ def _discrete(config: Any, schedule: Discrete, steps: int, sigmas: Array | None,
         low = schedule.node(schedule.t_min).nsr if config.sigma_min is None else config.sigma_min
         high = schedule.node(schedule.t_max).nsr if config.sigma_max is None else config.sigma_max
         to_zero = config.final_sigmas_type == "zero"
-        nodes = [_at_ratio(schedule, ratio) for ratio in _between(grid, low, high, steps, to_zero)]
+        nodes = [_at_ratio(schedule, ratio) for ratio in _between(grid, config.data_std, low, high, steps, to_zero)]
     else:
         nodes = list(_spaced_in_time(config, schedule, steps))
     if sigmas is not None and timesteps is not None:
@@ -330,12 +330,12 @@ def _in_log_snr(config: Any) -> bool:
 def _flow_between(config: Any, grid: Grid, values: Array, steps: int, to_zero: bool) -> list[float]:
     """In sigma / alpha if an end is given so or the grid is of log-SNR; else in sigma, between the ends of values."""
     if not _in_log_snr(config) and config.sigma_min is None and config.sigma_max is None:
-        return _between(grid, float(values[-1]), float(values[0]), steps, to_zero)
+        return _between(grid, config.data_std, float(values[-1]), float(values[0]), steps, to_zero)
     most = math.exp(Flow.LAM_END)
     low, high = (min(Node(v, 1 - v, v).nsr, most) for v in (values[-1], values[0]))
     low = low if config.sigma_min is None else config.sigma_min
     high = high if config.sigma_max is None else config.sigma_max
-    return [ratio / (1 + ratio) for ratio in _between(grid, low, high, steps, to_zero)]
+    return [ratio / (1 + ratio) for ratio in _between(grid, config.data_std, low, high, steps, to_zero)]
 
 
 def _told(config: Any, values: list[float]) -> Levels:

@@ -103,6 +103,6 @@ class Paths:
         return math.exp(self.place[i] - self.place[i + 1])
 
     def answer(self, i: int, y: Functional) -> Functional:
-        """D at node i, from the state y that a solver has reached."""
-        answer: Functional = self.wiener[i] * y + self._surprise[i]
-        return answer
+        """D at node i, a vector, from the state y that a solver has reached, in any shape."""
+        answer: Functional = self.wiener[i] * y.reshape(self._surprise[i].shape) + self._surprise[i]
+        return answer.ravel()

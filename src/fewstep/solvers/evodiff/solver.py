@@ -30,9 +30,14 @@ class EVODiff:
     """The EVODiff solver.
 
     `mode` picks the reading. The default, "least-variance", is the one to use: docs/quality.md. Its weights are made
-    when a run is planned, all but one factor in the last step, and it runs on `fewstep.grid.focused`; the others, kept
-    to compare with, on `uniform`. `lower_order_final=False` corrects the last step too, at the price of one more call
-    where the grid ends above sigma = 0; the default mode then ends at the conditional mean.
+    when a run is planned, how much of them a sample gets is measured on its own answers, and it runs on
+    `fewstep.grid.focused`; the others, kept to compare with, on `uniform`. `lower_order_final=False` corrects the last
+    step too, at the price of one more call where the grid ends above sigma = 0; the default mode then ends at the
+    conditional mean.
+
+    `data_std` is about the standard deviation of the data, for the default mode and its grid; None asks the schedule,
+    which has 0.5, that of images in [-1, 1], if it was not told. With data, levels and `data_std` c times as large the
+    samples are c times as large.
 
     Of the others alone: `channel_dim` is the dimension that holds channels: "published" measures each sample and
     channel apart, "paper" each sample; use -1 for packed latents (B, L, C), or None to measure each sample as a whole.
@@ -51,6 +56,7 @@ class EVODiff:
     eta: float | None = None
     zeta: float | None = None
     shift: float = SHIFT
+    data_std: float | None = None
     calls_per_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -66,12 +72,16 @@ class EVODiff:
                 raise ValueError(f"{name} must be None or a number in [0, 1]; got {value!r}")
         if self.shift != SHIFT and (self.mode != "paper" or self.zeta is not None):
             raise ValueError(f'shift is part of the refined zeta of mode="paper"; got {self!r}')
+        if self.data_std is not None and (self.mode in RULES or not 0 < self.data_std < math.inf):
+            raise ValueError(f"data_std is a positive number for the default mode; got {self!r}")
         if not math.isfinite(self.shift):
             raise ValueError(f"shift must be finite; got {self.shift!r}")
 
     @property
     def grid(self) -> Grid:
-        return uniform if self.mode in RULES else focused
+        if self.mode in RULES:
+            return uniform
+        return focused if self.data_std is None else focused(data_std=self.data_std)
 
     def plan(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None = None) -> Sequence[Stage]:
         if nodes[1].nsr > nodes[0].nsr:
@@ -89,7 +99,7 @@ class EVODiff:
                     f"EVODiff weighs all predictions of a run and plans at most {MOST_STEPS:,} steps; "
                     f"got {len(nodes) - 1:,}: for converged runs take a linear solver such as UniPC"
                 )
-            return spend(variance.stages(nodes, extra), nfe, len(nodes) - 1)
+            return spend(variance.stages(nodes, extra, self.data_std or schedule.data_std), nfe, len(nodes) - 1)
         rule = RULES[self.mode]
         fixed = {"eta": self.eta, "zeta": self.zeta, "shift": self.shift} if self.mode == "paper" else {}
         stages: list[Stage] = []

@@ -31,15 +31,9 @@ undecided there: 0.6 for 5 of EDM's calls, 0.1 for 8, nothing for many. One fact
 their variances that is restored, before a step to sigma = 0 those of J x^, the answer there. A run that ends at visible
 noise, or corrects its last step, stays at the mean.
 
-No correction takes back what the last prediction does too much. A denoiser that has decided by then differs little in
-its newest answers and much in older ones, and c, made for changes that go on, adds them. So what the differences add,
-d = (1 + e) sum_j c_j (m_j - m_j+1), is made smaller in samples where it is larger, beside |m_0 - m_1|, than LIMIT times
-what the prior expects of the mean's:
-
-    d  <-  d min(1, limit |m_0 - m_1| / |d|),    limit = LIMIT sqrt(E |d|^2 / E |m_0 - m_1|^2) / (1 + e)
-
-In 5 calls most samples come to that, in 8 hardly one of a smooth denoiser. This factor is all that is measured at run
-time.
+All of this is the plan's. How much of it a sample gets is measured on its own answers while it runs: `trust`, which
+takes two rows for each prediction, that of the last two answers alone, and what all of them have beyond it. The image
+that a last prediction adds too much to, since nobody corrects it, is kept by the same measure.
 
 Kept from DDIM are the weight of x and the sum of the weights, so that what the denoiser does not change passes exactly.
 For short steps the regression finds the derivative, and the order is at least 2.
@@ -51,17 +45,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise, zip_longest
-from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ...grid.base import VISIBLE
-from ...schedule import Node
-from ..core.base import LinearStage, Row, Stage, State, euler_row
+from ...schedule import DATA_STD, Node
+from ..core.base import Stage, euler_row
 from .path_prior import Functional, PathPrior, Paths
+from .trust import Split, TrustingStage
 
 __all__ = ["stages"]
 
@@ -70,149 +61,108 @@ PRIOR = PathPrior()
 REACH = 0.25  # chosen on the development problems of docs/quality.md
 RESTORED = 0.5  # half-way between least error and full variance
 LAST_REACH = 5.0  # for grids where the prior hardly expects a difference; `focused` has 4.7 for 2 calls on a flow
-LIMIT = 1.25  # chosen on the development problems of docs/quality.md
 RIDGE = 1e-10  # relative; keeps nearly parallel differences from large weights of opposite signs
-
-
-class LastStage(NamedTuple):
-    """The last prediction: `base`, and what the differences of predictions add, limited in each sample.
-
-    base: the correction of x and DDIM's step, in one row. added: on the newest prediction and those before it; no
-    more than `limit` |m_0 - m_1| comes of it.
-    """
-
-    node: Node
-    base: Row
-    added: Row
-    limit: float
-    noise: float = 0.0
-
-    def __call__(self, state: State, x: Tensor, denoised: Tensor) -> tuple[Tensor, State]:
-        past = (denoised, *state.past)
-        added = self.added.apply(past[0], past[1:])
-        allowed = self.limit * _size(past[0] - past[1])
-        share = (allowed / _size(added).clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=1)
-        return self.base.apply(x, past).addcmul_(share, added), State(None, ())
-
-
-def _size(x: Tensor) -> Tensor:
-    """The norm of each sample of (B, *), as (B, 1, ...)."""
-    size: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
-    return size
 
 
 def stages(
     nodes: Sequence[Node],
     extra: bool,
+    data_std: float,
     *,
     prior: PathPrior = PRIOR,
     history: int = HISTORY,
     reach: float = REACH,
     restored: float = RESTORED,
-    limit: float = LIMIT,
     corrected: bool = True,
 ) -> list[Stage]:
     """One stage per step, and with `extra` one more call at the last node, which corrects the step into it.
 
-    `prior`, `history` (1 or more), `reach`, `restored`, `limit` and `corrected=False` are for ablations:
+    `prior`, `history` (1 or more), `reach`, `restored` and `corrected=False` are for ablations:
     docs/least-variance.md.
     """
     last = len(nodes) - 1 - (nodes[-1].sigma == 0)  # the last noisy node
-    paths = Paths(prior, [node.lam for node in nodes[: last + 1]])
-    answers: list[Functional] = []  # newest first
-    moved: tuple[float, ...] = ()  # the weights of the last prediction
-    y = kept = paths.state[0]  # the solver's state, and the part of it that the last step kept
+    unit = data_std / DATA_STD  # of the prior's data
+    paths = Paths(prior, [node.lam + math.log(unit) for node in nodes[: last + 1]])
+    shows = nodes[-1].nsr > VISIBLE * unit
+    # As vectors: the newest answer, differences of answers, the solver's state, and what the last step kept of it.
+    newest, differences = np.empty(0), np.empty((0, paths.state[0].size))
+    y = kept = paths.state[0].ravel()
+    gain = 0.0  # of the newest answer in the last step
     plan: list[Stage] = []
     for i, s in enumerate(nodes[: last + extra]):
-        if i and paths.share(i - 1) == 1:
-            answers.clear()  # beyond FAR nothing changes: no difference of answers is known, and nothing to correct
-        answers.insert(0, paths.answer(i, y))
+        answer = paths.answer(i, y)
+        foretold, surprise = differences[:0, 0], 0.0
+        if i and paths.share(i - 1) < 1:  # beyond FAR nothing changes: no difference is known, and nothing to correct
+            change = answer - newest
+            foretold = _fitted(change, differences[: max(0, history - 2)])
+            surprise = float(np.linalg.norm(change - foretold @ differences[: len(foretold)]))
+            differences = np.vstack([change, differences])[: history - 1]
+        else:
+            differences = differences[:0]
+        newest = answer
         correct = None
-        if len(answers) > 1 and corrected:
-            weights = _regress(paths.state[i] - kept, answers[:history], 1 - paths.share(i - 1))
-            y = kept + _sum(weights, answers)
-            changes = zip_longest(weights, (0.0, *moved), fillvalue=0.0)
-            correct = Row(1.0, tuple(s.alpha * (new - old) for new, old in changes))
+        if len(differences) and corrected:
+            y = kept + (1 - paths.share(i - 1)) * newest
+            two, four = (_fitted(paths.state[i].ravel() - y, known) for known in (differences[:1], differences))
+            y, correct = y + four @ differences, _split(s.alpha, two, four)
+        stage = TrustingStage(
+            s, 1.0, 0.0, gain, correct, foretold=_numbers(foretold), surprise=surprise, data_std=data_std
+        )
         if i == last:
-            plan.append(LinearStage(s, Row(1.0, ()), correct=correct))
+            plan.append(stage)
             break
-        t, share = nodes[i + 1], paths.share(i)
+        t, share, path = nodes[i + 1], paths.share(i), paths.state[i + 1].ravel()
         kept = share * y
         followed = i + 1 < last + extra  # by a correction
-        mean = moved = _regress(paths.state[i + 1] - kept, answers[: history if share < 1 else 1], 1 - share)
-        if followed and corrected:
-            moved = _wider(mean, min(reach, _lacking(mean, kept, answers, paths.state[i + 1])))
-        elif not followed and nodes[-1].nsr <= VISIBLE:
-            counted = 1 - paths.wiener[i]
+        counted: float | Functional = 1.0
+        part, most = 1.0, reach * corrected
+        if not followed:
+            part, most = restored * (not shows), LAST_REACH
+            left = 1 - paths.wiener[i]  # undecided
             if t is not nodes[-1]:  # the image is the answer at t, J x^
-                counted = counted * paths.wiener[i + 1] ** 2
-            lacking = _lacking(mean, kept, answers, paths.state[i + 1], counted)
-            moved = _wider(mean, restored * min(LAST_REACH, lacking))
-        y = kept + _sum(moved, answers)
-        newest, *older = moved
-        newest += share - t.nsr / s.nsr  # nothing but for nodes beyond FAR
-        move = Row(euler_row("data", s, t).scale, tuple(t.alpha * w for w in (newest, *older)))
-        if not followed and len(mean) > 1 and limit < math.inf:
-            plan.append(_last_stage(s, move, correct, limit * t.alpha * _expected(mean, answers)))
-            continue
-        kept_answers = range((history if corrected else history - 1) * followed)
-        plan.append(LinearStage(s, move, correct=correct, keep=kept_answers))
+                left = left * paths.wiener[i + 1] ** 2
+            counted = np.broadcast_to(left, paths.state[i].shape).ravel()
+        ddim = kept + (1 - share) * newest
+        rows = []
+        for known in (differences[:1], differences):
+            weights = _fitted(path - ddim, known) if share < 1 else np.zeros(len(known))
+            added = weights @ known
+            rows.append(weights * (1 + part * min(most, _lacking(ddim + added, added, path, counted))))
+        two, four = rows
+        y = ddim + four @ differences
+        scale, (move,) = euler_row("data", s, t)
+        predict = _split(t.alpha, two, four) if four.any() else None
+        plan.append(stage._replace(scale=scale, move=move, predict=predict, keep=max(0, history - 2) * followed))
+        gain = move
     if last < len(nodes) - 1:
-        plan.append(LinearStage(nodes[last], euler_row("data", *nodes[-2:])))
+        scale, (move,) = euler_row("data", *nodes[-2:])
+        plan.append(TrustingStage(nodes[last], scale, move))
     return plan
 
 
-def _regress(target: Functional, answers: Sequence[Functional], gain: float) -> tuple[float, ...]:
-    """The weights of `answers`, of the sum `gain`, that leave the least of `target`."""
-    weights = np.zeros(len(answers))
-    weights[0] = gain
-    if len(answers) > 1:
-        differences = np.stack([(a - b).ravel() for a, b in pairwise(answers)])
-        sizes = np.linalg.norm(differences, axis=1) + math.ulp(0)
-        unit = differences / sizes[:, None]
-        gram = unit @ unit.T + RIDGE * np.eye(len(unit))
-        found = np.linalg.solve(gram, unit @ (target - gain * answers[0]).ravel()) / sizes
-        weights[:-1] += found
-        weights[1:] -= found
+def _split(alpha: float, two: Functional, four: Functional) -> Split:
+    """The weights of all differences, alpha `four`, of which `two` has that of the newest if it were the only one."""
+    rest = alpha * four
+    rest[0] -= alpha * two[0]
+    return Split(alpha * float(two[0]), _numbers(rest) if len(rest) > 1 else ())
+
+
+def _numbers(weights: Functional) -> tuple[float, ...]:
     return tuple(weights.tolist())
 
 
-def _lacking(
-    weights: tuple[float, ...],
-    kept: Functional,
-    answers: Sequence[Functional],
-    path: Functional,
-    counted: float | Functional = 1.0,
-) -> float:
-    """e >= 0, by which the differences are to grow so that the state varies as the path; modes count by `counted`."""
-    y, d = kept + _sum(weights, answers), _sum(_changes(weights), answers)
-    missing, p, q = (counted * (path**2 - y**2)).sum(), (counted * y * d).sum(), (counted * d**2).sum()
+def _fitted(target: Functional, differences: Functional) -> Functional:
+    """The weights of `differences` (k, n), k of them, that leave the least of `target` (n,)."""
+    gram = differences @ differences.T
+    sizes = np.sqrt(gram.diagonal()) + math.ulp(0)
+    unit = gram / sizes / sizes[:, None] + RIDGE * np.eye(len(sizes))
+    found: Functional = np.linalg.solve(unit, differences @ target / sizes) / sizes
+    return found
+
+
+def _lacking(y: Functional, added: Functional, path: Functional, counted: float | Functional) -> float:
+    """e >= 0, by which what was `added` to y is to grow so that y varies as the path; modes count by `counted`."""
+    missing, p, q = (counted * (path**2 - y**2)).sum(), (counted * y * added).sum(), (counted * added**2).sum()
     if missing <= 0 or p <= 0:  # with p < 0 the variance falls first
         return 0.0
     return float(missing / (p + math.sqrt(p**2 + q * missing)))  # the form of the root that does not cancel
-
-
-def _wider(weights: tuple[float, ...], e: float) -> tuple[float, ...]:
-    """`weights` with their differences 1 + e times as large."""
-    return tuple(w + e * change for w, change in zip(weights, _changes(weights), strict=True))
-
-
-def _expected(weights: tuple[float, ...], answers: Sequence[Functional]) -> float:
-    """How large what `weights` add to DDIM's is beside the newest difference, by the prior."""
-    return float(np.linalg.norm(_sum(_changes(weights), answers)) / np.linalg.norm(answers[0] - answers[1]))
-
-
-def _last_stage(s: Node, move: Row, correct: Row | None, limit: float) -> LastStage:
-    changes, total = _changes(move.weights), sum(move.weights)
-    taken = correct.weights if correct else ()
-    base = Row(move.scale, tuple(a + move.scale * b for a, b in zip_longest((total,), taken, fillvalue=0.0)))
-    return LastStage(s, base, Row(changes[0], changes[1:]), limit)
-
-
-def _changes(weights: Sequence[float]) -> tuple[float, ...]:
-    """What `weights` differ by from DDIM's, which gives the newest answer all of their sum."""
-    return weights[0] - sum(weights), *weights[1:]
-
-
-def _sum(weights: Sequence[float], answers: Sequence[Functional]) -> Functional:
-    return np.tensordot(weights, np.stack(answers[: len(weights)]), axes=1)
