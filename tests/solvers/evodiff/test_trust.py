@@ -1,5 +1,6 @@
 """What a sample's own answers say of how far it may be foretold."""
 
+import itertools
 import math
 import pickle
 from itertools import pairwise
@@ -7,6 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fewstep as fs
 from benchmarks.numerics import state_tensors
@@ -269,3 +272,58 @@ def test_nor_does_alpha_matter(c, alpha):
         return run(stages, start, scaled(UNIT_MIXTURE, c))[0] / nodes[-1].alpha
 
     torch.testing.assert_close(drawn(c, alpha) / c, drawn(1.0, lambda n: 1.0), rtol=1e-9, atol=1e-9)
+
+
+BOUND = 1.0
+ANSWERS = st.sampled_from(["random", "signs", "hash"])
+SEEDS = st.integers(0, 2**31)
+
+
+def lawless(kind, seed):
+    """Answers within the bound: new at every call, or a function of x that jumps everywhere."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def denoiser(x, node):
+        if kind == "random":
+            return BOUND * (2 * torch.rand(x.shape, generator=generator, dtype=x.dtype) - 1)
+        if kind == "signs":
+            return BOUND * torch.sign(torch.sin(37 * x / max(node.sigma, 1e-3)) + 0.1)
+        return BOUND * (2 * torch.frac(1e4 * torch.sin(43758.5453 * x)).abs() - 1)
+
+    return denoiser
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    steps=st.lists(st.one_of(st.floats(0.02, 1.0), st.floats(0.5, 6.0)), min_size=1, max_size=99),
+    start=st.floats(-3.0, 5.0),
+    flow=st.booleans(),
+    kind=ANSWERS,
+    seed=SEEDS,
+)
+def test_what_is_denoised_at_last_is_within_the_bound_of_answers(steps, start, flow, kind, seed):
+    """To sigma = 0, on any grid of falling noise, the image is an answer; no state on the way is beyond numbers."""
+    levels = [math.exp(max(start - past, -20.0)) for past in itertools.accumulate(steps, initial=0.0)]
+    levels = [*dict.fromkeys(levels), 0.0]
+    nodes = [Node(0.0, 1 / (1 + n * flow), n / (1 + n * flow)) for n in levels]
+    stages = evodiff_variance.stages(nodes, False, DATA_STD)
+    got, asked, _ = run(stages, nodes[0].sigma * noise(4, 16, seed=seed), lawless(kind, seed))
+    assert all(x.isfinite().all() for x in asked)
+    assert got.abs().max() <= BOUND * (1 + 1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    schedule=st.sampled_from([fs.EDM(), fs.VPLinear(), fs.VPCosine(), fs.Flow()]),
+    grid=st.sampled_from([fs.focused, fs.karras, fs.log_snr, fs.time_uniform]),
+    calls=st.integers(1, 100),
+    kind=ANSWERS,
+    seed=SEEDS,
+)
+def test_bounded_answers_give_bounded_samples(schedule, grid, calls, kind, seed):
+    """On the usual grids, that end at noise: within 10 times the bound, whatever the answers say."""
+    nodes = grid(schedule, calls, to_zero=False)
+    stages = fs.EVODiff().plan(schedule, nodes)
+    got = run(stages, nodes[0].sigma * noise(4, 16, seed=seed), lawless(kind, seed))[0]
+    assert got.isfinite().all()
+    assert got.abs().max() <= 10 * BOUND
