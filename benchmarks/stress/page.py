@@ -95,8 +95,9 @@ def _errors(found: Measured) -> str:
 INTRODUCTION = """# Under stress
 
 How `EVODiff()`, with no options, does where it was not tuned: on problems that are nothing like images, at noise levels
-that no one chose for it, under guidance of up to 7.5. [quality.md](quality.md) has the other story, of images. Written
-by `{command}`.
+that no one chose for it, under guidance of up to 7.5. Only in **units** and **scale** are the schedules told the data's
+standard deviation, `data_std`; elsewhere they keep that of images. [quality.md](quality.md) has the other story, of
+images. Written by `{command}`.
 
 A cell is a problem, a schedule, a kind of noise levels and a number of calls. The error is the RMSE to the converged
 solution from the same noise, between the same ends. The {problems} exact problems have denoisers in closed form:

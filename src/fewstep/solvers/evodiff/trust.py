@@ -8,14 +8,17 @@ With the answers m_j, newest first, their differences d_j = m_j - m_j+1, and num
     rho       1 / resolved the noise that the answer finds in x, |x - alpha m_0| / sigma, over the first call's
     v         allowed      the variance of the data, data_std^2, or what rho says of it: n^2 (1 / rho^2 - 1), n = nsr
 
-    z = min(1, ((TRUSTED E)^2 v + SLACK^2 |d_0|^2) / |d_0 - P|^2)          all |.|^2 are means over the elements
+    z = min(1, (max(TRUSTED E, SMALL)^2 v + SLACK^2 |d_0|^2) / |d_0 - P|^2)   all |.|^2 are means over the elements
     s = <d_0, P> / ((1 - SLACK) |P|^2), within [0, 1]
 
-The differences of the row that weighs only the newest count z times, and what the row of all predictions has beyond
-that z s times. Why:
+Rows are split: what the last two answers alone would weigh, the lead, and what all answers have beyond that, the rest,
+which counts s times. All that a prediction adds to DDIM's counts z times as well. A correction, whose lead is the
+trapezoid rule's, is what holds guided answers together, and counts in full. Why:
 
 - z: a change that is much larger than the prior allows comes of strong guidance, or of errors of the network, and
-  does not go on. Where it was foretold to a quarter it is trusted, whatever its size.
+  does not go on. Where it was foretold to a quarter it is trusted, whatever its size, and so is one of less than half
+  the data's standard deviation: the prior spreads its changes evenly over the levels, and data of one scale have all of
+  theirs at one.
 - v: Gaussian data leave rho = n / sqrt(s^2 + n^2) of the noise, so that what an answer has explained tells how large
   the data are. Guidance and errors explain nothing: there rho stays at 1, and v is data_std^2.
 - s: under the prior P is a regression, so <d_0, P> is |P|^2 in the mean. It is less where a sample was decided sooner
@@ -34,10 +37,11 @@ from torch import Tensor
 
 from ...schedule import Node
 
-__all__ = ["Moved", "TrustingStage"]
+__all__ = ["Moved", "Split", "TrustingStage"]
 
-# Both chosen on the development problems of docs/stress.md.
+# Chosen on the development problems of docs/stress.md.
 TRUSTED = 2.5
+SMALL = 0.5
 SLACK = 0.25
 TINY = 1e-30  # in place of 0 where something is divided by
 
@@ -55,22 +59,28 @@ class Moved(NamedTuple):
     noise: Tensor
 
 
+class Split(NamedTuple):
+    """Weights of the differences of a row: lead d_0 as two answers have it, and what all have beyond that."""
+
+    lead: float
+    rest: tuple[float, ...]
+
+
 class TrustingStage(NamedTuple):
     """One call: its answer corrects the step before, tells how far the sample may be foretold, and moves on.
 
-        y  = x - moved + gain m_0 + sum_j correct_j d_j                 (y = x if there is nothing to correct)
-        x' = scale y + moved',   moved' = move m_0 + z lead d_0 + z s sum_j rest_j d_j
+        y  = x - moved + gain m_0 + C,            x' = scale y + moved',   moved' = move m_0 + z M
 
-    `keep` differences serve the next call. Sizes are per sample, and no tensor becomes a Python number.
+    C, of `correct`, and M, of `predict`, are lead d_0 + s sum_j rest_j d_j; without C y is x. `keep` differences serve
+    the next call. Sizes are per sample, and no tensor becomes a Python number.
     """
 
     node: Node
     scale: float
     move: float
     gain: float = 0.0
-    correct: tuple[float, ...] = ()
-    lead: float = 0.0
-    rest: tuple[float, ...] = ()
+    correct: Split | None = None
+    predict: Split | None = None
     foretold: tuple[float, ...] = ()
     surprise: float = 0.0
     data_std: float = 0.0
@@ -83,35 +93,32 @@ class TrustingStage(NamedTuple):
         if state is None:
             return (x * self.scale).add_(moved), Moved(moved, denoised, (), noise)
         differences = (denoised - state.newest, *state.differences)
+        z, share = self._trust(differences, state.noise / noise.clamp_(min=TINY))
         if self.correct:
-            x = _plus((x - state.moved).add_(denoised, alpha=self.gain), self.correct, differences)
-        if self.lead:
-            z, share = self._trust(differences, state.noise / noise.clamp_(min=TINY))
-            moved.addcmul_(z, differences[0], value=self.lead)
-            for weight, difference in zip(self.rest, differences, strict=False):
-                moved.addcmul_(share, difference, value=weight)
+            x = (x - state.moved).add_(denoised, alpha=self.gain).add_(differences[0], alpha=self.correct.lead)
+            for weight, difference in zip(self.correct.rest, differences, strict=False):
+                x.addcmul_(share, difference, value=weight)
+        if self.predict:
+            moved.addcmul_(z, differences[0], value=self.predict.lead)
+            both = z * share if self.predict.rest else z
+            for weight, difference in zip(self.predict.rest, differences, strict=False):
+                moved.addcmul_(both, difference, value=weight)
         return (x * self.scale).add_(moved), Moved(moved, denoised, differences[: self.keep], state.noise)
 
     def _trust(self, differences: Sequence[Tensor], resolved: Tensor) -> tuple[Tensor, Tensor]:
-        """z and z s, (B, 1, ...)."""
+        """z and s, (B, 1, ...); s where there is something foretold."""
         d = differences[0]
         allowed = resolved.square_().sub_(1).mul_(self.node.nsr**2).clamp_(min=self.data_std**2)
-        allowed.mul_((TRUSTED * self.surprise) ** 2 * d[0].numel())
-        if not self.foretold:
-            return (allowed / _size(d).square_().clamp_(min=TINY)).clamp_(max=1), allowed
-        change = _plus(differences[1] * self.foretold[0], self.foretold[1:], differences[2:])
+        allowed.mul_(max(TRUSTED * self.surprise, SMALL) ** 2 * d[0].numel())
         came = _size(d).square_()
+        if not self.foretold:
+            return (allowed / came.clamp_(min=TINY)).clamp_(max=1), came
+        change = differences[1] * self.foretold[0]
+        for weight, difference in zip(self.foretold[1:], differences[2:], strict=False):
+            change.add_(difference, alpha=weight)
         z = allowed.add_(came, alpha=SLACK**2).div_(_size(d - change).square_().clamp_(min=TINY)).clamp_(max=1)
         along = (d * change).sum(tuple(range(1, d.ndim)), keepdim=True)
-        s = along.div_(_size(change).square_().mul_(1 - SLACK).clamp_(min=TINY)).clamp_(0, 1)
-        return z, s.mul_(z)
-
-
-def _plus(x: Tensor, weights: Sequence[float], differences: Sequence[Tensor]) -> Tensor:
-    """x + sum_j weights_j differences_j, in place."""
-    for weight, difference in zip(weights, differences, strict=False):
-        x.add_(difference, alpha=weight)
-    return x
+        return z, along.div_(_size(change).square_().mul_(1 - SLACK).clamp_(min=TINY)).clamp_(0, 1)
 
 
 def _size(x: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ from ...grid.base import VISIBLE
 from ...schedule import DATA_STD, Node
 from ..core.base import Stage, euler_row
 from .path_prior import Functional, PathPrior, Paths
-from .trust import TrustingStage
+from .trust import Split, TrustingStage
 
 __all__ = ["stages"]
 
@@ -100,13 +100,16 @@ def stages(
         else:
             differences = differences[:0]
         newest = answer
-        correct: tuple[float, ...] = ()
+        correct = None
         if len(differences) and corrected:
             y = kept + (1 - paths.share(i - 1)) * newest
-            weights = _fitted(paths.state[i].ravel() - y, differences)
-            y, correct = y + weights @ differences, _numbers(s.alpha * weights)
+            two, four = (_fitted(paths.state[i].ravel() - y, known) for known in (differences[:1], differences))
+            y, correct = y + four @ differences, _split(s.alpha, two, four)
+        stage = TrustingStage(
+            s, 1.0, 0.0, gain, correct, foretold=_numbers(foretold), surprise=surprise, data_std=data_std
+        )
         if i == last:
-            plan.append(TrustingStage(s, 1.0, 0.0, gain, correct))
+            plan.append(stage)
             break
         t, share, path = nodes[i + 1], paths.share(i), paths.state[i + 1].ravel()
         kept = share * y
@@ -128,23 +131,20 @@ def stages(
         two, four = rows
         y = ddim + four @ differences
         scale, (move,) = euler_row("data", s, t)
-        stage = TrustingStage(s, scale, move, gain, correct, keep=max(0, history - 2) * followed)
-        if four.any():
-            rest = four.copy()
-            rest[0] -= two[0]
-            stage = stage._replace(
-                lead=t.alpha * float(two[0]),
-                rest=_numbers(t.alpha * rest) if len(rest) > 1 else (),
-                foretold=_numbers(foretold),
-                surprise=surprise,
-                data_std=data_std,
-            )
-        plan.append(stage)
+        predict = _split(t.alpha, two, four) if four.any() else None
+        plan.append(stage._replace(scale=scale, move=move, predict=predict, keep=max(0, history - 2) * followed))
         gain = move
     if last < len(nodes) - 1:
         scale, (move,) = euler_row("data", *nodes[-2:])
         plan.append(TrustingStage(nodes[last], scale, move))
     return plan
+
+
+def _split(alpha: float, two: Functional, four: Functional) -> Split:
+    """The weights of all differences, alpha `four`, of which `two` has that of the newest if it were the only one."""
+    rest = alpha * four
+    rest[0] -= alpha * two[0]
+    return Split(alpha * float(two[0]), _numbers(rest) if len(rest) > 1 else ())
 
 
 def _numbers(weights: Functional) -> tuple[float, ...]:
