@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 import typer
+from torch import Tensor
 
 from fewstep.bench.markdown import table
 from fewstep.bench.metrics import rmse
@@ -18,7 +19,8 @@ from fewstep.schedule import EDM, Node, Schedule
 from fewstep.solvers import DEIS, IPNDM, DPMSolverPP, EVODiff, Solver, UniPC
 from fewstep.solvers.core.base import Stage, spend
 from fewstep.solvers.evodiff.path_prior import PathPrior
-from fewstep.solvers.evodiff.variance import HISTORY, LIMIT, PRIOR, REACH, RESTORED, stages
+from fewstep.solvers.evodiff.trust import TrustingStage
+from fewstep.solvers.evodiff.variance import HISTORY, PRIOR, REACH, RESTORED, stages
 
 from .command import Data, Out, say, source, write
 from .problems import PROBLEMS, Problem, Source
@@ -28,19 +30,51 @@ __all__ = ["VARIANTS", "Variant", "page", "ratios"]
 
 BUDGETS = (5, 8, 12)
 SAMPLES = 128  # where the problem has as many
+BEYOND = 1e15  # a surprise that allows any change, whose square float32 holds
 NAMES = ("mixture", "ideal", "blurred-0.15", "model", "guided-4", "guided-7.5")
+
+
+def measured(stage: TrustingStage) -> TrustingStage:
+    """As the default does."""
+    return stage
+
+
+def z_is_1(stage: TrustingStage) -> TrustingStage:
+    """No change is more than the prior allows."""
+    return stage._replace(surprise=BEYOND)
+
+
+def s_is_0(stage: TrustingStage) -> TrustingStage:
+    """Only the newest difference is weighed."""
+    return stage._replace(rest=())
+
+
+class Regardless(TrustingStage):
+    """s = 1: what was foretold need not have come."""
+
+    def _trust(self, differences: Sequence[Tensor], resolved: Tensor) -> tuple[Tensor, Tensor]:
+        z, _ = super()._trust(differences, resolved)
+        return z, z
+
+
+def s_is_1(stage: TrustingStage) -> TrustingStage:
+    return Regardless(*stage)
+
+
+def nothing_measured(stage: TrustingStage) -> TrustingStage:
+    return s_is_1(z_is_1(stage))
 
 
 @dataclass(frozen=True)
 class LeastVariance:
-    """The rule with another prior, fewer predictions, calls or the end elsewhere, another limit or no correction."""
+    """The rule with another prior, fewer predictions, calls or the end elsewhere, other trust or no correction."""
 
     prior: PathPrior = PRIOR
     history: int = HISTORY
     reach: float = REACH
     restored: float = RESTORED
-    limit: float = LIMIT
     corrected: bool = True
+    trust: Callable[[TrustingStage], TrustingStage] = measured
     grid: ClassVar[Grid] = focused
     calls_per_step: ClassVar[int] = 1
 
@@ -48,14 +82,14 @@ class LeastVariance:
         plan = stages(
             nodes,
             False,
+            schedule.data_std,
             prior=self.prior,
             history=self.history,
             reach=self.reach,
             restored=self.restored,
-            limit=self.limit,
             corrected=self.corrected,
         )
-        return spend(plan, nfe, len(nodes) - 1)
+        return spend([self.trust(stage) for stage in plan], nfe, len(nodes) - 1)
 
 
 class Variant(NamedTuple):
@@ -80,8 +114,10 @@ VARIANTS: Mapping[str, Variant] = {
     "twice the reach": Variant(LeastVariance(reach=REACH * 2)),
     "the last step to the conditional mean": Variant(LeastVariance(restored=0.0)),
     "the last step to full variance": Variant(LeastVariance(restored=1.0)),
-    "the last step without a limit": Variant(LeastVariance(limit=math.inf)),
-    "the last step by DDIM": Variant(LeastVariance(limit=0.0)),
+    "z = 1": Variant(LeastVariance(trust=z_is_1)),
+    "s = 1": Variant(LeastVariance(trust=s_is_1)),
+    "z = s = 1, nothing measured": Variant(LeastVariance(trust=nothing_measured)),
+    "s = 0, the newest difference alone": Variant(LeastVariance(trust=s_is_0)),
     "no correction": Variant(LeastVariance(corrected=False)),
     "on a grid of one fall for all": Variant(EVODiff(), focused(fall=0.36)),
     "on a grid half as steep": Variant(EVODiff(), focused(rise=0.3, fall=0.18)),
@@ -178,23 +214,49 @@ differences go half the way to where the prior's variance is restored in what is
 (each mode counts by 1 − J; one factor serves all; before a step to σ = 0 it is the variance of what is denoised, J x̂).
 On VE they would be 1.6 times as large in 5 calls, 1.3 in 6, 1.1 in 8, and unchanged in many.
 
-All this within a limit. No correction takes back what the last prediction does too much, and a sharp denoiser has often
-decided by then: its newest answers are the same, older ones differ, and weights made for changes that go on add what is
-over. So in each sample what the differences add is cut to 1.25 times what the prior expects of the mean's beside the
-newest of them; where nothing changed between the last two calls the step is DDIM's. Without that the Fréchet distance
-of 5 calls on *ideal* is 1.7 (flow) to 3 times (VP) as large. In 5 calls most samples are cut, on smooth problems too:
-on the network six to nine of ten, whose differences are 1.1 times what is allowed, on average; in 6 and 8 calls one to
-two of ten.
+## Trust
 
-What the enlargement is worth, on the development problems, VE: in 5 calls the network's distance to its own
-distribution is 1.11 in place of 1.43, in 6 0.70 in place of 0.82. As the prior is only a prior, the error of 5 calls
-falls too, by 18 to 29 % on *gaussian* and *mixture* (on all schedules) and by 7 % on the network. It costs error where
-steps are shorter: up to 14 % of it on those at 8 calls on VP, 1 % on the network, and under 1 % at guidance 4.
+All this is what the prior expects. Guided networks, sharp data and untrained ones answer otherwise: their answers
+change by more, in another direction, or not at all any more, and weights made for changes that go on add what is over.
+How much of the plan a sample gets is therefore measured on its own answers while it runs
+(`solvers/evodiff/trust.py`). Each prediction has two rows: the best of the two newest answers, which weighs their
+difference d₀, and what the row of all four has beyond it. The first counts z times, the second z s times:
+
+    z = min(1, ((2.5 E)² v + |d₀|²/16) / |d₀ − P|²)
+    s = ⟨d₀, P⟩ / (¾ |P|²),  within [0, 1]
+
+P is what d₀ was foretold to be from the differences before it, E the root mean square that the prior expects of d₀ − P
+for data of standard deviation 1, v the variance of the data, and all |·|² are means over the elements of a sample.
+
+- **z asks whether the newest change may go on.** What is within 2.5 times the prior's surprise, or was foretold to a
+  quarter of itself, is trusted in full. A change beyond that comes of guidance or of errors of the network, and counts
+  by what of it the prior allows. With z = 0 the step is DDIM's.
+- **s asks whether the old changes still tell anything.** Under the prior P is a regression, and ⟨d₀, P⟩ is |P|² in the
+  mean. In a sample that was decided sooner than foretold it is less, and its old differences, which are large then, are
+  not added again. Where d₀ is 0 the step is DDIM's.
+- **v is the data's.** The levels, the prior and v are in units of `data_std`; None asks the schedule, which has 0.5,
+  that of images in [-1, 1], if it was not told. Where the data turn out to be larger the answers show it: Gaussian data
+  leave ρ = n / √(s² + n²) of the noise, so that what an answer explains of x tells s, and v is s² if that is more.
+  Guidance and errors explain nothing, and allow nothing.
+
+Both are one number a sample and a call, made of means over its elements: a sample does not depend on its batch, and
+nothing waits for a device. For short steps P foretells the change, both are 1, and the order is the plan's. The
+correction is not scaled: it starts from what was known before the prediction, x less what was added, and takes the
+prediction back, trusted or not, with all else that was done to x in place.
+
+## What the enlargement is worth
+
+Measured before trust, when only the last step had a limit, on the development problems, VE: in 5 calls the network's
+distance to its own distribution is 1.11 in place of 1.43, in 6 0.70 in place of 0.82. As the prior is only a prior, the
+error of 5 calls falls too, by 18 to 29 % on *gaussian* and *mixture* (on all schedules) and by 7 % on the network. It
+costs error where steps are shorter: up to 14 % of it on those at 8 calls on VP, 1 % on the network, and under 1 % at
+guidance 4.
+
+## What passes exactly
 
 The weight of x stays σ_t/σ_s and the weights of predictions keep their sum, those of DDIM: a denoiser that answers the
-same everywhere is followed exactly, and all that is uncertain multiplies differences of predictions. But for that one
-factor the rule is linear. A sample cannot depend on its batch, nothing waits for a device, and x may be edited between
-calls.
+same everywhere is followed exactly, and all that is uncertain multiplies differences of predictions. But for z and s
+the rule is linear, and x may be edited between calls.
 
 ## The grid
 
@@ -216,17 +278,19 @@ Above 1 the default is better. Written by `make variance`.
 TRIED = """
 ## What was tried and is not in it
 
-Figures are of when it was tried: but for what names the last prediction, the last step was the mean, and the network
-is one that was packaged before, trained on all images where today's is trained on those typical of their class.
+Figures are of when it was tried: before trust, with a limit to the last step alone; but for what names the last
+prediction, the last step was the mean, and the network is one that was packaged before, trained on all images where
+today's is trained on those typical of their class.
 
 - **Weights per sample.** On the paths of the trained network, weights fitted to each sample apart leave only a little
   less variance than weights common to all: images differ in what is decided more than in when. What a measured slope
-  could add at run time is less than what its noise costs at 5 to 8 calls. But for the limit nothing is measured.
-- **Other limits.** One of 0.6 in place of 1.25 adds 2 to 6 % to the Fréchet distance of *ideal* at 5 calls, 8 % to that
-  of *mixture*, and 10 to 18 % to the error of *mixture* and *gaussian* at 20. One that loosens for short steps takes
-  6 % off *gaussian* at 20 and adds 2 to 4 % to *mixture* and the network. At 8 calls a tenth of the distance of *ideal*
-  is the limit's price. A limit to every prediction, not the last alone, changes errors by a third of a percent:
-  corrections already take back what was too much.
+  could add at run time is less than what its noise costs at 5 to 8 calls. z and s only ever take away.
+- **A limit to the last step**, which cut in each sample what the differences add to a multiple of what the prior
+  expects of it beside the newest of them. It was in the rule until trust, which does as much at every step.
+- **Other gates** in place of z and s, all worse. With e the part of the newest change that was not foretold:
+  max(0, 1 − e) and 1 / (1 + e²); e beside what the prior expects of it, as one factor on all differences; the cosine of
+  d₀ and P; s up to 2 in place of 1; a slope from the last two answers alone in place of P. And the correction scaled by
+  z as well: as it is, it damps what guided answers overshoot by, which is lost with it.
 - **Going further where the newest difference is larger than the prior expects**, in each sample, up to 3 times. It
   takes a tenth off the error of *ideal* and *blurred* where another start goes astray for it, and adds a sixth to that
   of *mixture*; with a threshold that spares *mixture* nothing is left.
@@ -243,10 +307,10 @@ is one that was packaged before, trained on all images where today's is trained 
   network, whose answers at high noise are not those of the prior: it trusts the first steps too much.
 - **Smoother surprise** (Matérn-5/2, squared exponential) changes little at few calls.
 - **A last step that keeps all contrast.** The outputs of 5 calls on sharp problems have three quarters of it. What is
-  missing was not decided earlier, and enlarging the last differences adds what is not there: without the limit it makes
+  missing was not decided earlier, and enlarging the last differences adds what is not there: without a limit it makes
   distances worse. What helps is to reach further with the calls before it, and to add nothing where a sample has
   decided.
-- **A last prediction that goes further still.** The whole way to the variance, within the same limit: of 6 calls the
+- **A last prediction that goes further still.** The whole way to the variance, within the limit of then: of 6 calls the
   distance to the network's own distribution is 0.57 for 0.65, but on VP the error of *mixture* a third larger. With the
   limit at 1.6 that of 5 calls is 0.90 for 1.14, and with one of 2 and a fall of 0.22 + 0.8 / steps 0.69; then the error
   under guidance 4 grows by a tenth and by a fifth, and the distance of *mixture* on VP by a quarter and by two fifths.
