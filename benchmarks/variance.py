@@ -19,7 +19,7 @@ from fewstep.schedule import EDM, Node, Schedule
 from fewstep.solvers import DEIS, IPNDM, DPMSolverPP, EVODiff, Solver, UniPC
 from fewstep.solvers.core.base import Stage, spend
 from fewstep.solvers.evodiff.path_prior import PathPrior
-from fewstep.solvers.evodiff.trust import TrustingStage
+from fewstep.solvers.evodiff.trust import Split, TrustingStage
 from fewstep.solvers.evodiff.variance import HISTORY, PRIOR, REACH, RESTORED, stages
 
 from .command import Data, Out, say, source, write
@@ -46,7 +46,11 @@ def z_is_1(stage: TrustingStage) -> TrustingStage:
 
 def s_is_0(stage: TrustingStage) -> TrustingStage:
     """Only the newest difference is weighed."""
-    return stage._replace(rest=())
+    return stage._replace(correct=_lead(stage.correct), predict=_lead(stage.predict))
+
+
+def _lead(split: Split | None) -> Split | None:
+    return split and split._replace(rest=())
 
 
 class Regardless(TrustingStage):
@@ -54,7 +58,7 @@ class Regardless(TrustingStage):
 
     def _trust(self, differences: Sequence[Tensor], resolved: Tensor) -> tuple[Tensor, Tensor]:
         z, _ = super()._trust(differences, resolved)
-        return z, z
+        return z, torch.ones_like(z)
 
 
 def s_is_1(stage: TrustingStage) -> TrustingStage:
@@ -219,18 +223,20 @@ On VE they would be 1.6 times as large in 5 calls, 1.3 in 6, 1.1 in 8, and uncha
 All this is what the prior expects. Guided networks, sharp data and untrained ones answer otherwise: their answers
 change by more, in another direction, or not at all any more, and weights made for changes that go on add what is over.
 How much of the plan a sample gets is therefore measured on its own answers while it runs
-(`solvers/evodiff/trust.py`). Each prediction has two rows: the best of the two newest answers, which weighs their
-difference d₀, and what the row of all four has beyond it. The first counts z times, the second z s times:
+(`solvers/evodiff/trust.py`). Each row is split in two: the best of the two newest answers, which weighs their
+difference d₀, and what the row of all four has beyond it, which counts s times. What a prediction adds to DDIM's counts
+z times as well:
 
-    z = min(1, ((2.5 E)² v + |d₀|²/16) / |d₀ − P|²)
+    z = min(1, (max(2.5 E, ½)² v + |d₀|²/16) / |d₀ − P|²)
     s = ⟨d₀, P⟩ / (¾ |P|²),  within [0, 1]
 
 P is what d₀ was foretold to be from the differences before it, E the root mean square that the prior expects of d₀ − P
 for data of standard deviation 1, v the variance of the data, and all |·|² are means over the elements of a sample.
 
-- **z asks whether the newest change may go on.** What is within 2.5 times the prior's surprise, or was foretold to a
-  quarter of itself, is trusted in full. A change beyond that comes of guidance or of errors of the network, and counts
-  by what of it the prior allows. With z = 0 the step is DDIM's.
+- **z asks whether the newest change may go on.** What is within 2.5 times the prior's surprise, was foretold to a
+  quarter of itself, or is less than half the data's standard deviation, is trusted in full: the prior spreads its
+  changes evenly over the levels, and data of one scale have all of theirs at one. A change beyond that comes of
+  guidance or of errors of the network, and counts by what of it the prior allows. With z = 0 the step is DDIM's.
 - **s asks whether the old changes still tell anything.** Under the prior P is a regression, and ⟨d₀, P⟩ is |P|² in the
   mean. In a sample that was decided sooner than foretold it is less, and its old differences, which are large then, are
   not added again. Where d₀ is 0 the step is DDIM's.
@@ -240,9 +246,10 @@ for data of standard deviation 1, v the variance of the data, and all |·|² are
   Guidance and errors explain nothing, and allow nothing.
 
 Both are one number a sample and a call, made of means over its elements: a sample does not depend on its batch, and
-nothing waits for a device. For short steps P foretells the change, both are 1, and the order is the plan's. The
-correction is not scaled: it starts from what was known before the prediction, x less what was added, and takes the
-prediction back, trusted or not, with all else that was done to x in place.
+nothing waits for a device. For short steps P foretells the change, both are 1, and the order is the plan's. A
+correction starts from what was known before the prediction, x less what was added, and takes the prediction back,
+trusted or not, with all else that was done to x in place. Its newest difference counts in full, since that is what
+holds guided answers together; its old ones count s times, and stay bounded where a long step follows a short one.
 
 ## What the enlargement is worth
 

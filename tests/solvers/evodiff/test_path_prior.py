@@ -14,6 +14,11 @@ def variance(functional):
     return np.square(functional).sum(-1)
 
 
+def answer(paths, i, y):
+    """Of the shape of y, a row a mode."""
+    return paths.answer(i, y).reshape(y.shape)
+
+
 @pytest.fixture
 def modes():
     s = np.geomspace(PRIOR.smallest, PRIOR.largest, PRIOR.modes)
@@ -26,7 +31,7 @@ def test_the_path_solves_the_ode():
     def residual(steps):
         lams = np.linspace(-2, 3, steps + 1)
         paths = Paths(PRIOR, lams)
-        rates = [paths.answer(i, y) - y for i, y in enumerate(paths.state)]
+        rates = [answer(paths, i, y) - y for i, y in enumerate(paths.state)]
         h = lams[1] - lams[0]
         left = [
             t - s - h * (a + b) / 2 for s, t, a, b in zip(paths.state, paths.state[1:], rates, rates[1:], strict=False)
@@ -44,15 +49,15 @@ def test_without_surprise_the_data_are_gaussian(modes):
     for i, lam in enumerate(lams):
         n2 = math.exp(-2 * lam)
         np.testing.assert_allclose(variance(paths.state[i]), energy * (s**2 + n2) / s**2, rtol=1e-12)
-        answer = paths.answer(i, paths.state[i])
-        np.testing.assert_allclose(variance(answer), energy * s**2 / (s**2 + n2), rtol=1e-12)
+        said = answer(paths, i, paths.state[i])
+        np.testing.assert_allclose(variance(said), energy * s**2 / (s**2 + n2), rtol=1e-12)
 
 
 def test_an_error_of_the_state_returns_through_the_wiener_filter(modes):
     s, _ = modes
     paths = Paths(PRIOR, [-1.0, 1.0])
     nudge = np.ones_like(paths.state[0])
-    heard = paths.answer(0, paths.state[0] + nudge) - paths.answer(0, paths.state[0])
+    heard = answer(paths, 0, paths.state[0] + nudge) - answer(paths, 0, paths.state[0])
     np.testing.assert_allclose(heard, (s**2 / (s**2 + math.exp(2.0)))[:, None] * nudge, rtol=1e-9)
 
 
@@ -60,7 +65,7 @@ def test_surprise_is_greatest_where_a_mode_is_decided(modes):
     s, energy = modes
     lams = -np.log(s[::-1])
     paths = Paths(PRIOR, lams)
-    unseen = np.stack([variance(paths.answer(i, 0.0)) for i in range(len(lams))]) / energy
+    unseen = np.stack([variance(answer(paths, i, np.zeros_like(paths.state[i]))) for i in range(len(lams))]) / energy
     phi = PRIOR.surprise * ((lams[-1] - lams[0]) / (len(lams) - 1)) ** PRIOR.growth
     assert list(unseen.argmax(0)) == list(range(len(lams)))[::-1]
     np.testing.assert_allclose(unseen.max(0), (phi / 2) ** 2, rtol=1e-8)  # the jitter on the diagonal

@@ -36,12 +36,12 @@ def by_answers(total, differences=()):
 
 def row(stage, name):
     """What a stage weighs answers by if all is trusted, z = s = 1; of "lead", only the two newest."""
-    if name == "correct":
-        return by_answers(stage.gain, stage.correct)
-    lead = (stage.lead,) if stage.lead else ()
-    if name == "lead" or not stage.rest:
-        return by_answers(stage.move, lead)
-    return by_answers(stage.move, (stage.lead + stage.rest[0], *stage.rest[1:]))
+    total, split = (stage.gain, stage.correct) if name == "correct" else (stage.move, stage.predict)
+    if not split:
+        return by_answers(total)
+    if name == "lead" or not split.rest:
+        return by_answers(total, (split.lead,))
+    return by_answers(total, (split.lead + split.rest[0], *split.rest[1:]))
 
 
 def weighed(weights, answers):
@@ -161,7 +161,7 @@ def test_calls_are_made_at_states_as_varied_as_the_path(part):
 def test_differences_reach_a_quarter_further_at_most():
     """Of the second prediction, the first that has a difference; corrections would follow where it leads."""
     plans = [planned(steps=5, reach=reach)[1] for reach in (0.0, evodiff_variance.REACH, 9.0)]
-    least, ours, full = (plan[1].lead for plan in plans)
+    least, ours, full = (plan[1].predict.lead for plan in plans)
     assert 0 < 1.25 * least < full
     assert ours == pytest.approx(1.25 * least, rel=1e-12)
 
