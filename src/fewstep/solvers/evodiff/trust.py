@@ -16,9 +16,9 @@ which counts s times. All that a prediction adds to DDIM's counts z times as wel
 trapezoid rule's, is what holds guided answers together, and counts in full. Why:
 
 - z: a change that is much larger than the prior allows comes of strong guidance, or of errors of the network, and
-  does not go on. Where it was foretold to a quarter it is trusted, whatever its size, and so is one of less than half
-  the data's standard deviation: the prior spreads its changes evenly over the levels, and data of one scale have all of
-  theirs at one.
+  does not go on. Where it was foretold to a quarter it is trusted, whatever its size, and so is one of less than a
+  quarter of the data's standard deviation: the prior spreads its changes evenly over the levels, and data of one scale
+  have all of theirs at one.
 - v: Gaussian data leave rho = n / sqrt(s^2 + n^2) of the noise, so that what an answer has explained tells how large
   the data are. Guidance and errors explain nothing: there rho stays at 1, and v is data_std^2.
 - s: under the prior P is a regression, so <d_0, P> is |P|^2 in the mean. It is less where a sample was decided sooner
@@ -41,7 +41,7 @@ __all__ = ["Moved", "Split", "TrustingStage"]
 
 # Chosen on the development problems of docs/stress.md.
 TRUSTED = 2.5
-SMALL = 0.5
+SMALL = 0.25
 SLACK = 0.25
 TINY = 1e-30  # in place of 0 where something is divided by
 

@@ -50,7 +50,7 @@ import numpy as np
 
 from ...grid.base import VISIBLE
 from ...schedule import DATA_STD, Node
-from ..core.base import Stage, euler_row
+from ..core.base import euler_row
 from .path_prior import Functional, PathPrior, Paths
 from .trust import Split, TrustingStage
 
@@ -74,7 +74,7 @@ def stages(
     reach: float = REACH,
     restored: float = RESTORED,
     corrected: bool = True,
-) -> list[Stage]:
+) -> list[TrustingStage]:
     """One stage per step, and with `extra` one more call at the last node, which corrects the step into it.
 
     `prior`, `history` (1 or more), `reach`, `restored` and `corrected=False` are for ablations:
@@ -88,7 +88,7 @@ def stages(
     newest, differences = np.empty(0), np.empty((0, paths.state[0].size))
     y = kept = paths.state[0].ravel()
     gain = 0.0  # of the newest answer in the last step
-    plan: list[Stage] = []
+    plan: list[TrustingStage] = []
     for i, s in enumerate(nodes[: last + extra]):
         answer = paths.answer(i, y)
         foretold, surprise = differences[:0, 0], 0.0
