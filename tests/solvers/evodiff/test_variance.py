@@ -106,7 +106,7 @@ def test_a_row_has_as_many_answers_as_there_are_and_four_at_most(schedule):
 
 
 def test_what_is_foretold_leaves_least_of_the_answer():
-    """And what is left is the surprise, or a share of the step's length: no other weights of earlier answers leave less."""
+    """What is left is the surprise, or a share of the step's length: no other weights of earlier answers leave less."""
     nodes, stages = planned(steps=6)
     paths = Paths(PathPrior(), [node.lam for node in nodes])
     states = [paths.state[0], *followed(nodes, stages)]  # where the calls are made
