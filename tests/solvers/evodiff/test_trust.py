@@ -16,7 +16,7 @@ from benchmarks.numerics import state_tensors
 from fewstep.schedule import DATA_STD, Node
 from fewstep.solvers.evodiff import trust
 from fewstep.solvers.evodiff import variance as evodiff_variance
-from fewstep.solvers.evodiff.trust import SLACK, SMALL, TRUSTED, Moved, TrustingStage
+from fewstep.solvers.evodiff.trust import SLACK, TRUSTED, Moved, TrustingStage
 
 
 class Alike(TrustingStage):
@@ -54,7 +54,7 @@ def by_hand(stage, x, answers, first):
     v = max(stage.data_std**2, nsr**2 * (1 / rho**2 - 1))
     left = max(np.mean((d[0] - foretold) ** 2), 1e-30)
     slack = SLACK**2 * np.mean(d[0] ** 2) if stage.foretold else 0.0
-    z = min(1.0, (max(TRUSTED * stage.surprise, SMALL) ** 2 * v + slack) / left)
+    z = min(1.0, ((TRUSTED * stage.surprise) ** 2 * v + slack) / left)
     s = 0.0
     if stage.foretold:
         s = float(np.clip(np.mean(d[0] * foretold) / ((1 - SLACK) * np.mean(foretold**2)), 0, 1))
@@ -121,13 +121,12 @@ def test_what_is_explained_allows_more():
     free, _ = Alike(*stage)(state, x.clone(), newest)
     none, _ = stage._replace(predict=None)(state, x.clone(), newest)
     z = ((got - none) / (free - none)).mean().item()
-    assert z == pytest.approx((max(TRUSTED * stage.surprise, SMALL) * s / 10) ** 2, rel=1e-9)
+    assert z == pytest.approx(((TRUSTED * stage.surprise) * s / 10) ** 2, rel=1e-9)
 
 
 @pytest.mark.parametrize("schedule", [fs.EDM(), fs.VPLinear(), fs.Flow()], ids=lambda s: type(s).__name__)
 def test_without_trust_it_is_ddim(schedule, monkeypatch):
     monkeypatch.setattr(trust, "TRUSTED", 0.0)
-    monkeypatch.setattr(trust, "SMALL", 0.0)
     monkeypatch.setattr(trust, "SLACK", 0.0)
     nodes = fs.focused(schedule, 6)
     stages = evodiff_variance.stages(nodes, False, DATA_STD, corrected=False)
@@ -218,7 +217,7 @@ SHARP = noise(4, 12, seed=3) * 0.5
 
 @pytest.mark.parametrize("grid", [fs.karras, fs.log_snr, fs.focused], ids=["karras", "log-SNR", "focused"])
 def test_strong_guidance_of_sharp_data_is_not_worse_than_ddim(grid):
-    """From 7 calls on, on any grid; twice at most in 6. In 5 2M is 14 times as wrong, and ours has a fifth of that."""
+    """From 6 calls on, on any grid. In 5 2M is 14 times as wrong, and ours has a fifth of that."""
     schedule = fs.EDM()
     start = 80 * noise(64, 12)
     denoiser = mixture(SHARP, 0.03, 7.5)
@@ -228,9 +227,8 @@ def test_strong_guidance_of_sharp_data_is_not_worse_than_ddim(grid):
         plan = solver.plan(schedule, grid(schedule, nfe))
         return (run(plan, start, denoiser)[0] - exact).square().mean().sqrt().item()
 
-    for nfe in range(7, 11):
+    for nfe in range(6, 11):
         assert error(fs.EVODiff(), nfe) <= error(fs.DDIM(), nfe)
-    assert error(fs.EVODiff(), 6) <= 2 * error(fs.DDIM(), 6)
     assert error(fs.DPMSolverPP(order=2), 5) > 14 * error(fs.DDIM(), 5)
     assert error(fs.EVODiff(), 5) <= error(fs.DPMSolverPP(order=2), 5) / 5
 

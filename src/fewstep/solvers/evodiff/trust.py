@@ -8,7 +8,7 @@ With the answers m_j, newest first, their differences d_j = m_j - m_j+1, and num
     rho       1 / resolved the noise that the answer finds in x, |x - alpha m_0| / sigma, over the first call's
     v         allowed      the variance of the data, data_std^2, or what rho says of it: n^2 (1 / rho^2 - 1), n = nsr
 
-    z = min(1, (max(TRUSTED E, SMALL)^2 v + SLACK^2 |d_0|^2) / |d_0 - P|^2)   all |.|^2 are means over the elements
+    z = min(1, ((TRUSTED E)^2 v + SLACK^2 |d_0|^2) / |d_0 - P|^2)          all |.|^2 are means over the elements
     s = <d_0, P> / ((1 - SLACK) |P|^2), within [0, 1]
 
 Rows are split: what the last two answers alone would weigh, the lead, and what all answers have beyond that, the rest,
@@ -16,9 +16,7 @@ which counts s times. All that a prediction adds to DDIM's counts z times as wel
 trapezoid rule's, is what holds guided answers together, and counts in full. Why:
 
 - z: a change that is much larger than the prior allows comes of strong guidance, or of errors of the network, and
-  does not go on. Where it was foretold to a quarter it is trusted, whatever its size, and so is one of less than a
-  quarter of the data's standard deviation: the prior spreads its changes evenly over the levels, and data of one scale
-  have all of theirs at one.
+  does not go on. Where it was foretold to a quarter it is trusted, whatever its size.
 - v: Gaussian data leave rho = n / sqrt(s^2 + n^2) of the noise, so that what an answer has explained tells how large
   the data are. Guidance and errors explain nothing: there rho stays at 1, and v is data_std^2.
 - s: under the prior P is a regression, so <d_0, P> is |P|^2 in the mean. It is less where a sample was decided sooner
@@ -39,9 +37,8 @@ from ...schedule import Node
 
 __all__ = ["Moved", "Split", "TrustingStage"]
 
-# Chosen on the development problems of docs/stress.md.
+# Both chosen on the development problems of docs/stress.md.
 TRUSTED = 2.5
-SMALL = 0.25
 SLACK = 0.25
 TINY = 1e-30  # in place of 0 where something is divided by
 
@@ -109,7 +106,7 @@ class TrustingStage(NamedTuple):
         """z and s, (B, 1, ...); s where there is something foretold."""
         d = differences[0]
         allowed = resolved.square_().sub_(1).mul_(self.node.nsr**2).clamp_(min=self.data_std**2)
-        allowed.mul_(max(TRUSTED * self.surprise, SMALL) ** 2 * d[0].numel())
+        allowed.mul_((TRUSTED * self.surprise) ** 2 * d[0].numel())
         came = _size(d).square()
         if not self.foretold:
             return (allowed / came.clamp_(min=TINY)).clamp_(max=1), came

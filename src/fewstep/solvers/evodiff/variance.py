@@ -61,6 +61,9 @@ PRIOR = PathPrior()
 REACH = 0.25  # chosen on the development problems of docs/quality.md
 RESTORED = 0.5  # half-way between least error and full variance
 LAST_REACH = 5.0  # for grids where the prior hardly expects a difference; `focused` has 4.7 for 2 calls on a flow
+# The least surprise that is expected, of a step's length and the data's: the prior spreads changes evenly over the
+# levels, and data of one scale have all of theirs at one. Chosen on the development problems of docs/stress.md.
+ONE_SCALE = 0.2
 RIDGE = 1e-10  # relative; keeps nearly parallel differences from large weights of opposite signs
 
 
@@ -96,6 +99,7 @@ def stages(
             change = answer - newest
             foretold = _fitted(change, differences[: max(0, history - 2)])
             surprise = float(np.linalg.norm(change - foretold @ differences[: len(foretold)]))
+            surprise = max(surprise, ONE_SCALE * (1 - paths.share(i - 1)))
             differences = np.vstack([change, differences])[: history - 1]
         else:
             differences = differences[:0]
