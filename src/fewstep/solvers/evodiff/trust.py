@@ -85,7 +85,7 @@ class TrustingStage(NamedTuple):
     noise: float = 0.0
 
     def __call__(self, state: Moved | None, x: Tensor, denoised: Tensor) -> tuple[Tensor, Moved]:
-        noise = _size(torch.sub(x, denoised, alpha=self.node.alpha)).div_(self.node.sigma)
+        noise = _size(torch.sub(x, denoised, alpha=self.node.alpha)).div(self.node.sigma)
         moved = denoised * self.move
         if state is None:
             return (x * self.scale).add_(moved), Moved(moved, denoised, (), noise)
@@ -107,15 +107,15 @@ class TrustingStage(NamedTuple):
         d = differences[0]
         allowed = resolved.square_().sub_(1).mul_(self.node.nsr**2).clamp_(min=self.data_std**2)
         allowed.mul_((TRUSTED * self.surprise) ** 2 * d[0].numel())
-        came = _size(d).square_()
+        came = _size(d).square()
         if not self.foretold:
             return (allowed / came.clamp_(min=TINY)).clamp_(max=1), came
         change = differences[1] * self.foretold[0]
         for weight, difference in zip(self.foretold[1:], differences[2:], strict=False):
             change.add_(difference, alpha=weight)
-        z = allowed.add_(came, alpha=SLACK**2).div_(_size(d - change).square_().clamp_(min=TINY)).clamp_(max=1)
+        z = allowed.add_(came, alpha=SLACK**2).div_(_size(d - change).square().clamp_(min=TINY)).clamp_(max=1)
         along = (d * change).sum(tuple(range(1, d.ndim)), keepdim=True)
-        return z, along.div_(_size(change).square_().mul_(1 - SLACK).clamp_(min=TINY)).clamp_(0, 1)
+        return z, along.div_(_size(change).square().mul_(1 - SLACK).clamp_(min=TINY)).clamp_(0, 1)
 
 
 def _size(x: Tensor) -> Tensor:
