@@ -489,6 +489,15 @@ GRID_FAMILIES: Mapping[str, Mapping[str, Grid]] = {
         "trailing": grid.trailing,
         "linear-quadratic": grid.linear_quadratic,
     },
+    "by the names of ComfyUI and RES4LYF": {
+        "simple": grid.simple,
+        "normal": grid.normal,
+        "sgm-uniform": grid.sgm_uniform,
+        "ddim-uniform": grid.ddim_uniform,
+        "beta57": grid.beta57,
+        "bong-tangent": grid.bong_tangent,
+        "laplace": grid.laplace,
+    },
     "found by a search, here or by others for their models": {
         "dm-nonuniform": grid.dm_nonuniform,
         "ays-sd15": grid.ays(model="sd15"),
