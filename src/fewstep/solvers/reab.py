@@ -11,7 +11,8 @@ a polynomial in log n through the predictions so far,
     z_t = z_s + sum_k v_k int l_k(log n) dtheta   from theta_s to theta_t
 
 with the integrals to rounding. s = 1 is azula's sampler of that name, whose release 0.11.1 has sigma_s where the
-step's end belongs in one factor, and converges at first order only; at alpha = 0 a step is of order 1.
+step's end belongs in one factor, and converges at first order only; a step from alpha = 0 is of order 1, and one to
+sigma = 0 returns the denoised image.
 
 Azula's documentation of REABSampler, after Zheng et al., DPM-Solver-v3 (2023), without its statistics, and Hochbruck,
 Ostermann & Schweitzer, Exponential Rosenbrock-Type Methods (2009).
@@ -38,11 +39,11 @@ Past = tuple[Tensor, ...]
 
 
 class Stage(NamedTuple):
-    """x_t = scale_t (x / scale_s + sum_k weights_k v_k), the predictions newest first; the state is those kept."""
+    """scale x + sum_k weights_k v_k, the predictions newest first; the state is those kept."""
 
     node: Node
     data_std: float
-    scale: tuple[float, float]
+    scale: float
     weights: tuple[float, ...]
     kept: int
     noise: float = 0.0
@@ -50,13 +51,12 @@ class Stage(NamedTuple):
     def __call__(self, state: Past | None, x: Tensor, denoised: Tensor) -> tuple[Tensor, Past]:
         _, alpha, sigma = self.node
         spread = math.hypot(alpha * self.data_std, sigma)
-        # cos e - sin m / s, with the sum of both factors of m
+        # cos theta e - sin theta m / s, both factors of m added up
         v = x * (alpha * self.data_std / (sigma * spread)) - denoised * (spread / (sigma * self.data_std))
         past = (v, *(state or ()))
-        start, end = self.scale
-        out = x * (end / start)
+        out = x * self.scale
         for weight, each in zip(self.weights, past, strict=False):
-            out = out.add_(each, alpha=end * weight)
+            out = out.add_(each, alpha=weight)
         return out, past[: self.kept]
 
 
@@ -82,8 +82,12 @@ class REAB:
         stages = []
         for i, order in enumerate(orders(nodes, self.order, self.order)):
             s, t = nodes[i : i + 2]
-            weights = _weights([*reversed(nodes[i + 1 - order : i + 1])], t, std)
-            scale = math.hypot(s.alpha * std, s.sigma), math.hypot(t.alpha * std, t.sigma)
+            start, end = (math.hypot(node.alpha * std, node.sigma) for node in (s, t))
+            if t.sigma:
+                integrals = _integrals([*reversed(nodes[i + 1 - order : i + 1])], t, std)
+                scale, weights = end / start, tuple(end * each for each in integrals)
+            else:  # the denoised image, in terms of x and v
+                scale, weights = t.alpha * s.alpha * (std / start) ** 2, (-t.alpha * s.sigma * std / start,)
             stages.append(Stage(s, std, scale, weights, self.order - 1))
         return spend(stages, nfe, len(nodes) - 1)
 
@@ -92,7 +96,7 @@ def _theta(node: Node, std: float) -> float:
     return math.atan2(node.sigma, node.alpha * std)
 
 
-def _weights(used: Sequence[Node], t: Node, std: float) -> tuple[float, ...]:
+def _integrals(used: Sequence[Node], t: Node, std: float) -> tuple[float, ...]:
     """int l_k dtheta from the first of `used`, which are newest first, to t."""
     s = used[0]
     whole = _theta(t, std) - _theta(s, std)
