@@ -1,7 +1,7 @@
 """The public names, which `fewstep` hands out. Importing this imports torch."""
 
 from .grid import focused, from_times, karras, log_snr, time_quadratic, time_uniform, uniform
-from .guidance import clip, guided, threshold
+from .guidance import cfgpp, clip, guided, threshold
 from .prediction import Denoiser, Prediction, as_denoiser, from_denoised, to_denoised
 from .sampling import DenoiserError, Step, integrate, sample, trajectory, unit_noise
 from .schedule import EDM, Discrete, Flow, Node, Schedule, VPCosine, VPLinear
@@ -33,6 +33,7 @@ from .solvers import (
     SciRE,
     SDEDPMSolverPP,
     Solver,
+    Stochastic,
     UniPC,
 )
 from .statistics import EMS, Gamma, estimate_ems, estimate_gamma, fingerprint
@@ -76,10 +77,12 @@ __all__ = [
     "SciRE",
     "Solver",
     "Step",
+    "Stochastic",
     "UniPC",
     "VPCosine",
     "VPLinear",
     "as_denoiser",
+    "cfgpp",
     "clip",
     "estimate_ems",
     "estimate_gamma",

@@ -40,6 +40,7 @@ from .solvers import (
     SciRE,
     SDEDPMSolverPP,
     Solver,
+    Stochastic,
     UniPC,
 )
 from .statistics import EMS, Gamma
@@ -437,6 +438,9 @@ SOLVERS: dict[str, Entry] = {
     "seeds-3": Entry(SEEDS(order=3), (1.84, 1.85, 1.79), 3, 2, "definition"),
     "er-sde-1": Entry(ERSDE(order=1), (0.99, 0.99, 0.99), 1, 0, "ER-SDE's code by hand"),
     "er-sde-2": Entry(ERSDE(order=2), (2.02, 2.02, 2.03), 1, 1, "ER-SDE's code by hand"),
+    "dpmpp-2m-eta": Entry(Stochastic(DPMSolverPP(2), 0.5), (2.00, 2.00, 1.99), 1, 1, "sde-dpmpp-2m"),
+    "unipc-2-eta": Entry(Stochastic(UniPC(2), 0.5), (2.33, 2.31, 2.38), 1, 2, "sde-dpmpp-2m, corrected"),
+    "res-3s-eta": Entry(Stochastic(RES(3, "singlestep"), 0.5), (2.94, 2.95, 2.92), 3, 3, "definition"),
     "er-sde-3": Entry(ERSDE(), (2.07, 2.06, 2.09), 1, 2, "ER-SDE's code by hand"),
 }
 
@@ -468,6 +472,7 @@ FAMILIES: Mapping[type[Any], str] = {
     REAB: "few calls on data of known spread: extrapolates what a Gaussian does not explain",
     FDPMSolver: "of first order, with DDIM's error of the other sign",
     SEEDS: "noise on the way in single steps; with r=1 exponential Heun, with noise or without",
+    Stochastic: "any linear solver in denoised images, or of single steps, with as much noise as is asked for",
     ERSDE: "noise on the way, little of it at the end: er_sde of ComfyUI",
 }
 

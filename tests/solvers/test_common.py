@@ -422,14 +422,14 @@ def test_pull_equals_push_and_survives_pickling(entry):
     unit = _step_noise(entry.solver, nodes[0], stages, x, range(2))
     if stages[0].node != nodes[0]:
         scale, added = renoise(nodes[0], stages[0].node)
-        x = x * scale + unit() * added
+        x = x * scale + unit(nodes[0]) * added
     for stage in stages:
         denoised = rational(x, stage.node.time)
         x_again, state_again = pickle.loads(pickle.dumps(stage))(pickle.loads(pickle.dumps(state)), x, denoised)
         x, state = stage(state, x, denoised)
         assert torch.equal(x, x_again)
         if stage.noise:
-            x = x + unit() * stage.noise
+            x = x + unit(stage.node) * stage.noise
         assert all(torch.equal(a, b) for a, b in zip(_tensors(state), _tensors(state_again), strict=True))
     assert torch.equal(x, pushed)
 

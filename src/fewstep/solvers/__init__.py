@@ -24,6 +24,7 @@ from .sa import SASolver
 from .scire import SciRE
 from .sde_dpmpp import SDEDPMSolverPP
 from .seeds import SEEDS
+from .stochastic import Stochastic
 from .stork import STORK
 from .unipc import UniPC
 
@@ -56,5 +57,6 @@ __all__ = [
     "SciRE",
     "Solver",
     "Stage",
+    "Stochastic",
     "UniPC",
 ]

@@ -1,0 +1,126 @@
+"""Noise on the way for linear solvers: a step of the ODE beyond its end, and the noise that leads back to it.
+
+For the step s -> t, h = lam_t - lam_s, the solver's own step leads from s to d, less noisy than t:
+
+    lam_d = lam_s + (1 + eta) h,   that is   n_d = n_t e^(-eta h),   n = sigma / alpha
+
+and noise of variance sigma_t^2 (1 - e^(-2 eta h)) leads back to t: exact in distribution for an exact step and any eta,
+as the ODE and the forward process have the same marginals. eta = 0 is the solver, 1 has the noise of the time reversal
+of the forward process.
+
+What a multistep solver extrapolates is known at the nodes before, between which noise was drawn. It is extrapolated to
+t, where the next call is made, and not to d: its rows are made for nodes that lie (1 + eta) times as far from s in lam.
+For DPM-Solver++ this is `SDEDPMSolverPP`, to rounding. A corrector changes the prediction's part of a step alone. Only
+denoised images are extrapolated: predicted noise holds what was drawn, which makes such methods of first order, and in
+10 steps a hundredfold too wide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+from ..grid import Grid
+from ..schedule import Node, Schedule
+from .core.base import LinearStage, Row, Solver, Stage
+
+MEMORY = 4  # steps, more than any linear solver here looks back
+
+
+@dataclass(frozen=True)
+class Stochastic:
+    """A linear solver in denoised images, or one of single steps, with noise on the way: `eta` of it.
+
+    Cost: that of `solver`. Order of the covariance: that of `solver`, at most 2 if it is a multistep one (measured,
+    docs/numerics.md).
+    """
+
+    solver: Solver
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta < math.inf:
+            raise ValueError(f"eta must be finite and at least 0; got eta={self.eta!r}")
+
+    @property
+    def grid(self) -> Grid:
+        return self.solver.grid
+
+    @property
+    def calls_per_step(self) -> int:
+        return self.solver.calls_per_step
+
+    def plan(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None = None) -> Sequence[Stage]:
+        whole = self.solver.plan(schedule, nodes, nfe)
+        if not self.eta:
+            return whole
+        if nodes[1].nsr > nodes[0].nsr:
+            raise ValueError(f"eta={self.eta!r} needs nodes of falling noise; to invert, use eta=0")
+        stages: list[LinearStage] = []
+        correct = None
+        for i, calls in enumerate(self._calls(nodes, whole)):
+            (first, *more), corrected = self._step(schedule, nodes, i, calls)
+            if correct:
+                first = first._replace(correct=correct)
+            if self.calls_per_step == 1 and stages:  # what the one before has to keep
+                longest = max(len(row.weights) for row in (first.move, first.correct) if row)
+                stages[-1] = stages[-1]._replace(keep=range(longest - 1))
+            stages += [first, *more]
+            correct = corrected
+        return stages
+
+    def _calls(self, nodes: Sequence[Node], stages: Sequence[Stage]) -> list[int]:
+        """The calls of each step: one, or all up to the one that holds x no longer."""
+        found, count = [], 0
+        for stage in stages:
+            if not isinstance(stage, LinearStage) or stage.noise:
+                raise ValueError(f"eta needs a linear solver that draws no noise of its own; got {self!r}")
+            count += 1
+            if self.calls_per_step == 1 or not stage.hold:
+                found.append(count)
+                count = 0
+        if len(found) != len(nodes) - 1:
+            raise ValueError(f"eta needs a solver of one call a step, or of single steps; got {self!r}")
+        return found
+
+    def _step(
+        self, schedule: Schedule, nodes: Sequence[Node], i: int, calls: int
+    ) -> tuple[list[LinearStage], Row | None]:
+        """The stages of the step from node i, and the correction of it that the next call makes."""
+        s, t = nodes[i : i + 2]
+        if not s.alpha and t.sigma:  # the limit: nothing of x is left
+            return [LinearStage(s, Row(0.0, (t.alpha,)), noise=t.sigma)], None
+        if not t.sigma:
+            return [LinearStage(s, Row(0.0, (t.alpha,)))], None
+        h = t.lam - s.lam
+
+        def at(node: Node, alpha: float = 1.0) -> Node:
+            """As far from s as `node`, (1 + eta) times."""
+            lam = s.lam + (1 + self.eta) * (node.lam - s.lam)
+            return Node(node.time, alpha, alpha * math.exp(-lam))
+
+        single = self.calls_per_step > 1
+        past = [node for node in nodes[max(0, i - MEMORY) : i] if node.alpha and not single]
+        later = [at(node) if node.sigma else node for node in nodes[i + 2 : i + 2 + MEMORY]]
+        down = at(t, t.alpha)
+        plan: list[Any] = list(self.solver.plan(schedule, (*map(at, past), s, down, *later)))
+        noise = t.sigma * math.sqrt(-math.expm1(-2 * self.eta * h))
+        if single:
+            made = plan[:calls]
+            if any(stage.hold != (stage is not made[-1]) for stage in made):  # a step that the budget cuts
+                made = list(self.solver.plan(schedule, (s, down), calls))
+            return [*made[:-1], made[-1]._replace(noise=noise)], None
+        stage = plan[len(past)]
+        if stage.field != "data" and len(stage.move.weights) > 1:
+            raise ValueError(
+                f"eta needs a solver that extrapolates denoised images, or single steps, such as DPMSolverPP or UniPC; "
+                f"got {self!r}, which extrapolates {stage.field}"
+            )
+        correct = None
+        if len(plan) > len(past) + 1 and (row := plan[len(past) + 1].correct) is not None:
+            before = (0.0, *stage.move.weights) if stage.hold else ()
+            correct = Row(1.0, tuple(new - old for new, old in zip_longest(row.weights, before, fillvalue=0.0)))
+        return [LinearStage(s, stage.move, stage.field, noise=noise)], correct
