@@ -245,5 +245,5 @@ def test_cfgpp_refuses():
         fs.cfgpp(same, same, math.nan, nodes)
     with pytest.raises(ValueError, match="needs nodes of falling noise"):
         fs.cfgpp(same, same, 0.5, nodes[::-1])
-    with pytest.raises(ValueError, match="made for calls at other nodes; got time 3.0"):
+    with pytest.raises(ValueError, match=r"made for calls at other nodes; got time 3\.0"):
         fs.cfgpp(same, same, 0.5, nodes)(torch.ones(1, 2), 3.0)

@@ -29,6 +29,8 @@ from benchmarks.quality.ratios import (
 from benchmarks.quality.results import Distance, Measurement, Results
 from benchmarks.quality.run import FULL, QUICK, cells, fill, trial
 from fewstep.bench.metrics import Moments
+from fewstep.sampling import plan
+from fewstep.table import SOLVERS
 from smooth import smooth_pictures
 
 SHAPE = (3, 8, 8)
@@ -432,3 +434,14 @@ def test_a_wrong_choice_is_wrong_usage(pictures, tmp_path, option, value, choice
     assert result.exit_code == 2
     assert choices in " ".join(result.output.split())
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("name", quality.SETTINGS)
+def test_every_peer_runs_on_every_grid_with_every_budget(name):
+    schedule, grids = quality.SETTINGS[name]
+    for peer in {*FULL.peers, *QUICK.peers} - {quality.INFORMED}:
+        entry = SOLVERS[peer]
+        solver = entry.on_flow if isinstance(schedule, fs.Flow) else entry.solver
+        for grid_name, grid in grids.items():
+            for nfe in FULL.budgets if grid_name != "DMN" else ():  # which is searched for, some seconds for each count
+                assert len(plan(schedule, solver, nfe=nfe, grid=grid)[1]) == nfe
