@@ -78,7 +78,7 @@ class REAB:
             raise ValueError(f"data_std must be None or positive and finite; got data_std={self.data_std!r}")
 
     def plan(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None = None) -> list[Stage]:
-        std = schedule.data_std if self.data_std is None else self.data_std
+        std = self.data_std or schedule.data_scale
         stages = []
         for i, order in enumerate(orders(nodes, self.order, self.order)):
             s, t = nodes[i : i + 2]
