@@ -14,7 +14,7 @@ from benchmarks.problems import ClassGaussians, Empirical, Entry, Problem, gauss
 from benchmarks.problems.base import pooled
 from benchmarks.quality import run as quality
 from benchmarks.quality.__main__ import app
-from benchmarks.quality.page import page
+from benchmarks.quality.page import _best_grids, page
 from benchmarks.quality.ratios import (
     NEGLIGIBLE,
     OURS,
@@ -445,3 +445,16 @@ def test_every_peer_runs_on_every_grid_with_every_budget(name):
         for grid_name, grid in grids.items():
             for nfe in FULL.budgets if grid_name != "DMN" else ():  # which is searched for, some seconds for each count
                 assert len(plan(schedule, solver, nfe=nfe, grid=grid)[1]) == nfe
+
+
+def test_the_best_grid_of_a_solver_is_that_of_the_least_error_in_its_heats():
+    def cell(nfe, **errors):
+        heat = [measurement("heun", grid, nfe, errors=[e]) for grid, e in errors.items()]
+        return Cell("model", "unguided", "VE", nfe, measurement(nfe=nfe), [], heat, None, heat)
+
+    text = _best_grids([cell(5, a=1.0, b=8.0), cell(8, a=1.0, b=0.1), cell(10, a=0.2, b=0.1)], ("heun", "ddim"))
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines()]
+    # With few calls the geometric means are 1 and 0.89, with more 0.2 and 0.1.
+    assert rows[0] == ["solver", "VE, few", "VE, more"]
+    assert rows[2:] == [["heun", "b", "b"], ["ddim", "–", "–"]]
+    assert _best_grids([cell(5, a=1.0, b=8.0)], ("heun",)).splitlines()[-1] == "| heun | a | – |"
