@@ -472,7 +472,7 @@ FAMILIES: Mapping[type[Any], str] = {
     REAB: "few calls on data of known spread: extrapolates what a Gaussian does not explain",
     FDPMSolver: "of first order, with DDIM's error of the other sign",
     SEEDS: "noise on the way in single steps; with r=1 exponential Heun, with noise or without",
-    Stochastic: "EVODiff(), or any linear solver in denoised images or single steps, with as much noise as is asked for",
+    Stochastic: "EVODiff(), or a linear solver in denoised images or single steps, with as much noise as is asked for",
     ERSDE: "noise on the way, little of it at the end: er_sde of ComfyUI",
 }
 
