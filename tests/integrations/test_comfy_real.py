@@ -155,7 +155,7 @@ def advanced(kind, cfg, guider=None, **more):
 @pytest.mark.parametrize("kind", ["SD", "Flux"])
 @pytest.mark.parametrize("solver", SHORT)
 def test_every_solver_of_the_short_list_comes_near(comfy, kind, solver):
-    near = comfy.run(custom(kind, our_sampler("unipc-3"), our_sigmas(60)))
+    near = comfy.run(custom(kind, our_sampler("unipc-2"), our_sigmas(60)))
     error = rms(comfy.run(custom(kind, our_sampler(solver), our_sigmas(20))) - near)
     assert error < (0.08 if solver == "ddim" else 0.03) * STD
 
@@ -200,7 +200,7 @@ def test_image_to_image(comfy, kind, denoise):
         graph = custom(kind, sampler, our_sigmas(steps, denoise), seed=5, latent=("first", 0))
         return {**graph, "first": ksampler(kind)["sampler"]}
 
-    fine = comfy.run(prompt(our_sampler("unipc-3"), 100))
+    fine = comfy.run(prompt(our_sampler("unipc-2"), 100))
     got = comfy.run(prompt(our_sampler(), 12))
     assert rms(got - fine) < 0.03 * STD
     assert rms(got - comfy.run(ksampler(kind))) > 0.03 * STD

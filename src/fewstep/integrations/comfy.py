@@ -27,6 +27,7 @@ __all__ = [
     "FewstepAnySampler",
     "FewstepSampler",
     "FewstepSigmas",
+    "picked_grid",
     "register",
     "sample",
     "sigmas_for",
@@ -34,8 +35,8 @@ __all__ = [
 
 # In KSampler's dropdown: "exact" tells them from ComfyUI's, whose weights on a flow are those of its sigmas as if they
 # were not one's.
-DROPDOWN = {"evodiff": "evodiff", "unipc_exact": "unipc-3", "dpmpp_2m_exact": "dpmpp-2m"}
-SHORT = ("evodiff", "unipc-3", "dpmpp-2m", "dpmpp-3m", "deis-3", "ipndm-4", "ddim")  # one call a step
+DROPDOWN = {"evodiff": "evodiff", "unipc_exact": "unipc-2", "dpmpp_2m_exact": "dpmpp-2m"}
+SHORT = ("evodiff", "unipc-2", "dpmpp-2m", "dpmpp-3m", "deis-3", "ipndm-4", "ddim")  # one call a step
 GRIDS: Mapping[str, Grid] = {"focused": focused, "karras": karras, "log-snr": log_snr}
 AUTO = "auto"
 NARROW = 20.0  # sigma_max: Stable Diffusion's is 14.6, where Karras' levels are best; EDM's and Cosmos' are 80
@@ -135,8 +136,8 @@ class FewstepSigmas:
         if denoise <= 0:
             return torch.FloatTensor([]), "nothing: denoise is 0"
         law = model.get_model_object("model_sampling")
-        picked = _picked(law) if grid == AUTO else grid
         sigmas = sigmas_for(law, steps, grid, denoise)
+        picked = picked_grid(float(law.sigma_max), _is_flow(law)).__name__ if grid == AUTO else grid
         said = f"{picked}: {steps} steps from sigma {sigmas[0]:.4g}" + (" of a flow" if _is_flow(law) else "")
         logging.getLogger(__name__).info("fewstep sigmas: %s", said)
         return sigmas, said
@@ -147,11 +148,11 @@ def sigmas_for(law: Any, steps: int, grid: str = AUTO, denoise: float = 1.0) -> 
 
     With `denoise` below 1 they begin at that fraction of the model's clock, as those of "simple" do.
     """
-    low, high = float(law.sigma_min), float(law.sigma_max)
+    low, high, flow = float(law.sigma_min), float(law.sigma_max), _is_flow(law)
+    made = picked_grid(high, flow) if grid == AUTO else GRIDS[grid]
     if denoise < 1:
         high = min(high, float(law.percent_to_sigma(1 - denoise)))
-    made = GRIDS[_picked(law) if grid == AUTO else grid]
-    return get_sigmas(made, steps, min(low, high / 2), high, flow=_is_flow(law))
+    return get_sigmas(made, steps, min(low, high / 2), high, flow=flow)
 
 
 def sample(
@@ -211,8 +212,9 @@ def _mixed(seed: int, sigma: float) -> int:
     return int(np.random.SeedSequence([seed % 2**64, bits]).generate_state(1, np.uint64)[0])
 
 
-def _picked(law: Any) -> str:
-    return "karras" if not _is_flow(law) and float(law.sigma_max) < NARROW else "focused"
+def picked_grid(sigma_max: float, flow: bool) -> Grid:
+    """The grid that suits a model of this range."""
+    return karras if not flow and sigma_max < NARROW else focused
 
 
 def _is_flow(law: object) -> bool:
