@@ -114,6 +114,20 @@ def test_nothing_to_do_returns_x(sigmas):
     assert sample_evodiff(lambda *_: pytest.fail("called"), x, sigmas) is x
 
 
+def test_the_scale_of_the_data_is_read_off_the_models_range():
+    """0.93 on Stable Diffusion's, as the schedule of that range has it; a scale that was told is not touched."""
+    x = start() * 14
+    given = sampler(fs.EVODiff(), sigma_min=0.0292)(picture, x, SIGMAS, disable=True)
+    scale = fs.EDM(0.0292, 14.6).data_scale
+    assert torch.equal(given, sampler(fs.EVODiff(data_std=scale))(picture, x, SIGMAS, disable=True))
+    assert not torch.equal(given, sample_evodiff(picture, x, SIGMAS, disable=True))
+    told = fs.EVODiff(data_std=0.5)
+    assert torch.equal(
+        sampler(told, sigma_min=0.0292)(picture, x, SIGMAS, disable=True),
+        sampler(told)(picture, x, SIGMAS, disable=True),
+    )
+
+
 def test_a_level_that_repeats_is_left_out():
     repeated = torch.tensor([14.0, 6.0, 6.0, 2.5, 0.9, 0.3, 0.05, 0.05, 0.0])
     told, x = [], start() * 14

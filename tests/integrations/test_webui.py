@@ -98,7 +98,7 @@ def test_its_samplers_know_a_flow_and_draw_no_noise(modules, flow, label):
     got = running.sample(x, sigmas)
     assert [each["i"] for each in running.heard] == list(range(8))
     entry = SOLVERS[webui.SAMPLERS[label]]
-    solver = sampler(entry.on_flow if flow else entry.solver, flow=flow)
+    solver = sampler(entry.on_flow if flow else entry.solver, flow=flow, sigma_min=float(low))
     assert torch.equal(got, solver(guided(flow), x, sigmas, {"cond": 1}, disable=True))
 
 

@@ -171,10 +171,11 @@ def sample(
     Sample i draws from a generator of the seed + i and the first sigma, so that two halves of a run with one seed do
     not draw the same. A half that goes on where the last one stopped knows of it.
     """
-    entry, flow = SOLVERS[solver], _is_flow(model.inner_model.model_patcher.get_model_object("model_sampling"))
+    law = model.inner_model.model_patcher.get_model_object("model_sampling")
+    entry, flow = SOLVERS[solver], _is_flow(law)
     seed = (extra_args or {}).get("seed") or 0
     seeds = [_mixed(seed + i, float(sigmas[0])) for i in range(len(x))] if len(sigmas) else []
-    chosen = sampler(entry.on_flow if flow else entry.solver, flow=flow)
+    chosen = sampler(entry.on_flow if flow else entry.solver, flow=flow, sigma_min=float(law.sigma_min))
     return chosen(model, x, sigmas, extra_args, callback, disable, **{"seeds": seeds, "history": HISTORY, **options})
 
 

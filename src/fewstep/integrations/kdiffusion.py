@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..grid import Grid, checked, focused
 from ..sampling import Step, check_tensor, drive, step_noise
-from ..schedule import DATA_STD, EDM, Flow, Node
+from ..schedule import EDM, Flow, Node, Schedule
 from ..solvers import DDIM, AnalyticDPM, DPMSolverPP, EVODiff, RESingle, SDEDPMSolverPP, Solver, Stage, UniPC
 from ..solvers.core.base import renoise
 
@@ -64,13 +64,15 @@ class History:
         return (), None
 
 
-def sampler(solver: Solver, *, flow: bool = False) -> Callable[..., Tensor]:
+def sampler(solver: Solver, *, flow: bool = False, sigma_min: float | None = None) -> Callable[..., Tensor]:
     """`solver` as a function of k-diffusion: sample(model, x, sigmas, extra_args=None, callback=None, disable=None).
 
     Args:
         solver: any of fewstep's. EVODiff's sigmas must fall; those of a linear solver may rise (inversion).
         flow: whether x = (1 - sigma) x_0 + sigma noise, with sigma in [0, 1], as ComfyUI has Flux, SD3 or Wan; else
             x = x_0 + sigma noise.
+        sigma_min: the lowest sigma of the model's range, if it is no flow: what the scale of its data is read off,
+            where EVODiff was not told it as `data_std`. Of a range of 0.03 it is nearly twice that of the default.
 
     The function returns the state at the last sigma, and x itself if there is one sigma or none. A sigma that repeats
     the one before is left out: the step to it would change nothing. Where sigmas that fall rise again (Restart, Xu et
@@ -95,7 +97,10 @@ def sampler(solver: Solver, *, flow: bool = False) -> Callable[..., Tensor]:
             below the rest (as ComfyUI's FlipSigmas has them, from 1e-4) where the solver cannot follow.
         fewstep.DenoiserError: the model's answer is not a tensor like x, or not finite.
     """
-    return partial(_sample, solver, flow)
+    if flow:
+        return partial(_sample, solver, Flow())
+    ends = {} if sigma_min is None else {"sigma_min": sigma_min, "sigma_max": max(EDM.sigma_max, 2 * sigma_min)}
+    return partial(_sample, solver, EDM(**ends))
 
 
 def sample_evodiff(
@@ -108,12 +113,12 @@ def sample_evodiff(
     **options: Any,
 ) -> Tensor:
     """EVODiff's default as a function of k-diffusion, x = x_0 + sigma noise; for flows, and for the rest, `sampler`."""
-    return _sample(EVODiff(), False, model, x, sigmas, extra_args, callback, disable, **options)
+    return _sample(EVODiff(), EDM(), model, x, sigmas, extra_args, callback, disable, **options)
 
 
 def _sample(
     solver: Solver,
-    flow: bool,
+    schedule: Schedule,
     model: Callable[..., Tensor],
     x: Tensor,
     sigmas: Tensor,
@@ -127,12 +132,13 @@ def _sample(
     seeds: Iterable[int] | None = None,
     history: History | None = None,
 ) -> Tensor:
+    flow = isinstance(schedule, Flow)
     values = _levels(sigmas, flow)
     pieces = _pieces(values)
     if len(values) < 2 or pieces == [[0]]:
         return x
     check_tensor("x", x, False)
-    solver, schedule = _with_eta(solver, eta), Flow() if flow else EDM()
+    solver = _with_eta(solver, eta)
     dtype, working = x.dtype, torch.promote_types(x.dtype, torch.float32)
     nodes = [tuple(_node(values[i], flow) for i in piece) for piece in pieces]
     _check_first(solver, nodes[0])
@@ -237,12 +243,13 @@ def get_sigmas_focused(
     device: str | torch.device = "cpu",
     *,
     flow: bool = False,
-    data_std: float = DATA_STD,
+    data_std: float | None = None,
 ) -> Tensor:
     """EVODiff's own levels as k-diffusion's `get_sigmas_karras` has its: n falling from sigma_max to sigma_min, and 0.
 
     float32, (n + 1,). They are `fewstep.focused`, for sigmas that mean the same as in `sampler`
-    and data of standard deviation `data_std`, which `EVODiff(data_std=...)` wants to know as well.
+    and data of standard deviation `data_std`, which `EVODiff(data_std=...)` wants to know as well. None asks the range,
+    which must be the model's: 0.5, or more where it ends at visible noise.
     """
     return get_sigmas(focused(data_std=data_std), n, sigma_min, sigma_max, device, flow=flow)
 

@@ -37,7 +37,9 @@ def sample(
 ) -> Tensor:
     """What their samplers call: without the `eta` that they would give to every function that has one."""
     entry, flow = SOLVERS[solver], _is_flow(model.inner_model)
-    return sampler(entry.on_flow if flow else entry.solver, flow=flow)(model, x, sigmas, extra_args, callback, disable)
+    low = float(model.inner_model.sigmas[0])
+    chosen = sampler(entry.on_flow if flow else entry.solver, flow=flow, sigma_min=low)
+    return chosen(model, x, sigmas, extra_args, callback, disable)
 
 
 def sigmas_for(

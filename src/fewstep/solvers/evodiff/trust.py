@@ -38,7 +38,7 @@ from ...schedule import Node
 __all__ = ["Moved", "Split", "TrustingStage"]
 
 # Both chosen on the development problems of docs/stress.md.
-TRUSTED = 2.5
+TRUSTED = 1.5
 SLACK = 0.25
 TINY = 1e-30  # in place of 0 where something is divided by
 
