@@ -216,7 +216,26 @@ def test_a_history_is_for_what_was_left_alone():
     assert second(three, three, places=slice(4, None))
     assert second(two, three)
     assert second(three, sampler(fs.UniPC(order=3), flow=True))
+    assert second(three, sampler(fs.UniPC(order=3), sigma_min=0.1))
     assert second(sampler(fs.Heun()), sampler(fs.Heun()))
+
+
+def test_a_way_up_and_down_again_is_two_runs():
+    """Unsampling and sampling: x is what was left, but the sigmas turn."""
+    up, history, solver = SIGMAS[:-1].flip(0), History(), sampler(SOLVERS["dpmpp-2m"].solver)
+    noisy = solver(picture, start(), up, disable=True, history=history)
+    back = solver(picture, noisy, SIGMAS, disable=True, history=history)
+    assert torch.equal(back, solver(picture, noisy, SIGMAS, disable=True))
+
+
+def test_a_long_run_in_three_parts_is_a_whole():
+    """300 steps: EVODiff plans them in windows, which may lie elsewhere."""
+    sigmas = torch.cat([torch.logspace(1.1, -1.5, 300), torch.zeros(1)])
+    solver, x, history = sampler(fs.EVODiff()), start() * 12, History()
+    whole = solver(picture, x, sigmas, disable=True)
+    for part in (slice(0, 101), slice(100, 241), slice(240, 301)):
+        x = solver(picture, x, sigmas[part], disable=True, history=history)
+    torch.testing.assert_close(x, whole, rtol=0, atol=1e-5)
 
 
 def test_edits_in_the_callback_count():

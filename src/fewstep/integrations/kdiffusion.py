@@ -43,21 +43,21 @@ SAME = 0.01  # of its size: what a state changes by on its way through a latent'
 class History:
     """What runs that end above sigma = 0 leave to those that go on from there: give the same to both.
 
-    A run goes on if its solver, its convention and its first sigma are those of a run before and its x is what that
-    one returned, but for 1 %: through two halves the result is that of a whole. Else it starts afresh. It works for
-    solvers of one call a step. The last two runs are kept, each with the solver's state, on its device.
+    A run goes on if its solver, its schedule and its first sigma are those of a run before and its x is what that one
+    returned, but for 1 %: through two halves the result is that of a whole. Else it starts afresh. It works for solvers
+    of one call a step, while sigmas fall. The last two runs are kept, each with the solver's state, on its device.
     """
 
     def __init__(self) -> None:
-        self._left: deque[tuple[Solver, bool, tuple[Node, ...], Tensor, Any]] = deque(maxlen=KEPT)
+        self._left: deque[tuple[Solver, Schedule, tuple[Node, ...], Tensor, Any]] = deque(maxlen=KEPT)
 
-    def leave(self, solver: Solver, flow: bool, nodes: tuple[Node, ...], x: Tensor, state: Any) -> None:
-        self._left.appendleft((solver, flow, nodes, x, state))
+    def leave(self, solver: Solver, schedule: Schedule, nodes: tuple[Node, ...], x: Tensor, state: Any) -> None:
+        self._left.appendleft((solver, schedule, nodes, x, state))
 
-    def take(self, solver: Solver, flow: bool, start: Node, x: Tensor) -> tuple[tuple[Node, ...], Any]:
+    def take(self, solver: Solver, schedule: Schedule, start: Node, x: Tensor) -> tuple[tuple[Node, ...], Any]:
         """The nodes before `start`, and the solver's state there."""
         for *how, nodes, there, state in self._left:
-            alike = how == [solver, flow] and nodes[-1] == start
+            alike = how == [solver, schedule] and nodes[-1] == start
             alike = alike and (there.shape, there.device) == (x.shape, x.device)
             if alike and (there - x).norm() <= SAME * there.norm():
                 return nodes[:-1], state
@@ -143,12 +143,13 @@ def _sample(
     nodes = [tuple(_node(values[i], flow) for i in piece) for piece in pieces]
     _check_first(solver, nodes[0])
     state: Any = None
-    if history is None or solver.calls_per_step > 1 or len(pieces) > 1:
+    rises = nodes[0][1].lam < nodes[0][0].lam
+    if history is None or solver.calls_per_step > 1 or len(pieces) > 1 or rises:
         history = None
         plans = [solver.plan(schedule, checked(own)) if len(own) > 1 else () for own in nodes]
     else:
         (own,) = nodes
-        before, state = history.take(solver, flow, own[0], x.to(working))
+        before, state = history.take(solver, schedule, own[0], x.to(working))
         plan = solver.plan(schedule, checked((*before, *own, *_ahead(own, flow))))
         plans = [plan[len(before) : len(before) + len(own) - 1]]
     noise = _noise(solver, nodes, plans, x, sigmas, s_noise, noise_sampler, seeds)
@@ -177,7 +178,7 @@ def _sample(
             if history is None:
                 state = None
             elif own[-1].sigma > 0:
-                history.leave(solver, flow, (*before, *own), x.to(working), state)
+                history.leave(solver, schedule, (*before, *own), x.to(working), state)
     return x.to(dtype)
 
 
@@ -310,7 +311,7 @@ def _with_eta(solver: Solver, eta: float | None) -> Solver:
 
 def _ahead(nodes: Sequence[Node], flow: bool) -> list[Node]:
     """Levels that a run which ends above sigma = 0 may go on to: it is planned as the beginning of a longer one."""
-    if nodes[-1].sigma == 0 or nodes[-1].lam < nodes[0].lam:
+    if nodes[-1].sigma == 0:
         return []
     ratios = [nodes[-1].nsr / 2**i for i in range(1, AHEAD + 1)]
     return [_node(ratio / (1 + ratio) if flow else ratio, flow) for ratio in ratios]
