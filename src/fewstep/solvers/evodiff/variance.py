@@ -64,6 +64,10 @@ LAST_REACH = 5.0  # for grids where the prior hardly expects a difference; `focu
 # The least surprise that is expected, of a step's length and the data's: the prior spreads changes evenly over the
 # levels, and data of one scale have all of theirs at one. Chosen on the development problems of docs/stress.md.
 ONE_SCALE = 0.2
+# The largest weight of the newest difference alone, and the most that all weights beyond it may sum to, without signs.
+# Where a long step follows a short one, or differences hardly differ, the prior asks for hundreds. So a sample stays
+# within 10 times what is answered.
+LEAD, REST = 1.0, 1.0
 WINDOW, BEFORE = 64, 16  # steps
 RIDGE = 1e-10  # relative; keeps nearly parallel differences from large weights of opposite signs
 
@@ -141,8 +145,8 @@ def _window(
         if len(differences) and corrected:
             y = kept + (1 - paths.share(i - 1)) * newest
             along = differences @ (paths.state[i].ravel() - y)
-            row = four @ along
-            y, correct = y + row @ differences, _split(s.alpha, two @ along[:1], row)
+            rows = _bounded(two @ along[:1], four @ along)
+            y, correct = y + rows[1] @ differences, _split(s.alpha, *rows)
         stage = TrustingStage(
             s, 1.0, 0.0, gain, correct, foretold=_numbers(foretold), surprise=surprise, data_std=data_std
         )
@@ -162,19 +166,29 @@ def _window(
             counted = np.broadcast_to(left, paths.state[i].shape).ravel()
         ddim = kept + (1 - share) * newest
         along = differences @ (path - ddim) * (share < 1)
-        rows = []
-        for weights in (two @ along[:1], four @ along):
+        further = []
+        for weights in _bounded(two @ along[:1], four @ along):
             added = weights @ differences[: len(weights)]
-            rows.append(weights * (1 + part * min(most, _lacking(ddim + added, added, path, counted))))
-        y = ddim + rows[1] @ differences
+            further.append(weights * (1 + part * min(most, _lacking(ddim + added, added, path, counted))))
+        y = ddim + further[1] @ differences
         scale, (move,) = euler_row("data", s, t)
-        predict = _split(t.alpha, *rows) if rows[1].any() else None
+        predict = _split(t.alpha, *further) if further[1].any() else None
         plan.append(stage._replace(scale=scale, move=move, predict=predict, keep=max(0, history - 2) * followed))
         gain = move
     if last < len(nodes) - 1:
         scale, (move,) = euler_row("data", *nodes[-2:])
         plan.append(TrustingStage(nodes[last], scale, move))
     return plan
+
+
+def _bounded(two: Functional, four: Functional) -> tuple[Functional, Functional]:
+    """The rows of the newest difference and of all, the one within LEAD, what the other has beyond it within REST."""
+    beyond = four.copy()
+    beyond[:1] -= two
+    two = two.clip(-LEAD, LEAD)
+    four = beyond * (REST / max(REST, np.abs(beyond).sum()))
+    four[:1] += two
+    return two, four
 
 
 def _split(alpha: float, two: Functional, four: Functional) -> Split:
