@@ -33,8 +33,7 @@ __all__ = [
     "sigmas_for",
 ]
 
-# In KSampler's dropdown: "exact" tells them from ComfyUI's, whose weights on a flow are those of its sigmas as if they
-# were not one's.
+# In KSampler's dropdown. "exact" tells them from ComfyUI's own, which take -log sigma for half a log-SNR on flows too.
 DROPDOWN = {"evodiff": "evodiff", "unipc_exact": "unipc-2", "dpmpp_2m_exact": "dpmpp-2m"}
 SHORT = ("evodiff", "unipc-2", "dpmpp-2m", "dpmpp-3m", "deis-3", "ipndm-4", "ddim")  # one call a step
 GRIDS: Mapping[str, Grid] = {"focused": focused, "karras": karras, "log-snr": log_snr}
