@@ -219,8 +219,8 @@ In ComfyUI {version}, by its KSampler on the CPU. The model is exact: a mixture 
 latents, to the converged solution ({fine} steps of UniPC-3, to σ = 0) from the same noise and with the same guidance,
 by steps, which are model calls. Each sampler is on `simple`, on the best of ComfyUI's schedulers for it over all
 columns, and on `fewstep`; the last column is the geometric mean, and the least of a column is in bold. `er_sde` draws
-noise, so that its images are others: its figures say no more than that. On Stable Diffusion's levels 0.004 is what the last step, from σ = 0.03 to 0, costs
-everybody. Nothing here says what images look like. Written by `make comfyui`.
+noise, so that its images are others: its figures say no more than that. On Stable Diffusion's levels 0.004 is what the
+last step, from σ = 0.03 to 0, costs everybody. Nothing here says what images look like. Written by `make comfyui`.
 """
 
 
