@@ -176,6 +176,7 @@ In **KSampler** and **KSamplerAdvanced**: sampler `evodiff`, scheduler `fewstep`
 | in the dropdown | what it is |
 | --- | --- |
 | sampler `evodiff` | EVODiff's default. All of these make one model call a step. |
+| sampler `evodiff_sde` | the same with noise on the way, eta = 0.3 |
 | sampler `unipc_exact`, `dpmpp_2m_exact` | UniPC-2, DPM-Solver++ 2M; on flows in their log-SNR, as ComfyUI's are not |
 | scheduler `fewstep` | what suits the model: Karras' on Stable Diffusion's range, `focused` on flows and wide ranges |
 | scheduler `fewstep_focused` | EVODiff's own levels on any model |
@@ -190,8 +191,8 @@ image, and the two experts of Wan 2.2.
 - **Two samplers in a row.** A half that goes on where another stopped, with the same sampler and levels, goes on with
   what the solver knows of the run: split and whole are the same, to 0.001. The last two halves are remembered; a second
   half that is run again after its first was forgotten differs a little.
-- **Noise.** `evodiff` draws none. *fewstep sampler* has `eta`, for `ddim` and the `dpmpp` solvers. An image draws by
-  the seed and its place in the batch, whatever the batch.
+- **Noise.** `evodiff` draws none, `evodiff_sde` some; *fewstep sampler* has `eta`. An image draws by the seed, its
+  place in the batch and the noise level, whatever the batch: two halves with one seed draw what the whole does.
 - **Levels that rise again** (Restart) add noise where they rise. **Levels that rise from the start** (unsampling) need
   a linear solver such as `unipc_exact`: [inversion.md](inversion.md).
 

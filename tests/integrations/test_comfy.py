@@ -192,22 +192,26 @@ def test_the_levels_follow_the_models_range_and_it_is_told(law, grid):
 
 
 @LAWS
+@pytest.mark.parametrize("eta", [0.0, 0.3])
 @pytest.mark.parametrize("solver", ["evodiff", "unipc-2", "dpmpp-2m"])
-def test_a_run_in_two_halves_goes_on(law, solver):
-    """As KSamplerAdvanced splits it: the latent goes through the model's units and back, and brings no noise."""
+def test_a_run_in_two_halves_goes_on(law, solver, eta):
+    """As KSamplerAdvanced splits it: the latent goes through the model's units and back, and brings no noise.
+
+    With noise on the way, which belongs to its level, the seed has to be the same.
+    """
     sigmas, _ = nodes.FewstepSigmas().get_sigmas(patcher(law), 12, 1.0)
-    (sampler,) = nodes.FewstepSampler().get_sampler(solver)
+    (sampler,) = nodes.FewstepSampler().get_sampler(solver, eta)
     noise = fs.unit_noise(range(2), (4, 8, 8))
     whole = sampler.sample(Guider(law), noise, sigmas, seed=0)
     left = sampler.sample(Guider(law), noise, sigmas[:6], seed=0)
     share = 1 - sigmas[5] if isinstance(law, CONST) else 1
     latent = left / share / 0.18215 * 0.18215
     guider = Guider(law)
-    got = sampler.sample(guider, torch.zeros_like(noise), sigmas[5:], seed=7, latent=latent)
+    got = sampler.sample(guider, torch.zeros_like(noise), sigmas[5:], seed=0 if eta else 7, latent=latent)
     assert guider.calls == 7
     tolerance = 2e-4 if solver == "evodiff" else 2e-6  # its weights look at the end of the list
     torch.testing.assert_close(got, whole, rtol=0, atol=tolerance)
-    again = sampler.sample(Guider(law), torch.zeros_like(noise), sigmas[5:], seed=7, latent=latent)
+    again = sampler.sample(Guider(law), torch.zeros_like(noise), sigmas[5:], seed=0 if eta else 7, latent=latent)
     assert torch.equal(again, got)  # ComfyUI keeps the first half, and runs the second again
 
 
@@ -228,12 +232,21 @@ def test_two_halves_with_one_seed_draw_other_noise(law):
     assert abs(bent) < 5 / 64
 
 
+def test_the_last_seed_is_followed_by_the_first():
+    """ComfyUI's seeds go to 2^64 - 1, and sample i has the seed + i."""
+    sigmas, _ = nodes.FewstepSigmas().get_sigmas(patcher(EPS()), 3, 1.0)
+    (sampler,) = nodes.FewstepSampler().get_sampler("evodiff", eta=0.3)
+    noise = fs.unit_noise(range(2), (4, 8, 8))
+    both = sampler.sample(Guider(EPS()), noise, sigmas, seed=2**64 - 1)
+    assert torch.equal(both[1:], sampler.sample(Guider(EPS()), noise[1:], sigmas, seed=0))
+
+
 def test_eta_goes_with_the_solvers_that_have_it():
     sigmas, _ = nodes.FewstepSigmas().get_sigmas(patcher(EPS()), 5, 1.0)
     noise = fs.unit_noise([0], (4, 8, 8))
     for solver in nodes.SHORT:
         (sampler,) = nodes.FewstepSampler().get_sampler(solver, eta=0.5)
-        if solver in ("ddim", "dpmpp-2m", "dpmpp-3m"):
+        if solver not in ("deis-3", "ipndm-4"):
             assert sampler.sample(Guider(EPS()), noise, sigmas, seed=0).isfinite().all()
         else:
             with pytest.raises(ValueError, match=r"eta=0\.5"):
@@ -267,8 +280,8 @@ def test_a_name_that_somebody_else_has_stays_theirs(comfy):
 
 
 @LAWS
-@pytest.mark.parametrize(("name", "solver"), nodes.DROPDOWN.items())
-def test_the_dropdown_runs_the_same_solvers(comfy, law, name, solver):
+@pytest.mark.parametrize(("name", "options"), nodes.DROPDOWN.items())
+def test_the_dropdown_runs_the_same_solvers(comfy, law, name, options):
     """As KSampler gets them: by name, with levels of a scheduler that is asked with the model's law."""
     nodes.register()
     sigmas = comfy.SCHEDULER_HANDLERS["fewstep"].handler(law, 6)
@@ -278,7 +291,7 @@ def test_the_dropdown_runs_the_same_solvers(comfy, law, name, solver):
     noise = fs.unit_noise(range(2), (4, 8, 8))
     function = getattr(sys.modules["comfy.k_diffusion.sampling"], f"sample_{name}")
     got = KSAMPLER(function, {}).sample(Guider(law), noise, sigmas, seed=0)
-    (sampler,) = nodes.FewstepSampler().get_sampler(solver)
+    (sampler,) = nodes.FewstepSampler().get_sampler(**options)
     assert torch.equal(got, sampler.sample(Guider(law), noise, sigmas, seed=0))
 
 

@@ -8,12 +8,10 @@ are what goes into `custom_nodes`: docs/comfyui.md. ComfyUI is imported when a n
 from __future__ import annotations
 
 import logging
-import struct
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +32,12 @@ __all__ = [
 ]
 
 # In KSampler's dropdown. "exact" tells them from ComfyUI's own, which take -log sigma for half a log-SNR on flows too.
-DROPDOWN = {"evodiff": "evodiff", "unipc_exact": "unipc-2", "dpmpp_2m_exact": "dpmpp-2m"}
+DROPDOWN: Mapping[str, Mapping[str, Any]] = {
+    "evodiff": {"solver": "evodiff"},
+    "evodiff_sde": {"solver": "evodiff", "eta": 0.3},  # at which few steps keep the variance: `fewstep.Stochastic`
+    "unipc_exact": {"solver": "unipc-2"},
+    "dpmpp_2m_exact": {"solver": "dpmpp-2m"},
+}
 SHORT = ("evodiff", "unipc-2", "dpmpp-2m", "dpmpp-3m", "deis-3", "ipndm-4", "ddim")  # one call a step
 GRIDS: Mapping[str, Grid] = {"focused": focused, "karras": karras, "log-snr": log_snr}
 AUTO = "auto"
@@ -67,8 +70,8 @@ class FewstepSampler:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         solver = "evodiff is the one to use; the others are to compare with. All make one model call a step."
         eta = (
-            "How much noise is drawn on the way: 0 for none, 1 for the full SDE. "
-            "ddim, dpmpp-2m and dpmpp-3m only; the others must have 0."
+            "How much noise is drawn on the way: 0 for none, 1 for the full SDE; with few steps 0.3 or less. "
+            "deis-3 and ipndm-4 must have 0."
         )
         return {
             "required": {"solver": (list(SHORT), {"default": "evodiff", "tooltip": solver})},
@@ -167,13 +170,12 @@ def sample(
 ) -> Tensor:
     """What KSAMPLER calls, with its guided model; `options` as in `kdiffusion.sampler`.
 
-    Sample i draws from a generator of the seed + i and the first sigma, so that two halves of a run with one seed do
-    not draw the same. A half that goes on where the last one stopped knows of it.
+    Sample i draws from a generator of the seed + i. A half that goes on where the last one stopped knows of it.
     """
     law = model.inner_model.model_patcher.get_model_object("model_sampling")
     entry, flow = SOLVERS[solver], _is_flow(law)
     seed = (extra_args or {}).get("seed") or 0
-    seeds = [_mixed(seed + i, float(sigmas[0])) for i in range(len(x))] if len(sigmas) else []
+    seeds = [(seed + i) % 2**64 for i in range(len(x))]
     chosen = sampler(entry.on_flow if flow else entry.solver, flow=flow, sigma_min=float(law.sigma_min))
     return chosen(model, x, sigmas, extra_args, callback, disable, **{"seeds": seeds, "history": HISTORY, **options})
 
@@ -183,9 +185,9 @@ def register() -> None:
     import comfy.k_diffusion.sampling
     import comfy.samplers
 
-    for name, solver in DROPDOWN.items():
+    for name, options in DROPDOWN.items():
         if not hasattr(comfy.k_diffusion.sampling, f"sample_{name}"):
-            setattr(comfy.k_diffusion.sampling, f"sample_{name}", partial(sample, solver=solver))
+            setattr(comfy.k_diffusion.sampling, f"sample_{name}", partial(sample, **options))
         _add(name, comfy.samplers.KSAMPLER_NAMES, comfy.samplers.SAMPLER_NAMES, comfy.samplers.KSampler.SAMPLERS)
     for name, grid in {"fewstep": AUTO, "fewstep_focused": "focused"}.items():
         if name not in comfy.samplers.SCHEDULER_HANDLERS:
@@ -205,11 +207,6 @@ def _ksampler(**options: Any) -> Any:
     import comfy.samplers
 
     return comfy.samplers.KSAMPLER(sample, extra_options=options)
-
-
-def _mixed(seed: int, sigma: float) -> int:
-    bits = int.from_bytes(struct.pack("<d", sigma), "little")
-    return int(np.random.SeedSequence([seed % 2**64, bits]).generate_state(1, np.uint64)[0])
 
 
 def picked_grid(sigma_max: float, flow: bool) -> Grid:

@@ -27,7 +27,7 @@ from torch import Tensor
 from ..grid import Grid, checked, focused
 from ..sampling import Step, check_tensor, drive, step_noise
 from ..schedule import EDM, Flow, Node, Schedule
-from ..solvers import DDIM, AnalyticDPM, DPMSolverPP, EVODiff, RESingle, SDEDPMSolverPP, Solver, Stage, UniPC
+from ..solvers import DDIM, AnalyticDPM, EVODiff, RESingle, SDEDPMSolverPP, Solver, Stage, Stochastic, UniPC
 from ..solvers.core.base import renoise
 
 __all__ = ["History", "get_sigmas", "get_sigmas_focused", "sample_evodiff", "sampler"]
@@ -85,11 +85,11 @@ def sampler(solver: Solver, *, flow: bool = False, sigma_min: float | None = Non
     or None where stderr is not a terminal.
 
     It takes besides, as k-diffusion's stochastic samplers do:
-        eta: how much noise is drawn on the way, where there is a choice: by DDIM, or by DPM-Solver++ as an SDE.
+        eta: how much noise is drawn on the way: by solvers that have an `eta` for that, or by `fewstep.Stochastic`.
         s_noise: a factor of all noise that is drawn.
         noise_sampler: noise_sampler(sigma, next_sigma) returns unit noise like x; or
-        seeds: one integer a sample, and sample i draws from a generator of its own. Of a run in two halves the second
-            needs other ones: the same would draw the same noise.
+        seeds: one integer a sample, and sample i draws from a generator of its own, at each level apart: a run in two
+            halves draws what the whole one does.
         history: a `History`, of a run in two halves.
 
     Raises:
@@ -171,7 +171,7 @@ def _sample(
             x = x.to(working)
             if run:
                 scale, added = renoise(nodes[run - 1][-1], own[0])
-                x = x * scale + noise() * added
+                x = x * scale + noise(nodes[run - 1][-1]) * added
             if stages:
                 hear = _hearing([*pieces[run][:-1], ends[run]], len(stages), tell)
                 x, state = _last(drive(denoiser, x, own[0], stages, dtype, noise, False, state, hear))
@@ -191,7 +191,7 @@ def _noise(
     s_noise: float,
     noise_sampler: Callable[[Tensor, Tensor], Tensor] | None,
     seeds: Iterable[int] | None,
-) -> Callable[[], Tensor]:
+) -> Callable[[Node], Tensor]:
     """What draws noise like `x` for these runs: for each rise between two, and for each stage that adds some."""
     steps: list[tuple[float, float]] = []
     for run, (own, stages) in enumerate(zip(nodes, plans, strict=True)):
@@ -203,14 +203,14 @@ def _noise(
         steps += [pair for stage, pair in zip(stages, pairwise(levels), strict=True) if stage.noise]
     if noise_sampler is not None:
         coming = iter(steps)
-        return lambda: noise_sampler(*map(sigmas.new_tensor, next(coming))).to(x) * s_noise
+        return lambda node: noise_sampler(*map(sigmas.new_tensor, next(coming))).to(x) * s_noise
     if seeds is not None:
         drawn = step_noise(seeds, x)
-        return lambda: drawn() * s_noise
+        return lambda node: drawn(node) * s_noise
     if steps:
         what = repr(solver) if len(nodes) == 1 else "a run whose sigmas rise again"
         raise ValueError(f"{what} draws noise: give seeds=, one integer a sample, such as range({len(x)})")
-    return partial(torch.empty, 0)  # never called
+    return lambda node: x  # never called
 
 
 def _hearing(
@@ -300,13 +300,9 @@ def _pieces(values: Sequence[float]) -> list[list[int]]:
 def _with_eta(solver: Solver, eta: float | None) -> Solver:
     if eta is None:
         return solver
-    if isinstance(solver, DPMSolverPP) and solver.method == "multistep":
-        return SDEDPMSolverPP(solver.order, solver.variant, eta, solver.final_order)
     if isinstance(solver, (DDIM, SDEDPMSolverPP, AnalyticDPM)):
         return replace(solver, eta=eta)
-    if eta:
-        raise ValueError(f"{solver!r} has no eta: take eta=0, or DPMSolverPP or DDIM, which have; got eta={eta!r}")
-    return solver
+    return Stochastic(solver, eta) if eta else solver
 
 
 def _ahead(nodes: Sequence[Node], flow: bool) -> list[Node]:
