@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -106,14 +106,14 @@ def sample(
     name, start = ("noise", noise) if x is None else ("x", x)
     if start is None or (noise is not None and x is not None):
         raise TypeError("give either noise, unit Gaussian, or x, the state at the grid's first node")
-    _check_tensor(name, start, differentiable)
+    check_tensor(name, start, differentiable)
     nodes, stages = plan(schedule, solver, nfe=nfe, grid=grid)
     state = start.to(_working(start.dtype))
     if x is None:
         _check_unit(start)
         state = state * nodes[0].sigma
     draw = _step_noise(solver, nodes[0], stages, state, seeds)
-    steps = _run(denoiser, state, nodes[0], stages, start.dtype, draw, differentiable)
+    steps = drive(denoiser, state, nodes[0], stages, start.dtype, draw, differentiable)
     return _last(_with_progress(steps, len(stages), progress), callback)
 
 
@@ -168,12 +168,12 @@ def _steps_of(
     """The run over given nodes and its number of calls, with everything checked before the first."""
     solver = EVODiff() if solver is None else solver
     schedule = _check_parts(denoiser, solver, schedule)
-    _check_tensor("x", x, differentiable)
+    check_tensor("x", x, differentiable)
     grid = _of(schedule, checked(nodes), "nodes")
     stages = solver.plan(schedule, grid, None if nfe is None else _budget(nfe))
     state = x.to(_working(x.dtype))
     draw = _step_noise(solver, grid[0], stages, state, seeds)
-    return _run(denoiser, state, grid[0], stages, x.dtype, draw, differentiable), len(stages)
+    return drive(denoiser, state, grid[0], stages, x.dtype, draw, differentiable), len(stages)
 
 
 def unit_noise(
@@ -223,17 +223,22 @@ def _drawn(generators: Iterable[torch.Generator], shape: Sequence[int]) -> Tenso
 def _step_noise(
     solver: Solver, start: Node, stages: Sequence[Stage], x: Tensor, seeds: Iterable[int] | None
 ) -> Callable[[Node], Tensor]:
-    """What draws unit noise like `x` at a node of a stochastic plan.
+    """What draws unit noise like `x` at a node of a stochastic plan."""
+    if seeds is None:
+        if stages[0].node != start or any(stage.noise for stage in stages):
+            raise ValueError(f"{solver!r} draws noise: give seeds=, one integer a sample, such as range({len(x)})")
+        return lambda node: x  # never called
+    return step_noise(seeds, x)
+
+
+def step_noise(seeds: Iterable[int], x: Tensor) -> Callable[[Node], Tensor]:
+    """What draws unit noise like `x` at a node, sample i by seeds[i], in other streams than those of `unit_noise`.
 
     It belongs to the node's log-SNR, so that a run in two parts, or one that is entered late, draws what the whole run
     draws there; drawn once more at the same node, it is other noise.
     """
-    numbers = None if seeds is None else _integers(seeds)
-    if numbers is None:
-        if stages[0].node != start or any(stage.noise for stage in stages):
-            raise ValueError(f"{solver!r} draws noise: give seeds=, one integer a sample, such as range({len(x)})")
-        numbers = []  # never drawn from
-    elif len(numbers) != len(x):
+    numbers = _integers(seeds)
+    if len(numbers) != len(x):
         raise ValueError(f"seeds must be one a sample; got {len(numbers)} for {len(x)} samples")
     drawn: dict[int, int] = {}
 
@@ -324,7 +329,7 @@ def _falling(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
     return nodes
 
 
-def _run(
+def drive(
     denoiser: Denoiser,
     x: Tensor,
     start: Node,
@@ -332,8 +337,13 @@ def _run(
     dtype: torch.dtype,
     draw: Callable[[Node], Tensor],
     differentiable: bool,
-) -> Iterator[Step]:
+    state: Any = None,
+    hear: Callable[[int, Node, Tensor, Tensor], object] | None = None,
+) -> Generator[Step, None, Any]:
     """The loop. `x` is the state at `start` in working precision; the denoiser and the caller see `dtype`.
+
+    `state` is the solver's, where the stages go on from others; what it is at the end is returned. `hear` is told of
+    every call before its answer is used, hear(index, node, x, denoised), and may edit both in place.
 
     No tensor becomes a Python number before the last call, so an accelerator never waits: each answer
     leaves a sum on the device, and the sums are looked at together at the end. Inference mode spares the many
@@ -341,7 +351,6 @@ def _run(
     history are copies: a model may work in place on its input, or answer in the same buffer every time.
     """
     calling, stepping = (nullcontext, nullcontext) if differentiable else (torch.no_grad, torch.inference_mode)
-    state: Any = None
     if stages[0].node != start:
         scale, added = renoise(start, stages[0].node)
         x = x * scale + draw(start) * added
@@ -351,6 +360,10 @@ def _run(
         with calling():
             denoised = denoiser(given, stage.node.time)
         check_answer(denoised, given, "the denoiser", stage.node.time, sigma=stage.node.sigma, index=index)
+        if hear is not None:
+            shown = x.to(dtype, copy=True)
+            hear(index, stage.node, shown, denoised)
+            x = x + (shown - x.to(dtype))
         with stepping():
             answer = denoised.to(x.dtype, copy=True)
             sums.append(answer.sum())
@@ -361,6 +374,7 @@ def _run(
         if index == len(stages) - 1:
             _check_finite([*sums, given.sum()], stages)
         yield Step(index, stage.node, denoised, given)
+    return state
 
 
 def _last(steps: Iterator[Step], callback: Callable[[Step], object] | None) -> Tensor:
@@ -402,7 +416,7 @@ def _check_parts(denoiser: object, solver: object, schedule: Schedule | None) ->
     return found
 
 
-def _check_tensor(name: str, x: Tensor, differentiable: bool) -> None:
+def check_tensor(name: str, x: Tensor, differentiable: bool) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(x).__name__}{how_to_convert(x)}")
     if not x.is_floating_point():
