@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: help demo test check numerics ablation bench bench-overhead bench-imports stress robustness levels variance \
-	quality quality-quick clean
+	flow quality quality-quick clean
 help:
 	@echo "make demo            compare solvers on the packaged model; says where the picture is"
 	@echo "make test            everything that CI runs: lint, types, tests"
@@ -16,6 +16,7 @@ help:
 	@echo "make robustness      kill runs of the command line, fill their disk, begin two at once; says what was lost"
 	@echo "make levels          measure what noise levels are worth to the scheduler for diffusers (docs/levels.md)"
 	@echo "make variance        measure what each part of EVODiff's default is worth (docs/least-variance.md)"
+	@echo "make flow            measure docs/flow.md: what users of flow models choose from, on the grid that they have"
 	@echo "make bench           solvers on the packaged model, 1,000 images a row (docs/bench/): an hour; goes on"
 	@echo "make quality         measure docs/quality.md: hours; goes on where it was interrupted"
 	@echo "make quality-quick   a reduced table of it, printed, in minutes"
@@ -67,6 +68,9 @@ RESULTS ?= benchmarks/quality/records
 
 variance: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.variance --data $(DATA) --out docs/least-variance.md
+
+flow: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.flow --data $(DATA) --out docs/flow.md
 
 BENCH ?= samples/bench
 bench: $(VENV)/.installed

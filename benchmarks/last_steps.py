@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fewstep.bench.markdown import table
 from fewstep.grid import focused, karras, kl_optimal, log_snr, time_quadratic, time_uniform
-from fewstep.schedule import EDM, Discrete, Flow, Node, Schedule, VPCosine, VPLinear
+from fewstep.schedule import DATA_STD, EDM, Discrete, Flow, Node, Schedule, VPCosine, VPLinear
 from fewstep.solvers import DEIS, DPMSolver, DPMSolverPP, SASolver, SDEDPMSolverPP, Solver, Stage, UniPC
 
 from .orders import spread_error
@@ -26,7 +26,7 @@ from .problems import Product, product
 
 __all__ = ["FAMILIES", "LAWS", "STOCHASTIC", "Ending", "Family", "endings", "page", "ratios"]
 
-SD = Discrete(np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2).tolist())
+SD = Discrete(np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2).tolist(), data_std=DATA_STD)
 SCHEDULES: Sequence[Schedule] = (EDM(), VPLinear(), VPCosine(), SD, Flow(shift=3.0))
 GRIDS: Sequence[Any] = (log_snr, karras, time_uniform, time_quadratic, kl_optimal, focused)
 BUDGETS = (5, 8, 12, 20)

@@ -1,22 +1,30 @@
 """The public names, which `fewstep` hands out. Importing this imports torch."""
 
 from .grid import focused, from_times, karras, log_snr, time_quadratic, time_uniform, uniform
-from .guidance import clip, guided, threshold
+from .guidance import cfgpp, clip, guided, threshold
 from .prediction import Denoiser, Prediction, as_denoiser, from_denoised, to_denoised
 from .sampling import DenoiserError, Step, integrate, sample, trajectory, unit_noise
 from .schedule import EDM, Discrete, Flow, Node, Schedule, VPCosine, VPLinear
 from .solvers import (
+    CAB,
     DDIM,
     DEIS,
     DPM2,
     ERA,
+    ERSDE,
     IPNDM,
     PNDM,
+    REAB,
+    RES,
+    SEEDS,
+    STORK,
     AnalyticDPM,
     DPMSolver,
     DPMSolverPP,
     DPMSolverV3,
     EVODiff,
+    FDPMSolver,
+    GradientEstimation,
     Heun,
     REMulti,
     REMultiV3,
@@ -25,19 +33,26 @@ from .solvers import (
     SciRE,
     SDEDPMSolverPP,
     Solver,
+    Stochastic,
     UniPC,
 )
 from .statistics import EMS, Gamma, estimate_ems, estimate_gamma, fingerprint
 
 __all__ = [
+    "CAB",
     "DDIM",
     "DEIS",
     "DPM2",
     "EDM",
     "EMS",
     "ERA",
+    "ERSDE",
     "IPNDM",
     "PNDM",
+    "REAB",
+    "RES",
+    "SEEDS",
+    "STORK",
     "AnalyticDPM",
     "DPMSolver",
     "DPMSolverPP",
@@ -46,8 +61,10 @@ __all__ = [
     "DenoiserError",
     "Discrete",
     "EVODiff",
+    "FDPMSolver",
     "Flow",
     "Gamma",
+    "GradientEstimation",
     "Heun",
     "Node",
     "Prediction",
@@ -60,10 +77,12 @@ __all__ = [
     "SciRE",
     "Solver",
     "Step",
+    "Stochastic",
     "UniPC",
     "VPCosine",
     "VPLinear",
     "as_denoiser",
+    "cfgpp",
     "clip",
     "estimate_ems",
     "estimate_gamma",

@@ -80,8 +80,9 @@ def sample(
             grid if not given. One that ends at sigma = 0 returns the last denoised prediction, one that
             ends above it stops there.
         seeds: one integer a sample, for solvers that draw noise on the way. Sample i draws from a generator of
-            its own, on the CPU, so that it does not depend on its batch or its device. The streams are not those
-            of `unit_noise`: the same seeds can serve both.
+            its own, on the CPU, so that it does not depend on its batch or its device, and at each noise level apart,
+            so that a run in two parts draws what the whole one does. The streams are not those of `unit_noise`: the
+            same seeds can serve both.
         differentiable: pass gradients, in reverse and forward mode, through all calls. Memory then grows with nfe
             (torch.utils.checkpoint around the model spares most of it). Without it no graph is made, whatever the
             model's parameters ask for, and noise that asks for gradients is refused.
@@ -221,8 +222,12 @@ def _drawn(generators: Iterable[torch.Generator], shape: Sequence[int]) -> Tenso
 
 def _step_noise(
     solver: Solver, start: Node, stages: Sequence[Stage], x: Tensor, seeds: Iterable[int] | None
-) -> Callable[[], Tensor]:
-    """What draws unit noise like `x` for the steps of a stochastic plan."""
+) -> Callable[[Node], Tensor]:
+    """What draws unit noise like `x` at a node of a stochastic plan.
+
+    It belongs to the node's log-SNR, so that a run in two parts, or one that is entered late, draws what the whole run
+    draws there; drawn once more at the same node, it is other noise.
+    """
     numbers = None if seeds is None else _integers(seeds)
     if numbers is None:
         if stages[0].node != start or any(stage.noise for stage in stages):
@@ -230,9 +235,16 @@ def _step_noise(
         numbers = []  # never drawn from
     elif len(numbers) != len(x):
         raise ValueError(f"seeds must be one a sample; got {len(numbers)} for {len(x)} samples")
-    streams = [np.random.SeedSequence([seed % 2**64, STEP_NOISE]).generate_state(1, np.uint64) for seed in numbers]
-    generators = [torch.Generator().manual_seed(int(stream[0])) for stream in streams]
-    return lambda: _drawn(generators, x.shape[1:]).to(x)
+    drawn: dict[int, int] = {}
+
+    def draw(node: Node) -> Tensor:
+        (level,) = np.array([node.lam]).view(np.uint64).tolist()
+        drawn[level] = drawn.get(level, -1) + 1
+        entropy = ((seed % 2**64, STEP_NOISE, level, drawn[level]) for seed in numbers)
+        streams = (np.random.SeedSequence(each).generate_state(1, np.uint64) for each in entropy)
+        return _drawn((torch.Generator().manual_seed(int(stream[0])) for stream in streams), x.shape[1:]).to(x)
+
+    return draw
 
 
 def plan(
@@ -318,7 +330,7 @@ def _run(
     start: Node,
     stages: Sequence[Stage],
     dtype: torch.dtype,
-    draw: Callable[[], Tensor],
+    draw: Callable[[Node], Tensor],
     differentiable: bool,
 ) -> Iterator[Step]:
     """The loop. `x` is the state at `start` in working precision; the denoiser and the caller see `dtype`.
@@ -332,7 +344,7 @@ def _run(
     state: Any = None
     if stages[0].node != start:
         scale, added = renoise(start, stages[0].node)
-        x = x * scale + draw() * added
+        x = x * scale + draw(start) * added
     given = x.to(dtype, copy=True)
     sums: list[Tensor] = []
     for index, stage in enumerate(stages):
@@ -344,7 +356,7 @@ def _run(
             sums.append(answer.sum())
             x, state = stage(state, x, answer)
             if stage.noise:
-                x = x + draw() * stage.noise
+                x = x + draw(stage.node) * stage.noise
         given = x.to(dtype, copy=True)
         if index == len(stages) - 1:
             _check_finite([*sums, given.sum()], stages)

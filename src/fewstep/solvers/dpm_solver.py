@@ -60,7 +60,7 @@ class _Family:
         def stages(final_order: int) -> list[LinearStage]:
             return [stage(i, order) for i, order in enumerate(orders(nodes, self.order, final_order))]
 
-        final = self.final_order or last_order(stages, self.order, nodes[-1], schedule.data_std)
+        final = self.final_order or last_order(stages, self.order, nodes[-1], schedule.data_scale)
         return spend(stages(final), nfe, len(nodes) - 1)
 
     def _single_steps(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None) -> list[LinearStage]:

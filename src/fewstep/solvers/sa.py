@@ -122,7 +122,7 @@ class SASolver:
                     stages.append(LinearStage(node, predicted, self.field, correct, keep=history, noise=noise))
             return stages
 
-        return stages(self.final_order or last_order(stages, highest, nodes[-1], schedule.data_std))
+        return stages(self.final_order or last_order(stages, highest, nodes[-1], schedule.data_scale))
 
     def _tau(self, nodes: Sequence[Node], i: int) -> float:
         """In the step from node i to the next. The last one of a run draws no noise."""

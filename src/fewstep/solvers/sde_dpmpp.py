@@ -74,5 +74,5 @@ class SDEDPMSolverPP:
         def stages(final_order: int) -> list[LinearStage]:
             return [stage(i, order) for i, order in enumerate(orders(nodes, self.order, final_order))]
 
-        final = self.final_order or last_order(stages, self.order, nodes[-1], schedule.data_std)
+        final = self.final_order or last_order(stages, self.order, nodes[-1], schedule.data_scale)
         return spend(stages(final), nfe, len(nodes) - 1)

@@ -82,7 +82,7 @@ class UniPC:
                 stages.append(LinearStage(s, move, self.field, correct, hold, keep=range(self.order - 1 + hold)))
             return stages
 
-        final = self.final_order or last_order(stages, self.order, nodes[-1], schedule.data_std)
+        final = self.final_order or last_order(stages, self.order, nodes[-1], schedule.data_scale)
         return spend(stages(final), nfe, len(nodes) - 1)
 
     def _row(self, nodes: Sequence[Node], i: int, order: int, corrector: bool) -> Row:

@@ -45,7 +45,7 @@ class _Numbers(np.ndarray[Any, np.dtype[np.float64]]):
         return self
 
 
-def last_order(plan: Callable[[int], Sequence[Any]], highest: int, end: Node, data_std: float) -> int:
+def last_order(plan: Callable[[int], Sequence[Any]], highest: int, end: Node, data_scale: float) -> int:
     """The `final_order` of `core.base.orders`, up to `highest`, for a run to `end`; `plan(order)` are its stages."""
     drawing = any(stage.noise for stage in plan(highest))
     lowest = LOWEST_WITH_NOISE if drawing else LOWEST
@@ -54,7 +54,7 @@ def last_order(plan: Callable[[int], Sequence[Any]], highest: int, end: Node, da
     if own is None:
         return highest
     alpha, sigma = np.array([node[1:] for node in (*(stage.node for stage in plans[0]), end)]).T[..., None]
-    variances = (WIDTHS * data_std) ** 2
+    variances = (WIDTHS * data_scale) ** 2
     spread = np.sqrt(alpha**2 * variances + sigma**2)  # of x at each stage and at the end
     gain = alpha * variances / spread**2
     # Row 0 is the run. Row 1 is one whose states are the solution's until the last steps; or, as the solution cannot be

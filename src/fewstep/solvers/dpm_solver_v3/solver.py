@@ -81,7 +81,7 @@ class DPMSolverV3:
         if final is None:
             # Of the method alone: what the statistics fit is not a Gaussian.
             plain = replace(self, statistics=EMS.constant())
-            final = last_order(plain._plans(schedule, nodes), self.order, nodes[-1], schedule.data_std)
+            final = last_order(plain._plans(schedule, nodes), self.order, nodes[-1], schedule.data_scale)
         return spend(self._plans(schedule, nodes)(final), nfe, len(nodes) - 1)
 
     def _plans(self, schedule: Schedule, nodes: Sequence[Node]) -> Callable[[int], list[Stage]]:
