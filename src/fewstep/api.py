@@ -25,9 +25,11 @@ from .solvers import (
     SciRE,
     SDEDPMSolverPP,
     Solver,
+    Tuned,
     UniPC,
 )
 from .statistics import EMS, Gamma, estimate_ems, estimate_gamma, fingerprint
+from .tuning import tune
 
 __all__ = [
     "DDIM",
@@ -60,6 +62,7 @@ __all__ = [
     "SciRE",
     "Solver",
     "Step",
+    "Tuned",
     "UniPC",
     "VPCosine",
     "VPLinear",
@@ -81,6 +84,7 @@ __all__ = [
     "time_uniform",
     "to_denoised",
     "trajectory",
+    "tune",
     "uniform",
     "unit_noise",
 ]

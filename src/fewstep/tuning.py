@@ -1,7 +1,7 @@
 """`tune`: nodes and weights for one model, measured on it in a few thousand evaluations.
 
-    1. A reference: where the ODE carries the noise of the seeds, by UniPC-3 over so many even steps in log-SNR that
-       half as many hardly change it.
+    1. A reference: where the ODE carries the noise of the seeds, by the default in so many calls that half as many
+       hardly change it.
     2. The family: the numbers behind the default's grid, prior and trust (`Family`), by Levenberg-Marquardt on the
        error of the whole run, from the best of a few beginnings.
     3. All nodes and all weights, by the same, pulled towards those that the family plans.
@@ -38,9 +38,9 @@ from torch import Tensor
 from . import __version__
 from .answers import DenoiserError, check_answer
 from .prediction import Denoiser, agreed
-from .sampling import integrate, plan, unit_noise
+from .sampling import plan, sample, unit_noise
 from .schedule import Node, Schedule
-from .solvers import EVODiff, Stage, UniPC
+from .solvers import EVODiff, Stage
 from .solvers.evodiff.family import Family
 from .solvers.evodiff.trust import Split, TrustingStage
 from .solvers.evodiff.variance import HISTORY
@@ -50,17 +50,17 @@ from .statistics.tables import describe
 
 __all__ = ["OBJECTIVES", "cost", "details", "tune"]
 
-TEACHER = 42  # steps of the reference; half of them check it
-FAR = 8.0  # half log-SNR beyond which one step is as good as many: a noise, or a signal, of 3e-4
+TEACHER = 42  # calls of the reference; half as many check it
 MOST = 5_000  # evaluations of single samples, for a budget
 FEWEST_SEEDS = 4
 ROUNDS = (False, False, True, True)  # of the family alone, or of all numbers
 FAMILY_REACH, FAMILY_STEP, OWN_STEP = 3.0, 0.1, 0.02  # how far its numbers go, and the differences of derivatives
 LONGEST = 1.0  # of a round's step, in any number
-PULL = 1e-2  # towards the family's plan, of the curvature that the data have
+PULL = 3e-2  # towards the family's plan, of the curvature that the data have
 FLAT = 1e-3  # of the mean curvature: what the data hardly decide stays
 DAMPING = (1e-3, 1e-1, 10.0)
 CLOSEST = 0.02  # of two nodes, in half log-SNR
+# Samples count by a power of the size of their error: of squares the few between two outcomes would decide everything.
 POWER, LEAST = 1.0, 1e-2
 RESAMPLES = 1000
 CONVERGED = 0.2  # of the tuned error: what the reference may be off by
@@ -181,6 +181,7 @@ def tune(
 
         tuned_on, held_out = list(batches(numbers[:half], "tuned-on")), list(batches(numbers[half:], "held-out"))
         off = _rms([each.off for each in (*tuned_on, *held_out)])
+        size = _rms([_norms(each.exact) for each in held_out])
         plans: dict[int, Measured] = {}
         report = []
         before = Family()
@@ -194,12 +195,12 @@ def tune(
                 ).numpy()
                 for run, name in ((default, "default"), (chosen, "tuned"))
             ]
-            outcome = _outcome(calls, errors[0], errors[1], spent)
+            outcome = _outcome(calls, errors[0], errors[1], size, spent)
             report.append(outcome)
             if outcome.kept:
                 std = found.data_std * math.exp(before.scale)
                 plans[calls] = Measured.of(*chosen, std, before)
-            if off > CONVERGED * outcome.tuned:
+            if outcome.kept and off > CONVERGED * outcome.tuned:
                 warnings.warn(
                     f"the reference is off by about {off:.2g}, the tuned plan of {calls} calls by {outcome.tuned:.2g}: "
                     "gains below that say nothing",
@@ -240,13 +241,12 @@ class Batch:
     @classmethod
     def of(cls, denoiser: Denoiser, schedule: Schedule, noise: Tensor, once: Once, name: str, count: Count) -> Batch:
         def ends() -> Tensor:
-            start, *_, end = EVODiff().grid(schedule, 2)
-            found = torch.stack([_solved(denoiser, schedule, noise, start, end, n) for n in (TEACHER, TEACHER // 2)])
-            return found.cpu()
+            runs = [sample(denoiser, noise, nfe=calls, schedule=schedule) for calls in (TEACHER, TEACHER // 2)]
+            return torch.stack(runs).cpu()
 
         fine, coarse = once(name, ends).to(noise.device)
         count.add((TEACHER + TEACHER // 2) * len(noise))
-        off = _norms(fine - coarse) / 2**2  # of third order at best, of second at the end
+        off = _norms(fine - coarse) / (2**3 - 1)  # of third order
         return cls(denoiser, noise, fine, off)
 
     def run(self, plan: Plan, tape: list[Any] | None = None, start: int = 0) -> Tensor:
@@ -256,7 +256,7 @@ class Batch:
         """
         nodes, stages = plan
         state: Any = None
-        x = self.noise * nodes[0].sigma
+        x = self.noise.to(torch.promote_types(self.noise.dtype, torch.float32)) * nodes[0].sigma
         known = tape[start] if tape else None
         with torch.no_grad():
             for stage in stages[start:]:
@@ -325,7 +325,7 @@ class Search:
         tried = {each: np.concatenate([each, own]) for each in beginnings}
         losses = [self._loss(v) for v in tried.values()]
         if not math.isfinite(losses[0]):
-            raise DenoiserError("the default's run ends at NaN or inf: check the model, its schedule and the seeds")
+            raise DenoiserError(f"the default's run of {self.calls} calls ends at NaN or inf: check the model")
         loss = min(losses)
         v = centre = list(tried.values())[losses.index(loss)]
         for i, every in enumerate(ROUNDS):
@@ -451,31 +451,18 @@ def _added(split: Split | None, k: int, by: float) -> Split:
     return Split(weights[0], tuple(weights[1:]))
 
 
-def _solved(denoiser: Denoiser, schedule: Schedule, noise: Tensor, s: Node, t: Node, steps: int) -> Tensor:
-    """Where the ODE carries the noise from s to t, by UniPC-3 over even steps in log-SNR between -FAR and FAR.
-
-    From a t at sigma = 0, in the order of grids, it is what is denoised at the schedule's clean end.
-    """
-    end = schedule.node(schedule.time_at(schedule.lam_range[1])) if t.sigma == 0 else t
-    inner = np.linspace(max(s.lam, -FAR), min(end.lam, FAR), steps + 1)[1:-1]
-    nodes = [s, *(schedule.node(schedule.time_at(float(lam))) for lam in inner), end]
-    solver = UniPC(order=3, final_order=3)
-    found = integrate(denoiser, noise * s.sigma, nodes, solver=solver, schedule=schedule)
-    if t.sigma:
-        return found
-    with torch.no_grad():
-        return denoiser(found, end.time).to(found.dtype, copy=True)
-
-
-def _outcome(calls: int, default: Vector, tuned: Vector, spent: int) -> Outcome:
-    """Of errors of samples; the interval is of resampled samples."""
+def _outcome(calls: int, default: Vector, tuned: Vector, size: float, spent: int) -> Outcome:
+    """Of errors of samples of `size`; the interval is of resampled samples. Rounding of float32 is no error."""
+    if not np.isfinite(default).all():
+        raise DenoiserError(f"the default's run of {calls} calls ends at NaN or inf: check the model and its schedule")
+    if not np.isfinite(tuned).all():  # held out, it diverges
+        return Outcome(calls, _rms([default]), _rms([default]), 1.0, 1.0, 1.0, spent, False)
     drawn = np.random.default_rng(calls).integers(len(tuned), size=(RESAMPLES, len(tuned)))
-    least = np.finfo(np.float64).tiny
-    ratios = np.sqrt((tuned[drawn] ** 2).mean(1) / np.maximum((default[drawn] ** 2).mean(1), least))
-    before, after = (float(np.sqrt((each**2).mean())) for each in (default, tuned))
-    ratio = after / max(before, least)
-    low, high = np.quantile(ratios, (0.025, 0.975)).tolist()
-    return Outcome(calls, before, after, ratio, low, high, spent, bool(ratio < 1))
+    least = max(size * float(np.finfo(np.float32).eps), float(np.finfo(np.float64).tiny))
+    before, after = (np.sqrt((each[drawn] ** 2).mean(1)).clip(least) for each in (default, tuned))
+    low, high = np.quantile(after / before, (0.025, 0.975)).tolist()
+    ratio = max(_rms([tuned]), least) / max(_rms([default]), least)
+    return Outcome(calls, _rms([default]), _rms([tuned]), ratio, low, high, spent, ratio < 1)
 
 
 def _norms(x: Tensor) -> Vector:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,9 +25,9 @@ from torch import Tensor
 from ..grid import focused
 from ..sampling import trajectory
 from ..schedule import DATA_STD, EDM, Flow, Node, Schedule
-from ..solvers import EVODiff, RESingle, Solver, UniPC
+from ..solvers import EVODiff, RESingle, Solver, Tuned, UniPC
 
-__all__ = ["get_sigmas_focused", "sample_evodiff", "sampler"]
+__all__ = ["get_sigmas_focused", "get_sigmas_tuned", "sample_evodiff", "sampler"]
 
 
 LONGEST = 3.0  # half log-SNR, the first step of an inversion by what extrapolates data over it: docs/inversion.md
@@ -38,7 +39,8 @@ def sampler(solver: Solver, *, flow: bool = False) -> Callable[..., Tensor]:
     It takes `seeds=` besides, one integer a sample, for stochastic solvers.
 
     Args:
-        solver: any of fewstep's. EVODiff's sigmas must fall; those of a linear solver may rise (inversion).
+        solver: any of fewstep's. EVODiff's sigmas must fall; those of a linear solver may rise (inversion). One that
+            `fewstep.tune` found serves its model on any schedule, on its own levels: `get_sigmas_tuned`.
         flow: whether x = (1 - sigma) x_0 + sigma noise, with sigma in [0, 1], as ComfyUI has Flux, SD3 or Wan; else
             x = x_0 + sigma noise.
 
@@ -53,6 +55,8 @@ def sampler(solver: Solver, *, flow: bool = False) -> Callable[..., Tensor]:
             below the rest (as ComfyUI's FlipSigmas has them, from 1e-4) where the solver cannot follow.
         fewstep.DenoiserError: the model's answer is not a tensor like x, or not finite.
     """
+    if isinstance(solver, Tuned):
+        solver = replace(solver, schedule=None)
     return partial(_sample, solver, flow)
 
 
@@ -113,6 +117,14 @@ def get_sigmas_focused(
     """
     low, high = (_ratio(sigma) for sigma in (sigma_min, sigma_max)) if flow else (sigma_min, sigma_max)
     ratios = (node.sigma for node in focused(EDM(low, high, data_std=data_std), n, to_zero=True))
+    return torch.tensor([r / (1 + r) if flow else r for r in ratios], dtype=torch.float32, device=device)
+
+
+def get_sigmas_tuned(
+    tuned: Tuned, n: int, schedule: Schedule, device: str | torch.device = "cpu", *, flow: bool = False
+) -> Tensor:
+    """The levels of a tuned plan of n calls, on the `schedule` that it was tuned on; float32, (n + 1,)."""
+    ratios = [node.nsr for node in tuned.nodes(schedule, n)]
     return torch.tensor([r / (1 + r) if flow else r for r in ratios], dtype=torch.float32, device=device)
 
 

@@ -17,6 +17,7 @@ from .re_single import RESingle
 from .sa import SASolver
 from .scire import SciRE
 from .sde_dpmpp import SDEDPMSolverPP
+from .tuned import Tuned
 from .unipc import UniPC
 
 __all__ = [
@@ -40,5 +41,6 @@ __all__ = [
     "SciRE",
     "Solver",
     "Stage",
+    "Tuned",
     "UniPC",
 ]

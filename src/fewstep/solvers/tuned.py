@@ -120,6 +120,8 @@ class Measured(NamedTuple):
                 not known and (predict or correct)
             ):
                 raise ValueError(f"stage {i} of {calls} weighs more than the {known} differences that are known")
+            if not foretold and max(len(predict), len(correct)) > 2:
+                raise ValueError(f"stage {i} of {calls} weighs old differences, of which nothing is foretold")
 
 
 class Outcome(NamedTuple):
