@@ -32,7 +32,7 @@ from torch import Tensor
 from ..guidance import magnitude
 from ..prediction import KINDS, to_denoised
 from ..schedule import DATA_STD, Discrete, Flow, Node
-from ..solvers import Solver, Stage
+from ..solvers import Solver, Stage, Tuned
 from ..solvers.core.base import choice
 from ..solvers.evodiff.solver import RULES
 from ..table import SOLVERS
@@ -50,6 +50,7 @@ OF_THE_MODEL = (
 )  # fmt: skip
 GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_focused_sigmas")
 SHOWS_ITSELF = 3  # as many parameters tell a class by their names
+OTHER = 0.1  # in half log-SNR: the ends of tables differ by 1e-4 in rounding, those of models by 0.3 and more
 WITHIN = 1e-6  # of a level, as FlowMatchEuler compares those of tokens
 
 # Schedulers of flows: the network predicts noise - data, and is told sigma * num_train_timesteps.
@@ -100,6 +101,8 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     use_focused_sigmas: the noise levels of `fewstep.grid.focused`, which "evodiff" was developed on.
     data_std: about the standard deviation of what the model makes, for "evodiff" and its levels: 0.5 for images in
         [-1, 1], which is the default, 1 for latents that are scaled to it.
+    tuned: a file of `fewstep.tune` on this model, in place of "evodiff": its levels, unless others are given, and its
+        weights. docs/tune.md.
 
     All others are those of diffusers' multistep and flow schedulers: which noise levels, what the model predicts,
     thresholding or `clip_sample`. `use_lu_lambdas` is even steps of log-SNR, `timestep_type="continuous"` tells the
@@ -149,8 +152,11 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         shift_terminal: float | None = None,
         invert_sigmas: bool = False,
         data_std: float = DATA_STD,
+        tuned: str | None = None,
     ) -> None:
         choice("solver", solver, _solvers())
+        if tuned is not None and solver != "evodiff":
+            raise ValueError(f"a tuned plan is EVODiff's; got solver={solver!r}, tuned={tuned!r}")
         choice("prediction_type", prediction_type, KINDS)
         choice("timestep_type", timestep_type, ("discrete", "continuous", "integer"))
         if isinstance(channel_dim, str):
@@ -172,6 +178,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._schedule: Discrete | Flow = (
             Flow(data_std=data_std) if use_flow_sigmas else table_of(found, lambda_min_clipped, data_std)
         )
+        self._tuned = None if tuned is None else _tuned(tuned, self._schedule)
         known = self._schedule.alphas_cumprod if isinstance(self._schedule, Discrete) else np.cumprod(1 - found)
         self.alphas_cumprod = torch.tensor(known, dtype=torch.float32)
         self.init_noise_sigma = 1.0
@@ -244,7 +251,8 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             mu: the shift, for configs with use_dynamic_shifting; others ignore it.
             timesteps: what the model is told. Without sigmas, they follow from the timesteps, without shift.
         """
-        self._set(levels(self.config, self._schedule, num_inference_steps, sigmas, mu, timesteps), device)
+        own = None if self._tuned is None else self._tuned.grid
+        self._set(levels(self.config, self._schedule, num_inference_steps, sigmas, mu, timesteps, own), device)
         self.num_inference_steps = len(self._nodes) - 1
         self._enter(0, self._channel_dim(4))
 
@@ -262,7 +270,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _enter(self, index: int, channels: int | None) -> None:
         """Plan the run that begins at this index, with no history."""
         nodes = self._nodes[index:]
-        solver = _solver(self.config, isinstance(self._schedule, Flow), channels)
+        solver = self._tuned or _solver(self.config, isinstance(self._schedule, Flow), channels)
         self._stages = as_differences(solver.plan(self._schedule, nodes, len(nodes) - 1))
         self._start = self._next = index
         self._channels = channels
@@ -420,6 +428,20 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
+
+
+def _tuned(path: str, schedule: Discrete | Flow) -> Tuned:
+    """The plans of a file. Tables of betas are known by their ends: their numbers are rounded in many ways."""
+    found = Tuned.load(path)
+    low, high = schedule.lam_range
+    for calls, plan in found.plans.items():
+        ends = plan.lams[0], min(plan.lams[-1], high)
+        if max(abs(ends[0] - low), abs(ends[1] - high)) > OTHER:
+            raise ValueError(
+                f"{path} was tuned on {found.schedule}, whose plan of {calls} calls goes from half log-SNR "
+                f"{ends[0]:.3g} to {ends[1]:.3g}; this scheduler's model knows {low:.3g} to {high:.3g}: tune for it"
+            )
+    return replace(found, schedule=None)
 
 
 def _solvers() -> list[str]:
