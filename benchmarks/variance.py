@@ -86,7 +86,7 @@ class LeastVariance:
         plan = stages(
             nodes,
             False,
-            schedule.data_std,
+            schedule.data_scale,
             prior=self.prior,
             history=self.history,
             reach=self.reach,

@@ -382,3 +382,16 @@ def test_constant_betas_and_short_ranges_are_schedules(schedule):
 
 def test_a_part_of_the_range_is_a_schedule():
     assert VPLinear(t_max=0.1).node(0.1).nsr < 0.5
+
+
+def test_the_data_are_judged_by_what_was_told_else_by_the_clean_end():
+    """Models learn noise down to where it is not seen, which is 1/64 beside the 0.5 of images in [-1, 1]."""
+    for schedule in (EDM(), VPLinear(), Flow(), Flow(3.0), EDM(1 / 65)):
+        assert schedule.data_scale == 0.5
+    latents = EDM(0.0292, 14.61)
+    assert latents.data_scale == pytest.approx(0.5 * 0.0292 * 64, rel=1e-12)
+    assert EDM(0.0292, 14.61, data_std=0.3).data_scale == 0.3
+    ratio = math.sqrt(1 / 0.99 - 1)  # the same noise beside the signal, on another clock
+    assert Discrete([0.99, 0.5, 0.01]).data_scale == pytest.approx(EDM(ratio, 10.0).data_scale, rel=1e-12)
+    with pytest.raises(ValueError, match=r"data_std must be None or positive and finite.*got 0"):
+        EDM(data_std=0)

@@ -198,7 +198,7 @@ def tune(
             outcome = _outcome(calls, errors[0], errors[1], size, spent)
             report.append(outcome)
             if outcome.kept:
-                std = found.data_std * math.exp(before.scale)
+                std = found.data_scale * math.exp(before.scale)
                 plans[calls] = Measured.of(*chosen, std, before)
             if outcome.kept and off > CONVERGED * outcome.tuned:
                 warnings.warn(
@@ -317,7 +317,7 @@ class Search:
         """The plan, its family, and what it cost; begun at the default, at `before` and elsewhere."""
         own = np.zeros(len(self.slots) - len(before))
         size = math.log(
-            _rms([_norms(batch.exact - batch.exact.mean()) for batch in self.batches]) / self.schedule.data_std
+            _rms([_norms(batch.exact - batch.exact.mean()) for batch in self.batches]) / self.schedule.data_scale
         )
         beginnings = (
             [Family(), before, Family(scale=size)] if any(before) else [Family(), Family(scale=size), *BEGINNINGS]
@@ -421,7 +421,7 @@ class Search:
                 nodes[k] = self.schedule.node(self.schedule.time_at(nodes[k].lam + by))
         if any(t.lam - s.lam < CLOSEST for s, t in pairwise(nodes)):
             raise Beyond
-        stages = family.stages(nodes, self.schedule.data_std)
+        stages = family.stages(nodes, self.schedule.data_scale)
         for slot, by in zip(self.slots, v, strict=True):
             stage = stages[slot.stage]
             if not by or (slot.k and not stage.foretold):  # what nothing foretells, trust cannot leave out

@@ -20,7 +20,7 @@ from typing import Any, Protocol, overload
 
 import numpy as np
 
-from ..schedule import DATA_STD, Node, Schedule
+from ..schedule import DATA_STD, VISIBLE, Node, Schedule
 
 __all__ = [
     "Grid",
@@ -38,11 +38,8 @@ __all__ = [
 ]
 
 
-# Noise of two grey levels in images of [-1, 1], which have DATA_STD; it grows with the data. Below it nobody sees
-# whether a run ends at t_min or at 0.
-VISIBLE = 1 / 64
 DENSITY_POINTS = 4001  # of a grid that is given by its density
-FALL, FALL_OF_FEW = 0.22, 1.0  # of `focused`
+FALL, FALL_OF_LONG = 0.22, 0.09  # of `focused`
 
 
 class GridFunction(Protocol):
@@ -89,9 +86,9 @@ def _restore(module: str, name: str, options: Mapping[str, Any]) -> Grid:
     return Grid(grid.make, options)
 
 
-def closes(data_std: float, end: Node, to_zero: bool | None) -> bool:
+def closes(data_std: float | None, end: Node, to_zero: bool | None) -> bool:
     """Whether a grid down to `end` takes one more step, to sigma = 0."""
-    return end.sigma > 0 and (end.nsr > VISIBLE * data_std / DATA_STD if to_zero is None else to_zero)
+    return end.sigma > 0 and (end.nsr > VISIBLE * (data_std or DATA_STD) / DATA_STD if to_zero is None else to_zero)
 
 
 def between(
@@ -167,25 +164,24 @@ def focused(
     third order ask for a density like the cube root of that. `karras` is fall = 1 / rho without a noisy side,
     `log_snr` rise = fall = 0.
 
-    `fall` None is 0.22 + 1 / n for n steps between noisy levels: few are better spent on what is decided than on its
-    details. These numbers were chosen on the development problems of docs/quality.md.
+    `fall` None is 0.22 + 0.09 h for steps of the mean length h in log-SNR: long ones are better spent on what is
+    decided than on its details. These numbers were chosen on the development problems of docs/quality.md.
 
     `center` is for data of standard deviation 0.5, as images in [-1, 1] are, and grows with `data_std`; None asks the
-    schedule.
+    schedule, for its `data_scale`.
     """
     if not 0 < center < math.inf:
         raise ValueError(f"center must be positive; got center={center!r}")
     for name, value in (("rise", rise), ("fall", fall)):
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"{name} must be finite and at least 0; got {name}={value!r}")
-    data_std = schedule.data_std if data_std is None else data_std
-    if not 0 < data_std < math.inf:
-        raise ValueError(f"data_std must be positive and finite; got data_std={data_std!r}")
+    if data_std is not None and not 0 < data_std < math.inf:
+        raise ValueError(f"data_std must be None or positive and finite; got data_std={data_std!r}")
     lams = np.linspace(*schedule.lam_range, DENSITY_POINTS)
-    z = -lams - math.log(center * data_std / DATA_STD)
+    z = -lams - math.log(center * (data_std or schedule.data_scale) / DATA_STD)
 
     def inner(n: int) -> Iterable[float]:
-        power = FALL + FALL_OF_FEW / max(n, 1) if fall is None else fall
+        power = FALL + FALL_OF_LONG * (lams[-1] - lams[0]) / max(n, 1) if fall is None else fall
         density = 1 / (np.exp(rise * z) + np.exp(-power * z))
         share = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
         return evenly(lambda u: schedule.time_at(float(np.interp(1 - u, share / share[-1], lams))))(n)

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ..guidance import magnitude
 from ..prediction import KINDS, to_denoised
-from ..schedule import DATA_STD, Discrete, Flow, Node
+from ..schedule import Discrete, Flow, Node
 from ..solvers import Solver, Stage, Tuned
 from ..solvers.core.base import choice
 from ..solvers.evodiff.solver import RULES
@@ -100,7 +100,8 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     use_focused_sigmas: the noise levels of `fewstep.grid.focused`, which "evodiff" was developed on.
     data_std: about the standard deviation of what the model makes, for "evodiff" and its levels: 0.5 for images in
-        [-1, 1], which is the default, 1 for latents that are scaled to it.
+        [-1, 1], 1 for latents that are scaled to it. None asks the range of the betas: 0.5, or more where they end at
+        visible noise, 0.93 for Stable Diffusion's.
     tuned: a file of `fewstep.tune` on this model, in place of "evodiff": its levels, unless others are given, and its
         weights. docs/tune.md.
 
@@ -151,7 +152,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         time_shift_type: str = "exponential",
         shift_terminal: float | None = None,
         invert_sigmas: bool = False,
-        data_std: float = DATA_STD,
+        data_std: float | None = None,
         tuned: str | None = None,
     ) -> None:
         choice("solver", solver, _solvers())

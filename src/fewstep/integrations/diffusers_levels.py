@@ -35,7 +35,7 @@ from ..grid import (
     time_uniform,
     trailing,
 )
-from ..schedule import DATA_STD, EDM, Discrete, Flow, Node
+from ..schedule import EDM, Discrete, Flow, Node
 from ..solvers.core.base import choice
 
 __all__ = ["Levels", "betas", "level", "levels", "table_of", "training_levels"]
@@ -88,7 +88,7 @@ def _zero_snr(found: Array) -> Array:
     return np.asarray(1 - table / np.concatenate([[1.0], table[:-1]]))
 
 
-def table_of(found: Array, lowest_lam: float = -math.inf, data_std: float = DATA_STD) -> Discrete:
+def table_of(found: Array, lowest_lam: float = -math.inf, data_std: float | None = None) -> Discrete:
     """The schedule of these betas, without the entries whose half log-SNR is below `lowest_lam`."""
     table = np.array(Discrete(np.cumprod(1 - found).tolist()).alphas_cumprod)
     kept = table[0.5 * np.log(table / (1 - table)) >= lowest_lam]
@@ -178,7 +178,7 @@ def _spaced_in_sigma(config: Any) -> Grid | None:
     return beta if config.use_beta_sigmas else None
 
 
-def _between(grid: Grid, data_std: float, low: float, high: float, steps: int, to_zero: bool) -> list[float]:
+def _between(grid: Grid, data_std: float | None, low: float, high: float, steps: int, to_zero: bool) -> list[float]:
     """steps + 1 values of sigma from `high` to `low`, or to 0 by one step more than to `low`."""
     return [node.sigma for node in grid(EDM(low, high, data_std=data_std), steps, to_zero=to_zero)]
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..grid import focused
 from ..sampling import trajectory
-from ..schedule import DATA_STD, EDM, Flow, Node, Schedule
+from ..schedule import EDM, Flow, Node, Schedule
 from ..solvers import EVODiff, RESingle, Solver, Tuned, UniPC
 
 __all__ = ["get_sigmas_focused", "get_sigmas_tuned", "sample_evodiff", "sampler"]
@@ -108,12 +108,13 @@ def get_sigmas_focused(
     device: str | torch.device = "cpu",
     *,
     flow: bool = False,
-    data_std: float = DATA_STD,
+    data_std: float | None = None,
 ) -> Tensor:
     """EVODiff's own levels as k-diffusion's `get_sigmas_karras` has its: n falling from sigma_max to sigma_min, and 0.
 
     float32, (n + 1,). They are `fewstep.focused`, for sigmas that mean the same as in `sampler`
-    and data of standard deviation `data_std`, which `EVODiff(data_std=...)` wants to know as well.
+    and data of standard deviation `data_std`, which `EVODiff(data_std=...)` wants to know as well. None asks the range,
+    which must be the model's: 0.5, or more where it ends at visible noise.
     """
     low, high = (_ratio(sigma) for sigma in (sigma_min, sigma_max)) if flow else (sigma_min, sigma_max)
     ratios = (node.sigma for node in focused(EDM(low, high, data_std=data_std), n, to_zero=True))

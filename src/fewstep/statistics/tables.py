@@ -197,12 +197,15 @@ def load_statistics(
 
 
 def describe(schedule: Schedule) -> str:
-    """The schedule in words that tell it from any other: its repr, and a digest of what that leaves out."""
-    if type(schedule).__repr__ is object.__repr__:
-        return type(schedule).__qualname__
-    hidden: list[str] = [f.name for f in fields(schedule) if f.compare and not f.repr] if is_dataclass(schedule) else []
-    digests = [hashlib.sha256(repr(getattr(schedule, name)).encode()).hexdigest()[:16] for name in hidden]
-    return " ".join([repr(schedule), *(f"{name}:{digest}" for name, digest in zip(hidden, digests, strict=True))])
+    """The schedule in words that tell it from any other; without the data's scale, on which no statistics depend."""
+    kind: type = type(schedule)
+    if not is_dataclass(kind):
+        return repr(schedule) if "__repr__" in vars(kind) else kind.__qualname__
+    compared = [f for f in fields(kind) if f.compare and f.name != "data_std"]
+    values = {f.name: repr(getattr(schedule, f.name)) for f in compared}
+    told = ", ".join(f"{f.name}={values[f.name]}" for f in compared if f.repr)
+    digests = [f"{f.name}:{hashlib.sha256(values[f.name].encode()).hexdigest()[:16]}" for f in compared if not f.repr]
+    return " ".join([f"{kind.__qualname__}({told})", *digests])
 
 
 def fingerprint(network: torch.nn.Module, **facts: object) -> str:

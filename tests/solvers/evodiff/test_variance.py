@@ -259,7 +259,7 @@ def gaussian_denoiser(schedule, std=0.5):
     return denoiser, variance
 
 
-ZERO_SNR = fs.Discrete(np.linspace(0.999, 0.0, 1000).tolist())
+ZERO_SNR = fs.Discrete(np.linspace(0.999, 0.0, 1000).tolist(), data_std=0.5)
 
 
 @pytest.mark.parametrize(

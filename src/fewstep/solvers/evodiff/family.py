@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from ...grid.base import FALL, FALL_OF_FEW, closes, focused, lam_ends
+from ...grid.base import FALL, FALL_OF_LONG, closes, focused, lam_ends
 from ...schedule import Node, Schedule
 from .trust import TrustingStage
 from .variance import PRIOR, REACH, stages
@@ -40,12 +40,13 @@ class Family(NamedTuple):
 
     def nodes(self, schedule: Schedule, steps: int) -> tuple[Node, ...]:
         """The grid. It ends where the default's ends, whatever the scale."""
-        closing = closes(schedule.data_std, lam_ends(schedule)[1], None)
-        fall = FALL + FALL_OF_FEW / max(steps - closing, 1)
+        start, end = lam_ends(schedule)
+        closing = closes(schedule.data_std, end, None)
+        fall = FALL + FALL_OF_LONG * (end.lam - start.lam) / max(steps - closing, 1)
         return focused(
             schedule,
             steps,
-            data_std=schedule.data_std * math.exp(self.scale),
+            data_std=schedule.data_scale * math.exp(self.scale),
             center=CENTER * math.exp(self.center),
             rise=RISE * math.exp(self.rise),
             fall=fall * math.exp(self.fall),

@@ -36,8 +36,8 @@ class EVODiff:
     conditional mean.
 
     `data_std` is about the standard deviation of the data, for the default mode and its grid; None asks the schedule,
-    which has 0.5, that of images in [-1, 1], if it was not told. With data, levels and `data_std` c times as large the
-    samples are c times as large.
+    for its `data_scale`: 0.5, that of images in [-1, 1], or more on a range that ends at visible noise. With data,
+    levels and `data_std` c times as large the samples are c times as large.
 
     Of the others alone: `channel_dim` is the dimension that holds channels: "published" measures each sample and
     channel apart, "paper" each sample; use -1 for packed latents (B, L, C), or None to measure each sample as a whole.
@@ -99,7 +99,7 @@ class EVODiff:
                     f"EVODiff weighs all predictions of a run and plans at most {MOST_STEPS:,} steps; "
                     f"got {len(nodes) - 1:,}: for converged runs take a linear solver such as UniPC"
                 )
-            return spend(variance.stages(nodes, extra, self.data_std or schedule.data_std), nfe, len(nodes) - 1)
+            return spend(variance.stages(nodes, extra, self.data_std or schedule.data_scale), nfe, len(nodes) - 1)
         rule = RULES[self.mode]
         fixed = {"eta": self.eta, "zeta": self.zeta, "shift": self.shift} if self.mode == "paper" else {}
         stages: list[Stage] = []

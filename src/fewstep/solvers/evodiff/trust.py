@@ -38,7 +38,7 @@ from ...schedule import Node
 __all__ = ["Moved", "Split", "TrustingStage"]
 
 # Both chosen on the development problems of docs/stress.md.
-TRUSTED = 2.5
+TRUSTED = 1.5
 SLACK = 0.25
 TINY = 1e-30  # in place of 0 where something is divided by
 
@@ -86,11 +86,12 @@ class TrustingStage(NamedTuple):
 
     def __call__(self, state: Moved | None, x: Tensor, denoised: Tensor) -> tuple[Tensor, Moved]:
         noise = _size(torch.sub(x, denoised, alpha=self.node.alpha)).div(self.node.sigma)
-        moved = denoised * self.move
         if state is None:
+            moved = denoised * self.move
             return (x * self.scale).add_(moved), Moved(moved, denoised, (), noise)
         differences = (denoised - state.newest, *state.differences)
         z, share = self._trust(differences, state.noise / noise.clamp_(min=TINY))
+        moved = denoised * self.move
         if self.correct:
             x = (x - state.moved).add_(denoised, alpha=self.gain).add_(differences[0], alpha=self.correct.lead)
             for weight, difference in zip(self.correct.rest, differences, strict=False):
@@ -100,7 +101,8 @@ class TrustingStage(NamedTuple):
             both = z * share if self.predict.rest else z
             for weight, difference in zip(self.predict.rest, differences, strict=False):
                 moved.addcmul_(both, difference, value=weight)
-        return (x * self.scale).add_(moved), Moved(moved, denoised, differences[: self.keep], state.noise)
+        out = x.mul_(self.scale) if self.correct else x * self.scale
+        return out.add_(moved), Moved(moved, denoised, differences[: self.keep], state.noise)
 
     def _trust(self, differences: Sequence[Tensor], resolved: Tensor) -> tuple[Tensor, Tensor]:
         """z and s, (B, 1, ...); s where there is something foretold."""
@@ -113,9 +115,11 @@ class TrustingStage(NamedTuple):
         change = differences[1] * self.foretold[0]
         for weight, difference in zip(self.foretold[1:], differences[2:], strict=False):
             change.add_(difference, alpha=weight)
-        z = allowed.add_(came, alpha=SLACK**2).div_(_size(d - change).square().clamp_(min=TINY)).clamp_(max=1)
-        along = (d * change).sum(tuple(range(1, d.ndim)), keepdim=True)
-        return z, along.div_(_size(change).square().mul_(1 - SLACK).clamp_(min=TINY)).clamp_(0, 1)
+        along, size = (d * change).sum(tuple(range(1, d.ndim)), keepdim=True), _size(change).square()
+        # |d - change|^2; where it cancels, z is 1 by the slack.
+        beyond = came + size - 2 * along
+        z = allowed.add_(came, alpha=SLACK**2).div_(beyond.clamp_(min=TINY)).clamp_(max=1)
+        return z, along.div_(size.mul_(1 - SLACK).clamp_(min=TINY)).clamp_(0, 1)
 
 
 def _size(x: Tensor) -> Tensor:

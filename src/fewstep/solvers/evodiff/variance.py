@@ -48,8 +48,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...grid.base import VISIBLE
-from ...schedule import DATA_STD, Node
+from ...schedule import DATA_STD, VISIBLE, Node
 from ..core.base import euler_row
 from .path_prior import Functional, PathPrior, Paths
 from .trust import Split, TrustingStage
