@@ -7,14 +7,16 @@
     3. All nodes and all weights, by the same, pulled towards those that the family plans.
     4. The other half of the seeds says what was gained. A budget where that is nothing keeps the default.
 
-The residual r is what the objective sees of the run's end less what it sees of the reference's. A derivative is a
-difference of two runs, of which the second begins where the number that was changed first acts; so any denoiser will
-do. With J of all numbers, G = J J^T and D the diagonal of G, a round goes by
+The residual r is what the objective sees of the run's end less what it sees of the reference's, a sample's over the
+root of its size: so it is the sizes of errors that are added, not their squares, of which the few samples between two
+outcomes would be most. A derivative is a difference of two runs, of which the second begins where the number that was
+changed first acts; so any denoiser will do. With J of all numbers, G = J J^T and D the diagonal of G, a round goes by
 
-    step = -(G + (mu + PULL) D)^-1 (J r + PULL D (v - v_0)),    v_0 the family's plan
+    step = -(G + mu D + P)^-1 (J r + P (v - v_0)),    P = PULL |r|^2 / WIDTHS^2,
 
-for the best of a few mu. G and J r are sums over seeds, of as many as the round can pay for; whether a step is taken
-all of them decide. What goes on in a run, trust included, is what goes on when it is used.
+for the best of a few mu; v_0 is the family's plan, and for the family where it began. G and J r are sums over seeds, of
+as many as the round can pay for; whether a step is taken all of them decide. What goes on in a run, trust included, is
+what goes on when it is used.
 
 Nothing but G, J r and errors outlives a batch. Each of them is kept as soon as it is known, where a file is asked for:
 an interrupted tune goes through the same numbers again and makes no call twice.
@@ -56,14 +58,15 @@ FEWEST_SEEDS = 4
 ROUNDS = (False, False, True, True)  # of the family alone, or of all numbers
 FAMILY_REACH, FAMILY_STEP, OWN_STEP = 3.0, 0.1, 0.02  # how far its numbers go, and the differences of derivatives
 LONGEST = 1.0  # of a round's step, in any number
-PULL = 3e-2  # towards the family's plan, of the curvature that the data have
+# A number this far from the family's plan, or the family's from where it began, must take PULL off the error's square.
+PULL = 0.3
+WIDTHS = {"family": 1.0, "node": 0.3, "predict": 0.2, "correct": 0.2}
 FLAT = 1e-3  # of the mean curvature: what the data hardly decide stays
 DAMPING = (1e-3, 1e-1, 10.0)
 CLOSEST = 0.02  # of two nodes, in half log-SNR
-# Samples count by a power of the size of their error: of squares the few between two outcomes would decide everything.
-POWER, LEAST = 1.0, 1e-2
+LEAST = 1e-2  # of the mean square, that a sample's is counted as: a weight is finite
 RESAMPLES = 1000
-CONVERGED = 0.2  # of the tuned error: what the reference may be off by
+CONVERGED = 0.3  # of the tuned error: what the reference may be off by
 # Where a search may begin besides the default: data of another size, a grid for noisy models, a smooth path.
 BEGINNINGS = (
     Family(center=0.9, rise=0.3, fall=0.2, surprise=-0.4, reach=-0.3),
@@ -345,14 +348,15 @@ class Search:
         some = [batch for batch, end in zip(self.batches, ends, strict=True) if end <= left]
         if not some:
             return v, loss
-        gram, slope = self._normal(v, chosen, some, each)
+        gram, slope, size = self._normal(v, chosen, some, each)
         if not (np.isfinite(gram).all() and np.isfinite(slope).all()):
             return v, loss
-        weight = gram.diagonal() + FLAT * gram.diagonal().mean()
-        pulled = slope + PULL * weight * (v - centre)[chosen]
+        curved = gram.diagonal() + FLAT * gram.diagonal().mean()
+        pull = PULL * size / np.array([WIDTHS[self.slots[k].kind] ** 2 for k in chosen])
+        downhill = -slope - pull * (v - centre)[chosen]
         better = v
         for damping in DAMPING:
-            step = -np.linalg.solve(gram + (damping + PULL) * np.diag(weight), pulled)
+            step = np.linalg.solve(gram + np.diag(damping * curved + pull), downhill)
             trial = v.copy()
             trial[chosen] += step * min(1.0, LONGEST / max(np.abs(step).max(), math.ulp(0)))
             found = self._loss(trial)
@@ -363,7 +367,7 @@ class Search:
         return better, loss
 
     def _loss(self, v: Vector) -> float:
-        """The mean square of what the objective sees of the error; inf where there is no such plan or no finite end."""
+        """The mean size of what the objective sees of the error; inf where there is no such plan or no finite end."""
         try:
             plan = self._plan(v)
         except Beyond:
@@ -372,30 +376,30 @@ class Search:
 
         def measured() -> Tensor:
             sizes = [_norms(self.see(batch.run(plan)) - self.see(batch.exact)) for batch in self.batches]
-            return torch.tensor((np.concatenate(sizes) ** POWER).mean())
+            return torch.tensor((np.concatenate(sizes)).mean())
 
         loss = float(self._once(measured))
         return loss if math.isfinite(loss) else math.inf
 
     def _normal(
         self, v: Vector, chosen: NDArray[np.int64], batches: Sequence[Batch], each: int
-    ) -> tuple[Vector, Vector]:
-        """J J^T and J r over some of the batches."""
+    ) -> tuple[Vector, Vector, float]:
+        """J J^T, J r and |r|^2 over some of the batches."""
         self._pay(each * sum(len(batch.noise) for batch in batches))
 
         def measured() -> Tensor:
             return torch.stack([self._normal_of(batch, v, chosen) for batch in batches]).mean(0)
 
         found = self._once(measured).numpy()
-        return found[:, :-1], found[:, -1]
+        return found[1:, 1:], found[1:, 0], float(found[0, 0])
 
     def _normal_of(self, batch: Batch, v: Vector, chosen: NDArray[np.int64]) -> Tensor:
         tape: list[Any] = []
         seen = self.see(batch.run(self._plan(v), tape)).double().flatten(1)
         residual = seen - self.see(batch.exact).double().flatten(1)
         sizes = residual.square().mean(1, keepdim=True)
-        weights = (sizes + LEAST * sizes.mean()) ** (POWER / 4 - 0.5)
-        rows = []
+        weights = (sizes + LEAST * sizes.mean()) ** -0.25
+        rows = [(residual * weights).flatten()]
         for k in chosen:
             step = FAMILY_STEP if self.slots[k].kind == "family" else OWN_STEP
             try:
@@ -406,7 +410,7 @@ class Search:
             ended = batch.run(moved, tape, self.slots[k].first)
             rows.append(((self.see(ended).double().flatten(1) - seen) * (weights / step)).flatten())
         changes = torch.stack(rows)
-        return torch.cat([changes @ changes.T, (changes @ (residual * weights).flatten())[:, None]], 1).cpu()
+        return (changes @ changes.T).cpu()
 
     def _plan(self, v: Vector) -> TunedPlan:
         """Nodes and stages; `Beyond` where numbers leave their bounds or nodes meet."""
