@@ -1,5 +1,6 @@
 """The public names, which `fewstep` hands out. Importing this imports torch."""
 
+from .analysis import Analysis, analyze
 from .grid import focused, from_times, karras, log_snr, time_quadratic, time_uniform, uniform
 from .guidance import clip, guided, threshold
 from .prediction import Denoiser, Prediction, as_denoiser, from_denoised, to_denoised
@@ -40,6 +41,7 @@ __all__ = [
     "ERA",
     "IPNDM",
     "PNDM",
+    "Analysis",
     "AnalyticDPM",
     "DPMSolver",
     "DPMSolverPP",
@@ -66,6 +68,7 @@ __all__ = [
     "UniPC",
     "VPCosine",
     "VPLinear",
+    "analyze",
     "as_denoiser",
     "clip",
     "estimate_ems",
