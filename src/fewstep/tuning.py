@@ -334,19 +334,23 @@ class Search:
         for i, every in enumerate(ROUNDS):
             if every and not ROUNDS[i - 1]:
                 centre = v
-            allowed = (most - self.spent) / (len(ROUNDS) - i)
-            v, loss = self._round(v, loss, centre, np.arange(len(v) if every else len(before)), allowed)
+            left = most - self.spent
+            share = left / (len(ROUNDS) - i)
+            v, loss = self._round(v, loss, centre, np.arange(len(v) if every else len(before)), share, left)
         return self._plan(v), Family(*v[: len(before)].tolist()), self.spent
 
     def _round(
-        self, v: Vector, loss: float, centre: Vector, chosen: NDArray[np.int64], allowed: float
+        self, v: Vector, loss: float, centre: Vector, chosen: NDArray[np.int64], share: float, left: int
     ) -> tuple[Vector, float]:
-        """One step of Levenberg-Marquardt in the `chosen` numbers; v itself where that is no better, or too dear."""
+        """One step of Levenberg-Marquardt in the `chosen` numbers; v itself where that is no better, or too dear.
+
+        It may cost its `share`, and all that is `left` for a single batch.
+        """
         each = self.calls + sum(self.calls - 1 - self.slots[k].first for k in chosen)
-        left = (allowed - len(DAMPING) * self.calls * self.samples) / each
-        ends = accumulate(len(batch.noise) for batch in self.batches)
-        some = [batch for batch, end in zip(self.batches, ends, strict=True) if end <= left]
-        if not some:
+        trials = len(DAMPING) * self.calls * self.samples
+        costs = [each * end + trials for end in accumulate(len(batch.noise) for batch in self.batches)]
+        some = [batch for batch, cost in zip(self.batches, costs, strict=True) if cost <= max(share, costs[0])]
+        if costs[0] > left:
             return v, loss
         gram, slope, size = self._normal(v, chosen, some, each)
         if not (np.isfinite(gram).all() and np.isfinite(slope).all()):
