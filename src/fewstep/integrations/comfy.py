@@ -1,4 +1,6 @@
-"""Nodes for ComfyUI, for SamplerCustom and SamplerCustomAdvanced: a SAMPLER of any solver, and EVODiff's own SIGMAS.
+"""Nodes for ComfyUI, for SamplerCustom and SamplerCustomAdvanced.
+
+There is a SAMPLER of any solver, EVODiff's own SIGMAS, and both of a tuned plan.
 
 ComfyUI's samplers are functions of k-diffusion, so that only two questions are asked of it here: whether a model is a
 flow (`comfy.model_sampling.CONST`), and between which sigmas it was trained. `comfyui/` in the repository is the
@@ -13,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..schedule import EDM, Flow, Schedule
+from ..solvers import Tuned
 from ..table import SOLVERS
-from .kdiffusion import get_sigmas_focused, sampler
+from .kdiffusion import get_sigmas_focused, get_sigmas_tuned, sampler
 
-__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "FewstepSampler", "FewstepSigmas"]
+__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "FewstepSampler", "FewstepSigmas", "FewstepTuned"]
 
 NAMES = [name for name, entry in SOLVERS.items() if not hasattr(entry.solver, "statistics")]
 MOST_STEPS = 10_000  # as ComfyUI's own nodes allow
@@ -65,6 +69,34 @@ class FewstepSigmas:
         return (found[-(steps + 1) :],)
 
 
+class FewstepTuned:
+    """A SAMPLER and SIGMAS of `steps` calls, of a file of `fewstep tune` on this model."""
+
+    CATEGORY = "sampling/custom_sampling/samplers"
+    FUNCTION = "get_plan"
+    RETURN_TYPES = ("SAMPLER", "SIGMAS")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "plan": ("STRING", {"default": "plan.json"}),
+                "steps": ("INT", {"default": 8, "min": 1, "max": MOST_STEPS}),
+            }
+        }
+
+    def get_plan(self, model: Any, plan: str, steps: int) -> tuple[Any, Tensor]:
+        import comfy.samplers
+
+        law = model.get_model_object("model_sampling")
+        flow = _is_flow(law)
+        schedule: Schedule = Flow() if flow else EDM(float(law.sigma_min), float(law.sigma_max))
+        tuned = Tuned.load(plan).on(schedule)
+        sigmas = get_sigmas_tuned(tuned, steps, schedule, flow=flow)
+        return comfy.samplers.KSAMPLER(sampler(tuned, flow=flow), extra_options={}), sigmas
+
+
 def sample(
     model: Any,
     x: Tensor,
@@ -88,8 +120,13 @@ def _is_flow(law: object) -> bool:
     return isinstance(law, comfy.model_sampling.CONST)
 
 
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {"FewstepSampler": FewstepSampler, "FewstepSigmas": FewstepSigmas}
+NODE_CLASS_MAPPINGS: Mapping[str, type] = {
+    "FewstepSampler": FewstepSampler,
+    "FewstepSigmas": FewstepSigmas,
+    "FewstepTuned": FewstepTuned,
+}
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "FewstepSampler": "fewstep sampler (EVODiff)",
     "FewstepSigmas": "fewstep sigmas (focused)",
+    "FewstepTuned": "fewstep tuned plan",
 }

@@ -50,7 +50,6 @@ OF_THE_MODEL = (
 )  # fmt: skip
 GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_focused_sigmas")
 SHOWS_ITSELF = 3  # as many parameters tell a class by their names
-OTHER = 0.1  # in half log-SNR: the ends of tables differ by 1e-4 in rounding, those of models by 0.3 and more
 WITHIN = 1e-6  # of a level, as FlowMatchEuler compares those of tokens
 
 # Schedulers of flows: the network predicts noise - data, and is told sigma * num_train_timesteps.
@@ -179,7 +178,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._schedule: Discrete | Flow = (
             Flow(data_std=data_std) if use_flow_sigmas else table_of(found, lambda_min_clipped, data_std)
         )
-        self._tuned = None if tuned is None else _tuned(tuned, self._schedule)
+        self._tuned = None if tuned is None else Tuned.load(tuned).on(self._schedule)
         known = self._schedule.alphas_cumprod if isinstance(self._schedule, Discrete) else np.cumprod(1 - found)
         self.alphas_cumprod = torch.tensor(known, dtype=torch.float32)
         self.init_noise_sigma = 1.0
@@ -429,20 +428,6 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
-
-
-def _tuned(path: str, schedule: Discrete | Flow) -> Tuned:
-    """The plans of a file. Tables of betas are known by their ends: their numbers are rounded in many ways."""
-    found = Tuned.load(path)
-    low, high = schedule.lam_range
-    for calls, plan in found.plans.items():
-        ends = plan.lams[0], min(plan.lams[-1], high)
-        if max(abs(ends[0] - low), abs(ends[1] - high)) > OTHER:
-            raise ValueError(
-                f"{path} was tuned on {found.schedule}, whose plan of {calls} calls goes from half log-SNR "
-                f"{ends[0]:.3g} to {ends[1]:.3g}; this scheduler's model knows {low:.3g} to {high:.3g}: tune for it"
-            )
-    return replace(found, schedule=None)
 
 
 def _solvers() -> list[str]:

@@ -11,7 +11,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -31,6 +31,7 @@ FORMAT, VERSION = "fewstep Tuned", 1
 DIFFERENCES = 3  # that a step of EVODiff weighs, at most
 # In half log-SNR. Levels that went through float32 are off by 1e-6, tuned ones are 0.02 apart at least.
 SAME = 1e-3
+OTHER = 0.1  # the ends of ranges differ by 1e-4 in rounding, those of models by 0.3 and more
 
 
 class Numbers(NamedTuple):
@@ -195,6 +196,21 @@ class Tuned:
         if steps in self.plans and found.fits(nodes):
             return spend(found.stages(nodes), nfe, steps)
         return spend(found.family.stages(nodes, found.data_std / math.exp(found.family.scale)), nfe, steps)
+
+    def on(self, schedule: Schedule) -> Tuned:
+        """The same for the same model in another form: on any schedule whose range is that of the plans.
+
+        ValueError where it is another. Tables of betas are known by their ends: their numbers are rounded in many ways.
+        """
+        low, high = schedule.lam_range
+        for calls, each in self.plans.items():
+            ends = each.lams[0], min(each.lams[-1], high)
+            if max(abs(ends[0] - low), abs(ends[1] - high)) > OTHER:
+                raise ValueError(
+                    f"the plan of {calls} calls, tuned on {self.schedule}, goes from half log-SNR {ends[0]:.3g} to "
+                    f"{ends[1]:.3g}; this model knows {low:.3g} to {high:.3g}: tune for it"
+                )
+        return replace(self, schedule=None)
 
     def _for(self, calls: int) -> Measured | None:
         """What was found for so many calls, or for the nearest number; None where the default was no worse."""
