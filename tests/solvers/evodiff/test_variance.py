@@ -1,6 +1,7 @@
 """EVODiff's default: its weights are those of least variance under the prior, and keep what DDIM keeps."""
 
 import math
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -77,6 +78,14 @@ def followed(nodes, stages):
     return [y for _, name, y, _ in replay(nodes, stages) if name == "move"]
 
 
+@pytest.fixture
+def unbounded(monkeypatch):
+    """The rows as the prior asks for them."""
+    for bound in ("LEAD", "REST"):
+        monkeypatch.setattr(evodiff_variance, bound, 1e300)
+
+
+@pytest.mark.usefixtures("unbounded")
 @over_schedules
 @pytest.mark.parametrize("steps", [3, 5, 8])
 @pytest.mark.parametrize(("plan", "rows"), [(at_the_mean, {"move", "lead", "correct"}), (planned, {"correct"})])
@@ -196,6 +205,7 @@ def last_weights(nodes, extra=False, **options):
     return row(evodiff_variance.stages(nodes, extra, DATA_STD, **options)[len(nodes) - 2], "move").tolist()
 
 
+@pytest.mark.usefixtures("unbounded")
 @pytest.mark.parametrize(
     ("nodes", "extra"),
     [
@@ -323,3 +333,31 @@ def test_a_denoiser_that_always_answers_the_same_is_followed(value):
     got = fs.sample(lambda x, t: torch.full_like(x, value), x, nfe=7, schedule=fs.EDM())
     # The line from 80 x at 80 to the value at 0.
     torch.testing.assert_close(got, value + (80 * x - value) * (0.002 / 80), rtol=1e-12, atol=1e-12)
+
+
+@over_schedules
+def test_a_long_run_is_planned_in_windows_as_well_as_in_one(schedule, monkeypatch):
+    denoiser, variance = gaussian_denoiser(schedule)
+    x = torch.randn(4, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def error(window):
+        monkeypatch.setattr(evodiff_variance, "WINDOW", window)
+        nodes, _ = plan(schedule, fs.EVODiff(), nfe=150)
+        got = fs.sample(denoiser, x, nfe=150, solver=fs.EVODiff(), schedule=schedule)
+        exact = x * nodes[0].sigma * math.sqrt(variance(nodes[-1]) / variance(nodes[0]))
+        return (got - exact).square().mean().sqrt().item()
+
+    assert error(64) < 1.5 * error(150)  # a tenth of the steps: the order is 4
+
+
+def test_planning_takes_room_in_proportion_to_the_steps():
+    def peak(steps):
+        nodes = fs.focused(fs.EDM(), steps)
+        tracemalloc.start()
+        evodiff_variance.stages(nodes, False, DATA_STD)
+        try:
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(1200) < 4 * peak(300)

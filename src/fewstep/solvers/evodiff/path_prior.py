@@ -25,7 +25,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Functional", "PathPrior", "Paths"]
+__all__ = ["Functional", "PathPrior", "Paths", "mean_step"]
 
 Functional = NDArray[np.float64]
 
@@ -54,16 +54,22 @@ class PathPrior:
     slope: float = 0.5
 
 
+def mean_step(lams: Sequence[float]) -> float:
+    """The mean distance of the places that the prior has for these."""
+    first, last = np.clip([lams[0], lams[-1]], -FAR, FAR).tolist()
+    return float(last - first) / max(1, len(lams) - 1)
+
+
 class Paths:
     """The prior along a run whose calls and end are at the half log-SNRs `lams`, rising, infinite ones included.
 
     state[i] is y at node i on the path; `answer(i, y)` what the denoiser says there at any y. Both in units of s, by
     the root of the mode's share of the energy. wiener[i] is J there, (modes, 1). place[i] is where the prior has node
-    i, lam as far as FAR: `share(i)`, n_t / n_s of the step from node i, is of these places. `step` is their mean
-    distance.
+    i, lam as far as FAR: `share(i)`, n_t / n_s of the step from node i, is of these places. phi goes by `step`, the
+    mean distance of places, here or, if these are a part of a run, in all of it.
     """
 
-    def __init__(self, prior: PathPrior, lams: Sequence[float]):
+    def __init__(self, prior: PathPrior, lams: Sequence[float], step: float | None = None):
         places = np.clip(lams, -FAR, FAR)
         self.place: list[float] = places.tolist()
         parts = [max(1, math.ceil((t - s) / KNOT)) for s, t in pairwise(places)]
@@ -80,8 +86,8 @@ class Paths:
         unit = np.sqrt(energy / energy.sum()) / s
         n = np.exp(-knots)
         psi, wiener = np.sqrt(s**2 + n**2), s**2 / (s**2 + n**2)
-        self.step = float(places[-1] - places[0]) / max(1, len(places) - 1)
-        surprise = 2 * prior.surprise * self.step**prior.growth * s * wiener * (1 - wiener)
+        step = mean_step(lams) if step is None else step
+        surprise = 2 * prior.surprise * step**prior.growth * s * wiener * (1 - wiener)
         self.state: list[Functional] = []
         self.wiener: list[Functional] = []
         self._surprise: list[Functional] = []

@@ -44,13 +44,14 @@ Paper: EVODiff (NeurIPS 2025), sections 3-4, for the aim; the prior and the weig
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 
 from ...schedule import DATA_STD, VISIBLE, Node
 from ..core.base import euler_row
-from .path_prior import Functional, PathPrior, Paths
+from .path_prior import Functional, PathPrior, Paths, mean_step
 from .trust import Split, TrustingStage
 
 __all__ = ["stages"]
@@ -63,6 +64,11 @@ LAST_REACH = 5.0  # for grids where the prior hardly expects a difference; `focu
 # The least surprise that is expected, of a step's length and the data's: the prior spreads changes evenly over the
 # levels, and data of one scale have all of theirs at one. Chosen on the development problems of docs/stress.md.
 ONE_SCALE = 0.2
+# The largest weight of the newest difference alone, and the most that all weights beyond it may sum to, without signs.
+# Where a long step follows a short one, or differences hardly differ, the prior asks for hundreds. So a sample stays
+# within 10 times what is answered.
+LEAD, REST = 1.0, 1.0
+WINDOW, BEFORE = 64, 16  # steps
 RIDGE = 1e-10  # relative; keeps nearly parallel differences from large weights of opposite signs
 
 
@@ -79,13 +85,43 @@ def stages(
 ) -> list[TrustingStage]:
     """One stage per step, and with `extra` one more call at the last node, which corrects the step into it.
 
+    A long run is planned a WINDOW of its steps at a time, each after some that are planned anew and left: what was
+    before them hardly matters to short steps. Time and memory go with the number of steps.
+
     `prior`, `history` (1 or more), `reach`, `restored` and `corrected=False` are for ablations:
     docs/least-variance.md.
     """
     last = len(nodes) - 1 - (nodes[-1].sigma == 0)  # the last noisy node
-    unit = data_std / DATA_STD  # of the prior's data
-    paths = Paths(prior, [node.lam + math.log(unit) for node in nodes[: last + 1]])
-    shows = nodes[-1].nsr > VISIBLE * unit
+    lams = [node.lam + math.log(data_std / DATA_STD) for node in nodes[: last + 1]]  # the prior is of DATA_STD
+    step = mean_step(lams)
+    options = prior, history, reach, restored, corrected
+    plan: list[TrustingStage] = []
+    windows = max(1, last // WINDOW)
+    for begin in range(0, windows * WINDOW, WINDOW):
+        first, final = max(0, begin - BEFORE), begin == (windows - 1) * WINDOW
+        # One node too many, so that none is taken for the end.
+        stop = len(nodes) if final else begin + WINDOW + 2
+        part = _window(nodes[first:stop], lams[first:stop], step, extra and final, data_std, *options)
+        plan += part[begin - first : None if final else -1]
+    return plan
+
+
+def _window(
+    nodes: Sequence[Node],
+    lams: Sequence[float],
+    step: float,
+    extra: bool,
+    data_std: float,
+    prior: PathPrior,
+    history: int,
+    reach: float,
+    restored: float,
+    corrected: bool,
+) -> list[TrustingStage]:
+    """`stages` of `nodes`, begun on the path, `lams` for those that are noisy."""
+    last = len(lams) - 1
+    paths = Paths(prior, lams, step)
+    shows = nodes[-1].nsr > VISIBLE * data_std / DATA_STD
     # As vectors: the newest answer, differences of answers, the solver's state, and what the last step kept of it.
     newest, differences = np.empty(0), np.empty((0, paths.state[0].size))
     y = kept = paths.state[0].ravel()
@@ -96,18 +132,21 @@ def stages(
         foretold, surprise = differences[:0, 0], 0.0
         if i and paths.share(i - 1) < 1:  # beyond FAR nothing changes: no difference is known, and nothing to correct
             change = answer - newest
-            foretold = _fitted(change, differences[: max(0, history - 2)])
-            surprise = float(np.linalg.norm(change - foretold @ differences[: len(foretold)]))
+            known = differences[: max(0, history - 2)]
+            foretold = _solver(known) @ (known @ change)
+            surprise = float(np.linalg.norm(change - foretold @ known))
             surprise = max(surprise, ONE_SCALE * (1 - paths.share(i - 1)))
             differences = np.vstack([change, differences])[: history - 1]
         else:
             differences = differences[:0]
         newest = answer
+        two, four = _solver(differences[:1]), _solver(differences)  # rows of the newest difference, and of all
         correct = None
         if len(differences) and corrected:
             y = kept + (1 - paths.share(i - 1)) * newest
-            two, four = (_fitted(paths.state[i].ravel() - y, known) for known in (differences[:1], differences))
-            y, correct = y + four @ differences, _split(s.alpha, two, four)
+            along = differences @ (paths.state[i].ravel() - y)
+            rows = _bounded(two @ along[:1], four @ along)
+            y, correct = y + rows[1] @ differences, _split(s.alpha, *rows)
         stage = TrustingStage(
             s, 1.0, 0.0, gain, correct, foretold=_numbers(foretold), surprise=surprise, data_std=data_std
         )
@@ -126,21 +165,30 @@ def stages(
                 left = left * paths.wiener[i + 1] ** 2
             counted = np.broadcast_to(left, paths.state[i].shape).ravel()
         ddim = kept + (1 - share) * newest
-        rows = []
-        for known in (differences[:1], differences):
-            weights = _fitted(path - ddim, known) if share < 1 else np.zeros(len(known))
-            added = weights @ known
-            rows.append(weights * (1 + part * min(most, _lacking(ddim + added, added, path, counted))))
-        two, four = rows
-        y = ddim + four @ differences
+        along = differences @ (path - ddim) * (share < 1)
+        further = []
+        for weights in _bounded(two @ along[:1], four @ along):
+            added = weights @ differences[: len(weights)]
+            further.append(weights * (1 + part * min(most, _lacking(ddim + added, added, path, counted))))
+        y = ddim + further[1] @ differences
         scale, (move,) = euler_row("data", s, t)
-        predict = _split(t.alpha, two, four) if four.any() else None
+        predict = _split(t.alpha, *further) if further[1].any() else None
         plan.append(stage._replace(scale=scale, move=move, predict=predict, keep=max(0, history - 2) * followed))
         gain = move
     if last < len(nodes) - 1:
         scale, (move,) = euler_row("data", *nodes[-2:])
         plan.append(TrustingStage(nodes[last], scale, move))
     return plan
+
+
+def _bounded(two: Functional, four: Functional) -> tuple[Functional, Functional]:
+    """The rows of the newest difference and of all, the one within LEAD, what the other has beyond it within REST."""
+    beyond = four.copy()
+    beyond[:1] -= two
+    two = two.clip(-LEAD, LEAD)
+    four = beyond * (REST / max(REST, np.abs(beyond).sum()))
+    four[:1] += two
+    return two, four
 
 
 def _split(alpha: float, two: Functional, four: Functional) -> Split:
@@ -154,13 +202,12 @@ def _numbers(weights: Functional) -> tuple[float, ...]:
     return tuple(weights.tolist())
 
 
-def _fitted(target: Functional, differences: Functional) -> Functional:
-    """The weights of `differences` (k, n), k of them, that leave the least of `target` (n,)."""
+def _solver(differences: Functional) -> Functional:
+    """(k, k): times the products of `differences` (k, n) with a target (n,), the weights that leave the least of it."""
     gram = differences @ differences.T
-    sizes = np.sqrt(gram.diagonal()) + math.ulp(0)
-    unit = gram / sizes / sizes[:, None] + RIDGE * np.eye(len(sizes))
-    found: Functional = np.linalg.solve(unit, differences @ target / sizes) / sizes
-    return found
+    gram.flat[:: len(gram) + 1] *= 1 + RIDGE
+    gram.flat[:: len(gram) + 1] += sys.float_info.min  # for differences of 0, whose weights are 0
+    return np.asarray(np.linalg.inv(gram), np.float64)
 
 
 def _lacking(y: Functional, added: Functional, path: Functional, counted: float | Functional) -> float:
