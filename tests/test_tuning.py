@@ -1,14 +1,16 @@
 """What `tune` finds is better where nothing was tuned, costs what was said, and survives what happens to it."""
 
 import math
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
 import fewstep as fs
 from benchmarks.problems import gaussian
 from fewstep.solvers.tuned import Tuned
-from fewstep.tuning import MOST, cost, details
+from fewstep.tuning import BOUND, MOST, Search, cost, details
 
 SHAPE = (2, 4, 4)
 SEEDS = 16
@@ -130,6 +132,24 @@ def test_very_few_calls(calls):
     denoiser = Counting(fs.EDM())
     fs.sample(denoiser, fs.unit_noise([0], SHAPE), nfe=calls, solver=found)
     assert denoiser.asked == calls
+
+
+@pytest.mark.parametrize("schedule", [fs.EDM(), fs.Flow()], ids=str)
+def test_rows_are_bounded_whatever_is_found(schedule):
+    """So that bounded answers lead to bounded samples; no number changes the default's rows where it is 0."""
+    search = Search(6, schedule, [], lambda x: x, None, None)
+    generator = np.random.default_rng(0)
+    for size in (0.0, 0.1, 10.0):
+        v = size * generator.standard_normal(len(search.slots))
+        v[[slot.kind in ("family", "node") for slot in search.slots]] = 0
+        nodes, stages = search._plan(v)
+        for (s, t), stage in zip(pairwise(nodes), stages, strict=True):
+            for node, split in ((t, stage.predict), (s, stage.correct)):
+                if split is not None:
+                    assert abs(split.lead) <= BOUND * node.alpha * (1 + 1e-12)
+                    assert sum(map(abs, split.rest)) <= BOUND * node.alpha * (1 + 1e-12)
+        if not size:
+            assert stages == list(fs.EVODiff().plan(schedule, nodes))
 
 
 def test_denoisers_of_their_seeds():

@@ -28,7 +28,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, zip_longest
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -45,7 +45,7 @@ from .schedule import Node, Schedule
 from .solvers import EVODiff, Stage
 from .solvers.evodiff.family import Family
 from .solvers.evodiff.trust import Split, TrustingStage
-from .solvers.evodiff.variance import HISTORY
+from .solvers.evodiff.variance import HISTORY, LAST_REACH, LEAD, RESTORED
 from .solvers.tuned import Measured, Outcome, Tuned
 from .statistics.kept import Once, kept
 from .statistics.tables import describe
@@ -63,6 +63,7 @@ PULL = 0.3
 WIDTHS = {"family": 1.0, "node": 0.3, "predict": 0.2, "correct": 0.2}
 FLAT = 1e-3  # of the mean curvature: what the data hardly decide stays
 DAMPING = (1e-3, 1e-1, 10.0)
+BOUND = LEAD * (1 + RESTORED * LAST_REACH)  # of a row's newest difference, and of the sum of the others
 CLOSEST = 0.02  # of two nodes, in half log-SNR
 LEAST = 1e-2  # of the mean square, that a sample's is counted as: a weight is finite
 RESAMPLES = 1000
@@ -430,16 +431,20 @@ class Search:
         if any(t.lam - s.lam < CLOSEST for s, t in pairwise(nodes)):
             raise Beyond
         stages = family.stages(nodes, self.schedule.data_scale)
-        for slot, by in zip(self.slots, v, strict=True):
-            stage = stages[slot.stage]
-            if not by or (slot.k and not stage.foretold):  # what nothing foretells, trust cannot leave out
-                continue
-            if slot.kind == "predict":
-                split = _added(stage.predict, slot.k, by * nodes[slot.stage + 1].alpha)
-                stages[slot.stage] = stage._replace(predict=split)
-            elif slot.kind == "correct":
-                split = _added(stage.correct, slot.k, by * stage.node.alpha)
-                stages[slot.stage] = stage._replace(correct=split)
+        own: dict[tuple[str, int, int], float] = {
+            (slot.kind, slot.stage, slot.k): by for slot, by in zip(self.slots, v, strict=True)
+        }
+        for i, stage in enumerate(stages[1:], 1):
+            # What nothing foretells, trust cannot leave out: the newest difference alone.
+            known = min(i, HISTORY - 1) if stage.foretold else 1
+            predict, correct = (
+                _added(split, [own.get((kind, i, k), 0.0) for k in range(known)], node.alpha)
+                for kind, split, node in (
+                    ("predict", stage.predict, nodes[i + 1]),
+                    ("correct", stage.correct, nodes[i]),
+                )
+            )
+            stages[i] = stage._replace(predict=predict, correct=correct)
         return nodes, stages
 
     def _pay(self, evaluations: int) -> None:
@@ -451,12 +456,20 @@ class Search:
         return self.once(f"{self.calls}-{self.asked}", measured)
 
 
-def _added(split: Split | None, k: int, by: float) -> Split:
-    """`split` with more of the k-th difference; where a row of several counts it twice, in what trust may leave out."""
-    weights = [split.lead, *split.rest] if split else [0.0]
-    weights += [0.0] * (k + 1 + (k > 0) - len(weights))
-    weights[k + (k > 0)] += by
-    return Split(weights[0], tuple(weights[1:]))
+def _added(split: Split | None, own: Sequence[float], alpha: float) -> Split | None:
+    """`split` with so much more of each difference, over alpha, and no more of any than the default may have.
+
+    What a row of several counts twice, the newest difference, is added where trust does not leave it out.
+    """
+    if split is None and not any(own):
+        return None
+    lead, rest = split or Split(0.0, ())
+    more = [0.0, *(by * alpha for by in own[1:])] if any(own[1:]) else []
+    summed = [a + b for a, b in zip_longest(rest, more, fillvalue=0.0)]
+    size = sum(map(abs, summed))
+    share = min(1.0, BOUND * alpha / size) if size else 1.0
+    lead = min(max(lead + own[0] * alpha, -BOUND * alpha), BOUND * alpha)
+    return Split(lead, tuple(weight * share for weight in summed))
 
 
 def _outcome(calls: int, default: Vector, tuned: Vector, size: float, spent: int) -> Outcome:
