@@ -48,10 +48,10 @@ def page(model: EDMModel, guidances: Sequence[float] = GUIDANCES) -> str:
 def _table(found: Analysis, nodes: Sequence[Node]) -> str:
     calls = np.array([node.lam for node in nodes])
     step = float(found.lams[1] - found.lams[0])
-    columns = np.exp(-found.lams), found.variance, found.noise_variance, found.rate, found.left
+    columns = np.exp(-found.lams), found.variance, found.rate, found.left
     dots = ("•" * int((np.abs(calls - lam) <= step / 2).sum()) for lam in found.lams)
     rows = [[*map("{:.3g}".format, row), dot] for *row, dot in zip(*columns, dots, strict=True)]
-    return table(["σ/α", "Var(x₀ given x)", "Var(ε given x)", "nats a unit", "nats left", f"{CALLS} calls"], rows)
+    return table(["σ/α", "Var(x₀ given x)", "Var(ε given x) = nats a unit", "nats left", f"{CALLS} calls"], rows)
 
 
 INTRODUCTION = """# Where a model decides

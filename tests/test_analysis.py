@@ -49,7 +49,7 @@ def test_the_entropy_that_falls_is_that_of_the_channel(schedule):
 
 def test_data_prediction_has_less_variance_where_there_is_more_signal_than_noise():
     found = analyzed(fs.EDM())
-    assert ((found.variance < found.noise_variance) == (found.lams > 0)).all()
+    assert ((found.variance < found.rate) == (found.lams > 0)).all()
 
 
 def test_it_costs_what_it_says():

@@ -3,10 +3,10 @@
 With x_0 of the model's own, drawn by the default in many calls, and x = alpha x_0 + sigma noise, noise anew,
 
     variance(lam) = E |x_0 - D(x)|^2 / d                 of x_0 given x: the error of reconstruction
-    noise_variance(lam) = e^{2 lam} variance(lam)        of the noise given x, which is (x - alpha x_0) / sigma
-    rate(lam) = -dH(x_0 | x) / dlam = e^{2 lam} variance(lam)
+    rate(lam) = e^{2 lam} variance(lam)                  of the noise given x, which is (x - alpha x_0) / sigma
+              = -dH(x_0 | x) / dlam
 
-lam being half log-SNR, d the number of elements and H in nats an element. The last is exact for any data: the mutual
+lam being half log-SNR, d the number of elements and H in nats an element. The last line is exact for any data: mutual
 information grows with SNR by half the mean squared error (Guo, Shamai & Verdu, 2005), and SNR is e^{2 lam}. So the
 entropy of the image falls by the variance of the noise prediction. Data prediction has the less variance of the two
 where the signal is larger than the noise, lam > 0, and noise prediction where it is not, for any model.
@@ -48,14 +48,9 @@ class Analysis:
     error: Vector
 
     @property
-    def noise_variance(self) -> Vector:
-        """Of the noise given x."""
-        return np.exp(2 * self.lams) * self.variance
-
-    @property
     def rate(self) -> Vector:
-        """Nats an element by which the entropy of x_0 given x falls, per unit of half log-SNR."""
-        return self.noise_variance
+        """The variance of the noise given x: nats an element by which the entropy of x_0 falls, a unit of lam."""
+        return np.exp(2 * self.lams) * self.variance
 
     @property
     def left(self) -> Vector:
@@ -112,7 +107,7 @@ def analyze(
         for node in nodes:
             with torch.no_grad():
                 answer = own(node.alpha * x0 + node.sigma * noise, node.time)
-            errors.append((answer.double() - x0.double()).square().flatten(1).mean(1).cpu())
+            errors.append((answer - x0).flatten(1).cpu().double().square().mean(1))
             made += len(chosen)
             tell(made, total)
         parts.append(torch.stack(errors))

@@ -400,8 +400,8 @@ class Search:
 
     def _normal_of(self, batch: Batch, v: Vector, chosen: NDArray[np.int64]) -> Tensor:
         tape: list[Any] = []
-        seen = self.see(batch.run(self._plan(v), tape)).double().flatten(1)
-        residual = seen - self.see(batch.exact).double().flatten(1)
+        seen = self.see(batch.run(self._plan(v), tape)).flatten(1)
+        residual = seen - self.see(batch.exact).flatten(1)
         sizes = residual.square().mean(1, keepdim=True)
         weights = (sizes + LEAST * sizes.mean()) ** -0.25
         rows = [(residual * weights).flatten()]
@@ -413,9 +413,9 @@ class Search:
                 step = -step
                 moved = self._plan(v + step * _unit(k, len(v)))
             ended = batch.run(moved, tape, self.slots[k].first)
-            rows.append(((self.see(ended).double().flatten(1) - seen) * (weights / step)).flatten())
+            rows.append(((self.see(ended).flatten(1) - seen) * (weights / step)).flatten())
         changes = torch.stack(rows)
-        return (changes @ changes.T).cpu()
+        return (changes @ changes.T).cpu().double()
 
     def _plan(self, v: Vector) -> TunedPlan:
         """Nodes and stages; `Beyond` where numbers leave their bounds or nodes meet."""
@@ -488,7 +488,7 @@ def _outcome(calls: int, default: Vector, tuned: Vector, size: float, spent: int
 
 def _norms(x: Tensor) -> Vector:
     """The root mean square of each sample."""
-    found: Vector = x.double().square().flatten(1).mean(1).sqrt().cpu().numpy()
+    found: Vector = x.flatten(1).cpu().double().square().mean(1).sqrt().numpy()
     return found
 
 

@@ -20,7 +20,7 @@ from .show import errors, progress, say
 if TYPE_CHECKING:
     from ..analysis import Analysis
 
-COLUMNS = ("sigma / alpha", "half log-SNR", "variance of data", "of noise", "nats a unit", "nats left")
+COLUMNS = ("sigma / alpha", "half log-SNR", "variance of data", "of noise, nats a unit", "nats left")
 
 
 def analyze(
@@ -69,9 +69,7 @@ def analyze(
             )  # fmt: skip
         if out is not None:
             write_atomically(out, _picture(found))
-    rows = list(
-        zip(np.exp(-found.lams), found.lams, found.variance, found.noise_variance, found.rate, found.left, strict=True)
-    )
+    rows = list(zip(np.exp(-found.lams), found.lams, found.variance, found.rate, found.left, strict=True))
     if as_json:
         cells = [dict(zip(COLUMNS, map(float, row), strict=True)) for row in rows]
         typer.echo(json.dumps({"levels": cells, "decided": found.decided, "out": out and str(out)}))
@@ -102,7 +100,7 @@ def _picture(found: Analysis) -> bytes:
     above, below = figure.subplots(2, 1, sharex=True)
     levels = np.exp(-found.lams)
     above.loglog(levels, found.variance, label="data")
-    above.loglog(levels, found.noise_variance, label="noise")
+    above.loglog(levels, found.rate, label="noise")
     above.set_ylabel("conditional variance")
     above.legend()
     below.semilogx(levels, found.rate)
