@@ -218,6 +218,12 @@ def test_wrong_arguments_are_refused_before_the_first_call(changes, message):
     assert denoiser.asked == 0
 
 
+@pytest.mark.parametrize("changes", [{"nfe": 5}, {"nfe": (5.5,)}, {"nfe": "58"}])
+def test_budgets_are_integers(changes):
+    with pytest.raises(TypeError, match="seeds and nfe must be lists of integers"):
+        tuned(PROBLEM.denoiser(fs.EDM()), **changes)
+
+
 def test_a_schedule_is_needed():
     with pytest.raises(TypeError, match="schedule is needed"):
         tuned(lambda x, t: x)

@@ -25,6 +25,7 @@ an interrupted tune goes through the same numbers again and makes no call twice.
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -156,7 +157,10 @@ def tune(
     found = agreed((denoiser,), schedule)
     if found is None:
         raise TypeError("schedule is needed, as this denoiser carries none: give that which the model was trained with")
-    numbers, budgets = list(seeds), sorted(set(nfe))
+    try:
+        numbers, budgets = ([operator.index(number) for number in each] for each in (seeds, sorted(set(nfe))))
+    except TypeError as error:
+        raise TypeError(f"seeds and nfe must be lists of integers; got {seeds!r} and {nfe!r}") from error
     if len(numbers) < FEWEST_SEEDS or len(set(numbers)) < len(numbers):
         raise ValueError(f"seeds must be {FEWEST_SEEDS} or more, all different; got {numbers!r}")
     if not budgets or budgets[0] < 2:
@@ -261,19 +265,19 @@ class Batch:
         nodes, stages = plan
         state: Any = None
         x = self.noise.to(torch.promote_types(self.noise.dtype, torch.float32)) * nodes[0].sigma
-        known = tape[start] if tape else None
+        known, record = (tape[start], None) if tape else (None, tape)
         with torch.no_grad():
             for stage in stages[start:]:
                 if known is not None:
                     state, x, answer = known
                     known = None
                 else:
-                    given = x.to(self.noise.dtype)
+                    given = x.to(self.noise.dtype, copy=True)
                     answer = self.denoiser(given, stage.node.time)
                     check_answer(answer, given, "the denoiser", stage.node.time, sigma=stage.node.sigma)
                     answer = answer.to(x.dtype, copy=True)
-                    if tape is not None and not start:
-                        tape.append((state, x, answer))
+                    if record is not None:
+                        record.append((state, x, answer))
                 x, state = stage(state, x, answer)
         return x
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -46,6 +46,8 @@ def analyze(
     if out is not None and out.suffix.lower() != ".png":
         raise typer.BadParameter(f"{str(out)!r} must end in .png", param_hint="--out")
     with errors(debug):
+        import numpy as np
+
         from ..analysis import TEACHER
         from ..analysis import analyze as measure
         from ..files import check_file, write_atomically
@@ -78,7 +80,7 @@ def analyze(
         for row in rows:
             table.add_row(*(f"{value:.4g}" for value in row))
         Console().print(table)
-    say(f"half of it is decided by sigma / alpha = {np.exp(-found.decided):.3g}")
+    say(f"half of it is decided by sigma / alpha = {math.exp(-found.decided):.3g}")
     if out is not None:
         say(f"the picture is {out}")
 
@@ -94,6 +96,8 @@ def _pyplot() -> tuple[type, type]:
 
 def _picture(found: Analysis) -> bytes:
     """Variances above, the entropy's fall below."""
+    import numpy as np
+
     figure_type, canvas = _pyplot()
     figure = figure_type(figsize=(7, 6), layout="constrained")
     canvas(figure)
@@ -104,7 +108,7 @@ def _picture(found: Analysis) -> bytes:
     above.set_ylabel("conditional variance")
     above.legend()
     below.semilogx(levels, found.rate)
-    below.axvline(float(np.exp(-found.decided)), linestyle=":")
+    below.axvline(math.exp(-found.decided), linestyle=":")
     below.set_ylabel("nats an element, a unit of half log-SNR")
     below.set_xlabel("sigma / alpha")
     below.invert_xaxis()
