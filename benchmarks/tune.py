@@ -282,7 +282,7 @@ RMSE to the converged solution, {samples} images of the report split of [quality
 OTHERS = """
 ## Models that are nothing like images
 
-Exact denoisers of the report split of [stress.md](stress.md), which no default was tuned on, each on its schedules.
+Exact denoisers, and networks of galaxies, of the report split of [stress.md](stress.md), each on its schedules.
 "Best peer" is the best of 7 solvers at the best levels, chosen in each cell afterwards. The error is over 128 samples,
 16 for networks; the geometric mean is over cells. Few samples of a mixture end between two components, and the
 error of a cell is often that of one of them.
@@ -295,6 +295,8 @@ READING = f"""
 - Where samples are decided by a hair, as between the points of a lattice, {SEEDS} seeds see too few such samples: give
   more (`--n 128`) and more evaluations (`--most 20000`), or keep the default.
 - A plan for one guidance says nothing of another.
+- The error is that of single samples. What it does to distances between sets was not measured, nor was the objective
+  "details", which counts how sharp they are.
 """
 
 
