@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: help demo test check numerics ablation bench bench-overhead bench-imports stress robustness levels variance \
-	tune entropy quality quality-quick clean
+	tune entropy flow comfyui quality quality-quick clean
 help:
 	@echo "make demo            compare solvers on the packaged model; says where the picture is"
 	@echo "make test            everything that CI runs: lint, types, tests"
@@ -17,7 +17,9 @@ help:
 	@echo "make stress          measure docs/stress.md: problems that are nothing like images, with networks from PyPI"
 	@echo "make robustness      kill runs of the command line, fill their disk, begin two at once; says what was lost"
 	@echo "make levels          measure what noise levels are worth to the scheduler for diffusers (docs/levels.md)"
+	@echo "make comfyui         measure docs/comfyui.md, in the ComfyUI at COMFYUI_SRC by the Python at COMFYUI_PYTHON"
 	@echo "make variance        measure what each part of EVODiff's default is worth (docs/least-variance.md)"
+	@echo "make flow            measure docs/flow.md: what users of flow models choose from, on the grid that they have"
 	@echo "make bench           solvers on the packaged model, 1,000 images a row (docs/bench/): an hour; goes on"
 	@echo "make quality         measure docs/quality.md: hours; goes on where it was interrupted"
 	@echo "make quality-quick   a reduced table of it, printed, in minutes"
@@ -73,8 +75,14 @@ DATA ?= uoft-cs/cifar10
 # Measurements are kept there; a folder of your own, or a problem's folder removed, measures anew.
 RESULTS ?= benchmarks/quality/records
 
+comfyui:
+	PYTHONPATH=src:. $(COMFYUI_PYTHON) -m benchmarks.comfyui --out docs/comfyui.md
+
 variance: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.variance --data $(DATA) --out docs/least-variance.md
+
+flow: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.flow --data $(DATA) --out docs/flow.md
 
 BENCH ?= samples/bench
 bench: $(VENV)/.installed

@@ -147,7 +147,7 @@ def page(source: Source, say: Callable[[str], object]) -> str:
         for name, ratio in ratios(PROBLEMS[problem].make(problem, source)).items():
             rows[name].append(f"{ratio:.2f}")
     numbers = {"samples": SAMPLES, "calls": ", ".join(map(str, BUDGETS))}
-    return RULE + MEASURED.format(**numbers) + table(["changed", *NAMES], list(rows.values())) + TRIED
+    return RULE + MEASURED.format(**numbers) + table(["changed", *NAMES], list(rows.values())) + TRIED + RELATED
 
 
 def ratios(problem: Problem) -> dict[str, float]:
@@ -353,6 +353,35 @@ today's is trained on those typical of their class.
   twentieth more on *local*, and nothing on the network. They would cost two more tensors of the image's size.
 
 [quality.md](quality.md) shows every cell, losses included.
+"""
+
+RELATED = """
+## What is whose
+
+The parts have been seen elsewhere, some of them long ago; what is new here is how they are put together, and that
+nothing is learnt and no model is asked.
+
+- **An ODE solved as inference.** Schober, Särkkä and Hennig (2019) take the solution for a Gauss-Markov process, and
+  get multistep methods as its Kalman filter. So is a step here: a regression under a Gaussian process. Theirs is an
+  integrated Wiener process, which knows nothing of the problem; the prior here is that of images under noise, and its
+  weights are of all predictions at once. What is measured on a sample's own answers is of the same family as their
+  calibration of the process's scale, but cut per difference.
+- **The Wiener filter as the linear part.** Wang and Vastola (2024) replace the first steps by the exact solution for a
+  Gaussian with the data's mean and covariance ("teleportation"); DPM-Solver-v3 (2023) estimates a linear part from a
+  model's Jacobian; azula's REAB takes that of unit variance (here `REAB`, for any); A-FloPS (2025) fits a drift to the
+  velocities of a run so that what is left varies least. J is such a linear part, one for each scale of an image, of
+  spectra as natural images have them, without data or model. A-FloPS' fit is the one idea of these that is not here:
+  more than its abstract was not at hand, and what a sample's own answers say enters by trust instead.
+- **Calls further on.** F-DPM-Solver (2026; here `FDPMSolver`) calls one step ahead of where the answer is used;
+  DyWeight (2026) learns weights whose sum is free, and makes the next call where they lead. The enlargement above does
+  that with a factor that the prior's variance gives.
+- **Steps where entropy falls.** Entropic time (Stancevic, Handke and Ambrogioni, 2025; here `fewstep.grid.entropic`,
+  measured on a model) makes equal shares of the conditional entropy. `focused` has a power of such a rate, of no model.
+- **Coefficients or steps that are learnt** from converged runs of the model, by LD3, BNS, S4S, GAS and DyWeight: in
+  print far better at 3 to 6 calls than any solver that is not, and of one model and one number of calls each.
+- **The last step's half way** towards more variance is the straight line between the least error and the right
+  distribution of Freirich, Michaeli and Meir (2021).
+- **The aim**, least conditional variance of a transition, is the EVODiff papers'.
 """
 
 

@@ -1,10 +1,12 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fewstep as fs
 from fewstep import EDM, as_denoiser, clip, guided, sample, threshold
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -204,3 +206,44 @@ def uncond_of_edm(x, t):
 def test_no_schedule_is_carried_where_none_is_known():
     for denoiser in (guided(cond, uncond, 2.0), clip(cond), threshold(cond)):
         assert denoiser.schedule is None
+
+
+CFGPP_SCHEDULES = [fs.EDM(), fs.VPLinear(), fs.Flow(shift=3.0)]
+
+
+@pytest.mark.parametrize("schedule", CFGPP_SCHEDULES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("scale", [0.0, 0.4, 1.0])
+def test_cfgpp_is_the_step_with_the_unconditional_noise(schedule, scale):
+    """Against the step as published: x_t = alpha_t D_scale + sigma_t e_uncond."""
+
+    def first(x, t):
+        return x / (2 + t) + 0.5
+
+    def second(x, t):
+        return torch.tanh(x / (1 + t))
+
+    nodes = fs.time_uniform(schedule, 6, to_zero=True)
+    x = start = torch.randn(2, 3, 4, 4, dtype=torch.float64) * nodes[0].sigma
+    for s, t in pairwise(nodes):
+        plain = second(x, s.time)
+        guided = plain + scale * (first(x, s.time) - plain)
+        x = t.alpha * guided + t.sigma * (x - s.alpha * plain) / s.sigma
+    got = fs.integrate(fs.cfgpp(first, second, scale, nodes), start, nodes, solver=fs.DDIM(), schedule=schedule)
+    torch.testing.assert_close(got, x, rtol=0, atol=1e-11)
+
+
+def test_cfgpp_of_two_that_agree_is_their_answer():
+    nodes = fs.log_snr(fs.EDM(), 5)
+    both = fs.cfgpp(same, same, 0.7, nodes)
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    assert torch.equal(both(x, nodes[2].time), same(x, nodes[2].time))
+
+
+def test_cfgpp_refuses():
+    nodes = fs.log_snr(fs.EDM(), 5)
+    with pytest.raises(ValueError, match=r"scale must be finite; got scale=nan"):
+        fs.cfgpp(same, same, math.nan, nodes)
+    with pytest.raises(ValueError, match="needs nodes of falling noise"):
+        fs.cfgpp(same, same, 0.5, nodes[::-1])
+    with pytest.raises(ValueError, match=r"made for calls at other nodes; got time 3\.0"):
+        fs.cfgpp(same, same, 0.5, nodes)(torch.ones(1, 2), 3.0)

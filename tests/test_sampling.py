@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.sampling import plan
+from fewstep.sampling import _step_noise, plan
 from table import every_solver
 
 NOISE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -328,6 +328,26 @@ def test_a_plan_that_begins_noisier_is_brought_there():
     fs.integrate(denoiser, torch.zeros(1, 5000), nodes, solver=Lifted(), seeds=[0], schedule=fs.EDM())
     # From sigma_max to twice that: noise of sqrt(3) sigma_max; 5,000 draws know their deviation to 1 %.
     assert seen[0].std().item() == pytest.approx(3**0.5 * nodes[0].sigma, rel=0.04)
+
+
+@pytest.mark.parametrize("solver", [fs.DDIM(eta=1.0), fs.SDEDPMSolverPP(1), fs.SEEDS()], ids=repr)
+def test_a_run_in_two_parts_draws_the_noise_of_the_whole(solver):
+    """Bit for bit for methods without a memory; a part that is run twice does not repeat the noise of the other."""
+    nodes = fs.log_snr(fs.EDM(), 8, to_zero=True)
+    run = {"solver": solver, "schedule": fs.EDM(), "seeds": [5, 6]}
+    x = 80 * torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    whole = fs.integrate(half, x, nodes, **run)
+    middle = fs.integrate(half, x, nodes[:5], **run)
+    assert torch.equal(fs.integrate(half, middle, nodes[4:], **run), whole)
+
+
+def test_noise_at_one_level_is_not_noise_at_another():
+    nodes = fs.log_snr(fs.EDM(), 4, to_zero=False)
+    stages = fs.DDIM(eta=1.0).plan(fs.EDM(), nodes)
+    draw = _step_noise(fs.DDIM(eta=1.0), nodes[0], stages, torch.zeros(1, 20_000, dtype=torch.float64), [7])
+    drawn = torch.cat([draw(node) for node in (*nodes, nodes[0])])
+    # Of 20,000 independent pairs the mean product is 0 within 5 / sqrt(20,000).
+    assert (drawn @ drawn.T / 20_000 - torch.eye(6)).abs().max() < 5 / 20_000**0.5
 
 
 @pytest.mark.parametrize("seeds", [[1], [1, 2, 3], []])

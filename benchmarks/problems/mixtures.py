@@ -111,15 +111,19 @@ def fitted(groups: Sequence[Tensor]) -> GaussianMixture:
     )
 
 
-def gaussian(shape: tuple[int, ...] = (2, 4, 4), components: int = 1, seed: int = 0) -> GaussianMixture:
-    """A random anisotropic problem: standard deviations log-spaced in [0.03, 1], means of size 0.5."""
+def gaussian(
+    shape: tuple[int, ...] = (2, 4, 4), components: int = 1, seed: int = 0, widest: float = 1.0
+) -> GaussianMixture:
+    """A random anisotropic problem: standard deviations log-spaced in [0.03, `widest`], means of size 0.5."""
     d = math.prod(shape)
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, dtype=torch.float64)
 
-    variances = torch.logspace(math.log10(0.03), 0, d, dtype=torch.float64).square().expand(components, d)
+    variances = (
+        torch.logspace(math.log10(0.03), math.log10(widest), d, dtype=torch.float64).square().expand(components, d)
+    )
     vectors = torch.linalg.qr(randn(components, d, d)).Q
     weights = torch.full((components,), 1 / components, dtype=torch.float64)
     return GaussianMixture(weights, randn(components, d) / 2, variances, vectors, shape)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from fewstep.bench.markdown import table
 
 from ..problems.suite import DATA, EXACT, IDEAL_IMAGES, LOCAL_IMAGES, OWN, OWN_IMAGES, OWN_STEPS, SPLITS, STEPS
-from .ratios import PUBLISHED, Cell, Ratio, against, apart, by_frechet, by_rmse, geometric_mean
+from .ratios import NEGLIGIBLE, PUBLISHED, Cell, Ratio, against, apart, by_frechet, by_rmse, geometric_mean
 from .results import Measurement
 from .run import (
     CONTENDS,
@@ -47,6 +47,7 @@ DISTANCES = {  # by what they are to
 }
 HEADS = {EXACT: "Fréchet", DATA: "Fréchet, training images", OWN: "Fréchet, its own images"}
 WORST_RMSE, WORST_FRECHET = 1.15, 1.05
+FEW = 8  # calls
 ASTRAY = 0.1  # an RMSE of one sample: a twentieth of the range of pixels
 NOTHING = "–"
 
@@ -88,7 +89,7 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
     parts += [AGAINST, _errors_against(cells, (PUBLISHED, *plan.peers))]
     if measured:
         parts += ["By Fréchet distance:\n", _distances_against(measured, (PUBLISHED, *plan.peers))]
-    parts.append(WHY)
+    parts += [GRIDS_NOTE.format(few=FEW), _best_grids(cells, (PUBLISHED, *plan.peers)), WHY]
     exact = _of(cells, "exact")
     if exact:
         parts += [ASTRAY_NOTE.format(astray=ASTRAY), _astray(exact, plan.budgets)]
@@ -165,6 +166,24 @@ def _against(columns: Mapping[str, Callable[[str], list[float]]], peers: Sequenc
         return f"{statistics.geometric_mean(ratios):.3f}: {won} of {len(ratios)}" if ratios else NOTHING
 
     return table(["solver", *columns], [[peer, *(text(of(peer)) for of in columns.values())] for peer in peers])
+
+
+def _best_grids(cells: Sequence[Cell], peers: Sequence[str]) -> str:
+    """A row for each peer: its best grid on each schedule with few calls, and with more."""
+    schedules = list(dict.fromkeys(cell.schedule for cell in cells))
+
+    def best(peer: str, schedule: str, few: bool) -> str:
+        errors: dict[str, list[float]] = {}
+        for cell in cells:
+            if cell.schedule == schedule and (cell.nfe <= FEW) == few:
+                for each in cell.heat:
+                    if each.solver == peer:
+                        errors.setdefault(each.grid, []).append(max(each.rmse, NEGLIGIBLE))
+        return min(errors, key=lambda grid: statistics.geometric_mean(errors[grid]), default=NOTHING)
+
+    heads = [f"{schedule}, {calls}" for schedule in schedules for calls in ("few", "more")]
+    rows = [[peer, *(best(peer, schedule, few) for schedule in schedules for few in (True, False))] for peer in peers]
+    return table(["solver", *heads], rows)
 
 
 def _by_frechet(cells: Sequence[Cell], to: str) -> list[Ratio]:
@@ -411,6 +430,11 @@ AGAINST = """### EVODiff() over one solver on one grid
 
 What a change would bring. Each peer stays on one grid a schedule, the one that is best for it over all cells of a
 column. Geometric mean and cells won, on the samples that all ran on. By RMSE:
+"""
+GRIDS_NOTE = """### The best grid of each solver
+
+By the geometric mean of RMSE over the problems, of the heats, in which every peer runs on every grid; few are up to
+{few} calls.
 """
 ASTRAY_NOTE = """### Samples that go astray
 

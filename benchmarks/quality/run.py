@@ -1,8 +1,8 @@
 """The bench of image quality: EVODiff's default beside the field, on problems whose solution is known.
 
-A cell is a problem, a schedule and a budget. In each, EVODiff() runs on its own grid, and every peer on three; the best
-peer and grid are chosen per cell and metric afterwards, an oracle for the peers. All run in a heat first, on a part of
-the samples, and only those peers that come near the best of it on all.
+A cell is a problem, a schedule and a budget. In each, EVODiff() runs on its own grid, and every peer on all that suit
+the schedule; the best peer and grid are chosen per cell and metric afterwards, an oracle for the peers. All run in a
+heat first, on a part of the samples, and only those peers that come near the best of it on all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,22 @@ import torch
 from torch import Tensor
 
 from fewstep.bench.metrics import Moments, frechet_distance, gains, resamples, rmses
-from fewstep.grid import Grid, focused, karras, log_snr, time_uniform
+from fewstep.grid import (
+    Grid,
+    beta,
+    beta57,
+    bong_tangent,
+    dm_nonuniform,
+    focused,
+    gits,
+    karras,
+    kl_optimal,
+    linear_quadratic,
+    log_snr,
+    scire_nsr,
+    time_quadratic,
+    time_uniform,
+)
 from fewstep.schedule import EDM, Flow, Schedule, VPLinear
 from fewstep.solvers import DPMSolverV3, EVODiff, Solver
 from fewstep.statistics import EMS, estimate_ems
@@ -51,10 +66,33 @@ class Setting(NamedTuple):
     grids: Mapping[str, Grid]
 
 
+# Grids of the library that suit any schedule; the usual ones come first in each setting.
+FORMULAS: Mapping[str, Grid] = {
+    "focused": focused,
+    "KL-optimal": kl_optimal,
+    "DMN": dm_nonuniform,
+    "beta": beta,
+    "NSR": scire_nsr,
+    "time²": time_quadratic,
+}
 SETTINGS: Mapping[str, Setting] = {
-    "VE": Setting(EDM(), {"log-SNR": log_snr, "ρ = 7": karras, "ρ = 3": karras(rho=3)}),
-    "VP": Setting(VPLinear(), {"log-SNR": log_snr, "ρ = 7": karras, "time": time_uniform}),
-    "flow": Setting(Flow(), {"time": time_uniform, "log-SNR": log_snr, "ρ = 7": karras}),
+    "VE": Setting(
+        EDM(),
+        {"log-SNR": log_snr, "ρ = 7": karras, "ρ = 3": karras(rho=3), **FORMULAS, "GITS": gits(model="cifar10")},
+    ),
+    "VP": Setting(VPLinear(), {"log-SNR": log_snr, "ρ = 7": karras, "time": time_uniform, **FORMULAS}),
+    "flow": Setting(
+        Flow(),
+        {
+            "time": time_uniform,
+            "log-SNR": log_snr,
+            "ρ = 7": karras,
+            **FORMULAS,
+            "beta57": beta57,
+            "bong_tangent": bong_tangent,
+            "linear-quadratic": linear_quadratic,
+        },
+    ),
 }
 SINGLE_IMAGES = focused(center=3, rise=1, fall=1)  # the best on the ideal denoiser of the split "dev"
 OURS_ELSEWHERE: Mapping[str, Grid] = {repr(SINGLE_IMAGES): SINGLE_IMAGES}  # besides its own grid and the peers'
@@ -62,7 +100,8 @@ OURS_ELSEWHERE: Mapping[str, Grid] = {repr(SINGLE_IMAGES): SINGLE_IMAGES}  # bes
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured: of each problem one `share`-th of its samples, peers on the first `grids` grids.
+    """How much is measured: of each problem one `share`-th of its samples, peers on the first `grids` grids, if
+    there are so many.
 
     Published EVODiff is always among the peers. elsewhere: whether ours is measured on the grids of the peers too, to
     tell what a loss owes to the grid. frechet: whether distances between sets are measured.
@@ -84,9 +123,28 @@ FULL = Plan(
     problems=tuple(PROBLEMS),
     schedules=tuple(SETTINGS),
     budgets=(5, 6, 8, 10, 12, 15, 20),
-    peers=("ddim", "heun", "dpmpp-2m", "dpmpp-3m", "unipc-2", "unipc-3", "deis-3", "ipndm-4", INFORMED),
+    peers=(
+        "ddim",
+        "heun",
+        "dpmpp-2m",
+        "dpmpp-3m",
+        "unipc-2",
+        "unipc-3",
+        "deis-3",
+        "ipndm-4",
+        "gradient-estimation",
+        "cab-2",
+        "cab-2-half",
+        "res-multistep",
+        "res-3m",
+        "reab-2",
+        "reab-3",
+        "f-dpm",
+        "exp-heun",
+        INFORMED,
+    ),
     share=1,
-    grids=3,
+    grids=99,
     elsewhere=True,
     frechet=True,
 )
@@ -95,7 +153,7 @@ QUICK = Plan(
     problems=("mixture", "ideal", "model", "guided-4"),
     schedules=("VE", "flow"),
     budgets=(5, 8, 12),
-    peers=("dpmpp-2m", "unipc-2", "unipc-3", "deis-3", "ipndm-4"),
+    peers=("dpmpp-2m", "unipc-2", "unipc-3", "deis-3", "ipndm-4", "gradient-estimation", "cab-2-half", "reab-2"),
     share=8,
     grids=2,
     elsewhere=False,

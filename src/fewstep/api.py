@@ -2,22 +2,30 @@
 
 from .analysis import Analysis, analyze
 from .grid import focused, from_times, karras, log_snr, time_quadratic, time_uniform, uniform
-from .guidance import clip, guided, threshold
+from .guidance import cfgpp, clip, guided, threshold
 from .prediction import Denoiser, Prediction, as_denoiser, from_denoised, to_denoised
 from .sampling import DenoiserError, Step, integrate, sample, trajectory, unit_noise
 from .schedule import EDM, Discrete, Flow, Node, Schedule, VPCosine, VPLinear
 from .solvers import (
+    CAB,
     DDIM,
     DEIS,
     DPM2,
     ERA,
+    ERSDE,
     IPNDM,
     PNDM,
+    REAB,
+    RES,
+    SEEDS,
+    STORK,
     AnalyticDPM,
     DPMSolver,
     DPMSolverPP,
     DPMSolverV3,
     EVODiff,
+    FDPMSolver,
+    GradientEstimation,
     Heun,
     REMulti,
     REMultiV3,
@@ -26,6 +34,7 @@ from .solvers import (
     SciRE,
     SDEDPMSolverPP,
     Solver,
+    Stochastic,
     Tuned,
     UniPC,
 )
@@ -33,14 +42,20 @@ from .statistics import EMS, Gamma, estimate_ems, estimate_gamma, fingerprint
 from .tuning import tune
 
 __all__ = [
+    "CAB",
     "DDIM",
     "DEIS",
     "DPM2",
     "EDM",
     "EMS",
     "ERA",
+    "ERSDE",
     "IPNDM",
     "PNDM",
+    "REAB",
+    "RES",
+    "SEEDS",
+    "STORK",
     "Analysis",
     "AnalyticDPM",
     "DPMSolver",
@@ -50,8 +65,10 @@ __all__ = [
     "DenoiserError",
     "Discrete",
     "EVODiff",
+    "FDPMSolver",
     "Flow",
     "Gamma",
+    "GradientEstimation",
     "Heun",
     "Node",
     "Prediction",
@@ -64,12 +81,14 @@ __all__ = [
     "SciRE",
     "Solver",
     "Step",
+    "Stochastic",
     "Tuned",
     "UniPC",
     "VPCosine",
     "VPLinear",
     "analyze",
     "as_denoiser",
+    "cfgpp",
     "clip",
     "estimate_ems",
     "estimate_gamma",

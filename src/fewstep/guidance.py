@@ -6,16 +6,18 @@ Each carries the schedule of what it is made of, and can be pickled if that can.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from .answers import check_answer
 from .prediction import Denoiser, agreed
-from .schedule import Schedule
+from .schedule import Node, Schedule
 
-__all__ = ["clip", "guided", "magnitude", "threshold"]
+__all__ = ["cfgpp", "clip", "guided", "magnitude", "threshold"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,47 @@ def guided(denoiser: Denoiser, uncond: Denoiser, scale: float | Tensor) -> Denoi
         raise ValueError(f"scale must be finite, one for all or a tensor (B,); got scale={scale!r}")
     weight = scales - 1 if scales.ndim else float(scales) - 1
     return Guided(denoiser, uncond, weight, agreed((denoiser, uncond)))
+
+
+@dataclass(frozen=True, eq=False)
+class Plus:
+    """What `cfgpp` returns."""
+
+    denoiser: Denoiser
+    uncond: Denoiser
+    weights: Mapping[float, float]  # by the time of a call
+    schedule: Schedule | None
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        if t not in self.weights:
+            raise ValueError(f"CFG++ was made for calls at other nodes; got time {t!r}: give it the nodes of this run")
+        return Guided(self.denoiser, self.uncond, self.weights[t] - 1, self.schedule)(x, t)
+
+
+def cfgpp(denoiser: Denoiser, uncond: Denoiser, scale: float, nodes: Sequence[Node]) -> Denoiser:
+    """CFG++: a step to the guided image with the noise of the unconditional answer, for a run over `nodes`.
+
+    The step s -> t of DDIM, alpha_t D_scale + sigma_t e_uncond with D_scale = D_uncond + scale (D - D_uncond) and a
+    `scale` mostly in (0, 1], is the step with one denoiser of classifier-free guidance whose scale follows the step,
+
+        scale / (1 - n_t / n_s),   n = sigma / alpha
+
+    exactly, so that it is made here, in the denoiser, and any solver of one call a step can run it: with `DDIM` it is
+    the authors' and ComfyUI's Euler form, with a multistep solver an extrapolation of these images. To sigma = 0, or
+    from alpha = 0, it is `scale`. Each call evaluates both. ValueError at a call that is not at a node, for a scale
+    that is not finite and for nodes whose noise rises.
+
+    Chung et al., CFG++: Manifold-Constrained Classifier-Free Guidance for Diffusion Models (2024), Algorithm 2.
+    """
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite; got scale={scale!r}")
+    weights = {}
+    for s, t in pairwise(nodes):
+        if t.nsr >= s.nsr:
+            raise ValueError(f"CFG++ needs nodes of falling noise; got time {t.time!r} after {s.time!r}")
+        weights[s.time] = scale / (1 - (t.nsr / s.nsr if s.alpha else 0.0))
+    weights[nodes[-1].time] = scale  # for what calls at the end, to correct it
+    return Plus(denoiser, uncond, weights, agreed((denoiser, uncond)))
 
 
 def answer(denoiser: Denoiser, x: Tensor, t: float, who: str = "the denoiser") -> Tensor:

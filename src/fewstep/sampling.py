@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -80,8 +80,9 @@ def sample(
             grid if not given. One that ends at sigma = 0 returns the last denoised prediction, one that
             ends above it stops there.
         seeds: one integer a sample, for solvers that draw noise on the way. Sample i draws from a generator of
-            its own, on the CPU, so that it does not depend on its batch or its device. The streams are not those
-            of `unit_noise`: the same seeds can serve both.
+            its own, on the CPU, so that it does not depend on its batch or its device, and at each noise level apart,
+            so that a run in two parts draws what the whole one does. The streams are not those of `unit_noise`: the
+            same seeds can serve both.
         differentiable: pass gradients, in reverse and forward mode, through all calls. Memory then grows with nfe
             (torch.utils.checkpoint around the model spares most of it). Without it no graph is made, whatever the
             model's parameters ask for, and noise that asks for gradients is refused.
@@ -105,14 +106,14 @@ def sample(
     name, start = ("noise", noise) if x is None else ("x", x)
     if start is None or (noise is not None and x is not None):
         raise TypeError("give either noise, unit Gaussian, or x, the state at the grid's first node")
-    _check_tensor(name, start, differentiable)
+    check_tensor(name, start, differentiable)
     nodes, stages = plan(schedule, solver, nfe=nfe, grid=grid)
     state = start.to(_working(start.dtype))
     if x is None:
         _check_unit(start)
         state = state * nodes[0].sigma
     draw = _step_noise(solver, nodes[0], stages, state, seeds)
-    steps = _run(denoiser, state, nodes[0], stages, start.dtype, draw, differentiable)
+    steps = drive(denoiser, state, nodes[0], stages, start.dtype, draw, differentiable)
     return _last(_with_progress(steps, len(stages), progress), callback)
 
 
@@ -167,12 +168,12 @@ def _steps_of(
     """The run over given nodes and its number of calls, with everything checked before the first."""
     solver = EVODiff() if solver is None else solver
     schedule = _check_parts(denoiser, solver, schedule)
-    _check_tensor("x", x, differentiable)
+    check_tensor("x", x, differentiable)
     grid = _of(schedule, checked(nodes), "nodes")
     stages = solver.plan(schedule, grid, None if nfe is None else _budget(nfe))
     state = x.to(_working(x.dtype))
     draw = _step_noise(solver, grid[0], stages, state, seeds)
-    return _run(denoiser, state, grid[0], stages, x.dtype, draw, differentiable), len(stages)
+    return drive(denoiser, state, grid[0], stages, x.dtype, draw, differentiable), len(stages)
 
 
 def unit_noise(
@@ -221,18 +222,34 @@ def _drawn(generators: Iterable[torch.Generator], shape: Sequence[int]) -> Tenso
 
 def _step_noise(
     solver: Solver, start: Node, stages: Sequence[Stage], x: Tensor, seeds: Iterable[int] | None
-) -> Callable[[], Tensor]:
-    """What draws unit noise like `x` for the steps of a stochastic plan."""
-    numbers = None if seeds is None else _integers(seeds)
-    if numbers is None:
+) -> Callable[[Node], Tensor]:
+    """What draws unit noise like `x` at a node of a stochastic plan."""
+    if seeds is None:
         if stages[0].node != start or any(stage.noise for stage in stages):
             raise ValueError(f"{solver!r} draws noise: give seeds=, one integer a sample, such as range({len(x)})")
-        numbers = []  # never drawn from
-    elif len(numbers) != len(x):
+        return lambda node: x  # never called
+    return step_noise(seeds, x)
+
+
+def step_noise(seeds: Iterable[int], x: Tensor) -> Callable[[Node], Tensor]:
+    """What draws unit noise like `x` at a node, sample i by seeds[i], in other streams than those of `unit_noise`.
+
+    It belongs to the node's log-SNR, so that a run in two parts, or one that is entered late, draws what the whole run
+    draws there; drawn once more at the same node, it is other noise.
+    """
+    numbers = _integers(seeds)
+    if len(numbers) != len(x):
         raise ValueError(f"seeds must be one a sample; got {len(numbers)} for {len(x)} samples")
-    streams = [np.random.SeedSequence([seed % 2**64, STEP_NOISE]).generate_state(1, np.uint64) for seed in numbers]
-    generators = [torch.Generator().manual_seed(int(stream[0])) for stream in streams]
-    return lambda: _drawn(generators, x.shape[1:]).to(x)
+    drawn: dict[int, int] = {}
+
+    def draw(node: Node) -> Tensor:
+        (level,) = np.array([node.lam]).view(np.uint64).tolist()
+        drawn[level] = drawn.get(level, -1) + 1
+        entropy = ((seed % 2**64, STEP_NOISE, level, drawn[level]) for seed in numbers)
+        streams = (np.random.SeedSequence(each).generate_state(1, np.uint64) for each in entropy)
+        return _drawn((torch.Generator().manual_seed(int(stream[0])) for stream in streams), x.shape[1:]).to(x)
+
+    return draw
 
 
 def plan(
@@ -312,16 +329,21 @@ def _falling(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
     return nodes
 
 
-def _run(
+def drive(
     denoiser: Denoiser,
     x: Tensor,
     start: Node,
     stages: Sequence[Stage],
     dtype: torch.dtype,
-    draw: Callable[[], Tensor],
+    draw: Callable[[Node], Tensor],
     differentiable: bool,
-) -> Iterator[Step]:
+    state: Any = None,
+    hear: Callable[[int, Node, Tensor, Tensor], object] | None = None,
+) -> Generator[Step, None, Any]:
     """The loop. `x` is the state at `start` in working precision; the denoiser and the caller see `dtype`.
+
+    `state` is the solver's, where the stages go on from others; what it is at the end is returned. `hear` is told of
+    every call before its answer is used, hear(index, node, x, denoised), and may edit both in place.
 
     No tensor becomes a Python number before the last call, so an accelerator never waits: each answer
     leaves a sum on the device, and the sums are looked at together at the end. Inference mode spares the many
@@ -329,26 +351,30 @@ def _run(
     history are copies: a model may work in place on its input, or answer in the same buffer every time.
     """
     calling, stepping = (nullcontext, nullcontext) if differentiable else (torch.no_grad, torch.inference_mode)
-    state: Any = None
     if stages[0].node != start:
         scale, added = renoise(start, stages[0].node)
-        x = x * scale + draw() * added
+        x = x * scale + draw(start) * added
     given = x.to(dtype, copy=True)
     sums: list[Tensor] = []
     for index, stage in enumerate(stages):
         with calling():
             denoised = denoiser(given, stage.node.time)
         check_answer(denoised, given, "the denoiser", stage.node.time, sigma=stage.node.sigma, index=index)
+        if hear is not None:
+            shown = x.to(dtype, copy=True)
+            hear(index, stage.node, shown, denoised)
+            x = x + (shown - x.to(dtype))
         with stepping():
             answer = denoised.to(x.dtype, copy=True)
             sums.append(answer.sum())
             x, state = stage(state, x, answer)
             if stage.noise:
-                x = x + draw() * stage.noise
+                x = x + draw(stage.node) * stage.noise
         given = x.to(dtype, copy=True)
         if index == len(stages) - 1:
             _check_finite([*sums, given.sum()], stages)
         yield Step(index, stage.node, denoised, given)
+    return state
 
 
 def _last(steps: Iterator[Step], callback: Callable[[Step], object] | None) -> Tensor:
@@ -390,7 +416,7 @@ def _check_parts(denoiser: object, solver: object, schedule: Schedule | None) ->
     return found
 
 
-def _check_tensor(name: str, x: Tensor, differentiable: bool) -> None:
+def check_tensor(name: str, x: Tensor, differentiable: bool) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(x).__name__}{how_to_convert(x)}")
     if not x.is_floating_point():

@@ -13,17 +13,25 @@ from . import grid
 from .grid import Grid
 from .schedule import EDM, Flow, Schedule, VPLinear
 from .solvers import (
+    CAB,
     DDIM,
     DEIS,
     DPM2,
     ERA,
+    ERSDE,
     IPNDM,
     PNDM,
+    REAB,
+    RES,
+    SEEDS,
+    STORK,
     AnalyticDPM,
     DPMSolver,
     DPMSolverPP,
     DPMSolverV3,
     EVODiff,
+    FDPMSolver,
+    GradientEstimation,
     Heun,
     REMulti,
     REMultiV3,
@@ -32,6 +40,7 @@ from .solvers import (
     SciRE,
     SDEDPMSolverPP,
     Solver,
+    Stochastic,
     UniPC,
 )
 from .statistics import EMS, Gamma
@@ -384,6 +393,55 @@ SOLVERS: dict[str, Entry] = {
     "sa-solver-pece-tau0": Entry(
         SASolver(tau=0.0, mode="PECE"), (3.82, 3.10, 3.76, 3.51, 3.10, 3.44), 2, 3, "goldens: SA-Solver's code"
     ),
+    "gradient-estimation": Entry(
+        GradientEstimation(),
+        (0.95, 0.96, 0.94, 0.95, 0.96, 0.94),
+        1,
+        1,
+        "smalldiffusion's samples, gam=2",
+        GradientEstimation(field="velocity"),
+    ),
+    "cab-2": Entry(CAB(), (1.93, 1.94, 1.91, 1.93, 1.94, 1.91), 1, 2, "CAB's code by hand", CAB(field="velocity")),
+    "cab-2-half": Entry(
+        CAB(theta=0.5), (1.87, 1.89, 1.82, 1.87, 1.89, 1.83), 1, 2, "CAB's code by hand", CAB(2, 0.5, "velocity")
+    ),
+    "cab-3": Entry(
+        CAB(order=3), (1.89, 1.90, 1.86, 1.89, 1.90, 1.85), 1, 2, "CAB's code by hand", CAB(3, field="velocity")
+    ),
+    "res-multistep": Entry(
+        RES(), (2.01, 2.01, 2.01, 2.01, 2.01, 2.01), 1, 1, "ComfyUI's rule by hand", RES(clock="sigma")
+    ),
+    "res-3m": Entry(RES(order=3), (3.61, 3.51, 4.02, 3.11, 3.16, 3.24), 1, 2, "unip-3", RES(order=3, clock="sigma")),
+    "res-2s": Entry(
+        RES(method="singlestep"), (2.00, 2.00, 2.00, 2.00, 2.00, 2.00), 2, 2, "dpmpp-2s, its other variant"
+    ),
+    "res-3s": Entry(RES(order=3, method="singlestep"), (2.97, 2.97, 2.96, 3.01, 3.01, 3.01), 3, 3, "order conditions"),
+    "stork-2": Entry(
+        STORK(), (1.96, 1.96, 1.94, 1.96, 1.96, 1.94), 1, 1, "STORK's rule by hand", STORK(field="velocity")
+    ),
+    "stork-4": Entry(
+        STORK(order=4, derivatives=2),
+        (2.90, 2.91, 2.88, 2.90, 2.91, 2.88),
+        1,
+        2,
+        "ipndm-v-3",
+        STORK(4, 2, "velocity"),
+    ),
+    "reab-2": Entry(REAB(), (2.00, 2.00, 2.00, 2.01, 2.01, 2.01), 1, 1, "exact on Gaussians"),
+    "reab-3": Entry(REAB(order=3), (2.98, 2.98, 2.99, 3.01, 3.02, 3.04), 1, 2, "exact on Gaussians"),
+    "f-dpm": Entry(FDPMSolver(), (0.94, 0.95, 0.92, 0.94, 0.95, 0.92), 1, 1, "definition"),
+    "exp-heun": Entry(
+        SEEDS(r=1.0, variant="taylor", eta=0.0), (1.99, 1.99, 1.99, 1.99, 1.99, 1.99), 2, 1, "definition"
+    ),
+    "exp-heun-sde": Entry(SEEDS(r=1.0, variant="taylor"), (1.95, 1.96, 1.94), 2, 1, "definition"),
+    "seeds-2": Entry(SEEDS(), (1.98, 1.98, 1.97), 2, 1, "definition"),
+    "seeds-3": Entry(SEEDS(order=3), (1.84, 1.85, 1.79), 3, 2, "definition"),
+    "er-sde-1": Entry(ERSDE(order=1), (0.99, 0.99, 0.99), 1, 0, "ER-SDE's code by hand"),
+    "er-sde-2": Entry(ERSDE(order=2), (2.02, 2.02, 2.03), 1, 1, "ER-SDE's code by hand"),
+    "dpmpp-2m-eta": Entry(Stochastic(DPMSolverPP(2), 0.5), (2.00, 2.00, 1.99), 1, 1, "sde-dpmpp-2m"),
+    "unipc-2-eta": Entry(Stochastic(UniPC(2), 0.5), (2.33, 2.31, 2.38), 1, 2, "sde-dpmpp-2m, corrected"),
+    "res-3s-eta": Entry(Stochastic(RES(3, "singlestep"), 0.5), (2.94, 2.95, 2.92), 3, 3, "definition"),
+    "er-sde-3": Entry(ERSDE(), (2.07, 2.06, 2.09), 1, 2, "ER-SDE's code by hand"),
 }
 
 # What each kind of solver is for.
@@ -407,6 +465,15 @@ FAMILIES: Mapping[type[Any], str] = {
     SciRE: "recursive differences of noise; multistep, or single steps of several calls",
     ERA: "models that err: each sample chooses which predictions it extrapolates from",
     SASolver: "noise on the way, tau of it, with a corrector; for more calls",
+    GradientEstimation: "few calls: Euler that overshoots, known by this name in ComfyUI",
+    CAB: "few calls, with guidance too: Adams-Bashforth that overshoots by what surprised it",
+    RES: "res_multistep of ComfyUI; RES4LYF's single steps, without their noise",
+    STORK: "Adams-Bashforth in the flow's time, as its stabilised rules come to",
+    REAB: "few calls on data of known spread: extrapolates what a Gaussian does not explain",
+    FDPMSolver: "of first order, with DDIM's error of the other sign",
+    SEEDS: "noise on the way in single steps; with r=1 exponential Heun, with noise or without",
+    Stochastic: "EVODiff(), or a linear solver in denoised images or single steps, with as much noise as is asked for",
+    ERSDE: "noise on the way, little of it at the end: er_sde of ComfyUI",
 }
 
 GRID_FAMILIES: Mapping[str, Mapping[str, Grid]] = {
@@ -426,6 +493,15 @@ GRID_FAMILIES: Mapping[str, Mapping[str, Grid]] = {
         "leading": grid.leading(offset=1),
         "trailing": grid.trailing,
         "linear-quadratic": grid.linear_quadratic,
+    },
+    "by the names of ComfyUI and RES4LYF": {
+        "simple": grid.simple,
+        "normal": grid.normal,
+        "sgm-uniform": grid.sgm_uniform,
+        "ddim-uniform": grid.ddim_uniform,
+        "beta57": grid.beta57,
+        "bong-tangent": grid.bong_tangent,
+        "laplace": grid.laplace,
     },
     "found by a search, here or by others for their models": {
         "dm-nonuniform": grid.dm_nonuniform,

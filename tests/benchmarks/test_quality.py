@@ -14,7 +14,7 @@ from benchmarks.problems import ClassGaussians, Empirical, Entry, Problem, gauss
 from benchmarks.problems.base import pooled
 from benchmarks.quality import run as quality
 from benchmarks.quality.__main__ import app
-from benchmarks.quality.page import page
+from benchmarks.quality.page import _best_grids, page
 from benchmarks.quality.ratios import (
     NEGLIGIBLE,
     OURS,
@@ -29,6 +29,8 @@ from benchmarks.quality.ratios import (
 from benchmarks.quality.results import Distance, Measurement, Results
 from benchmarks.quality.run import FULL, QUICK, cells, fill, trial
 from fewstep.bench.metrics import Moments
+from fewstep.sampling import plan
+from fewstep.table import SOLVERS
 from smooth import smooth_pictures
 
 SHAPE = (3, 8, 8)
@@ -432,3 +434,27 @@ def test_a_wrong_choice_is_wrong_usage(pictures, tmp_path, option, value, choice
     assert result.exit_code == 2
     assert choices in " ".join(result.output.split())
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("name", quality.SETTINGS)
+def test_every_peer_runs_on_every_grid_with_every_budget(name):
+    schedule, grids = quality.SETTINGS[name]
+    for peer in {*FULL.peers, *QUICK.peers} - {quality.INFORMED}:
+        entry = SOLVERS[peer]
+        solver = entry.on_flow if isinstance(schedule, fs.Flow) else entry.solver
+        for grid_name, grid in grids.items():
+            for nfe in FULL.budgets if grid_name != "DMN" else ():  # which is searched for, some seconds for each count
+                assert len(plan(schedule, solver, nfe=nfe, grid=grid)[1]) == nfe
+
+
+def test_the_best_grid_of_a_solver_is_that_of_the_least_error_in_its_heats():
+    def cell(nfe, **errors):
+        heat = [measurement("heun", grid, nfe, errors=[e]) for grid, e in errors.items()]
+        return Cell("model", "unguided", "VE", nfe, measurement(nfe=nfe), [], heat, None, heat)
+
+    text = _best_grids([cell(5, a=1.0, b=8.0), cell(8, a=1.0, b=0.1), cell(10, a=0.2, b=0.1)], ("heun", "ddim"))
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines()]
+    # With few calls the geometric means are 1 and 0.89, with more 0.2 and 0.1.
+    assert rows[0] == ["solver", "VE, few", "VE, more"]
+    assert rows[2:] == [["heun", "b", "b"], ["ddim", "–", "–"]]
+    assert _best_grids([cell(5, a=1.0, b=8.0)], ("heun",)).splitlines()[-1] == "| heun | a | – |"

@@ -5,7 +5,6 @@ import json
 import math
 import zipfile
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from benchmarks.stress.galaxies import LAST, PATCH, SCHEDULE, ScoreNetwork
 from benchmarks.stress.laws import Guided, Mixture, Separate, field
 from benchmarks.stress.measure import Bench, Kept, solution
 from benchmarks.stress.page import Measured, page
-from benchmarks.stress.peers import PEERS, GradientEstimation, Named
+from benchmarks.stress.peers import PEERS, Named
 from benchmarks.stress.problems import OWN, Cell, Problem, cells, exact, only
 from benchmarks.stress.ratios import NEGLIGIBLE, over_best, over_simple, summed
 from benchmarks.stress.trees import LEAST, MOST, Trees
@@ -151,20 +150,6 @@ def test_splits_have_the_same_families_and_other_numbers():
     assert set(only(dev, "low")) == {"1 dimensions", "2 dimensions", "4 dimensions"}
     with pytest.raises(ValueError, match="no problem has 'images' in its name"):
         only(dev, "images")
-
-
-def test_gradient_estimation_is_eulers_method_with_twice_the_newest_derivative_less_the_one_before():
-    law, x = mixture(), 80 * normal(4, 2)
-    nodes = [Node(s, 1.0, s) for s in (80.0, 10.0, 1.0, 0.1, 0.0)]
-    found = integrate(
-        lambda x, t: law.denoised(x, Node(t, 1.0, t)), x, nodes, solver=GradientEstimation(), schedule=EDM()
-    )
-    before = None
-    for s, t in pairwise(nodes):
-        d = (x - law.denoised(x, s)) / s.sigma
-        used = d if before is None or t.sigma == 0 else 2 * d - before
-        x, before = x + (t.sigma - s.sigma) * used, d
-    torch.testing.assert_close(found, x)
 
 
 @pytest.mark.parametrize("name", PEERS)

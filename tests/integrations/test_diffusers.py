@@ -233,7 +233,8 @@ def moved_by_an_edit(name, kind, edit_at):
     return results[1] - results[0]
 
 
-@pytest.mark.parametrize("name", DETERMINISTIC)
+# REAB takes it that an answer follows x as on a Gaussian; this network's does not.
+@pytest.mark.parametrize("name", [name for name in DETERMINISTIC if not name.startswith("reab")])
 @pytest.mark.parametrize("edit_at", [1, 4, 8])
 def test_an_edit_survives_its_step(name, edit_at):
     nodes = scheduled(final_sigmas_type="sigma_min")._nodes

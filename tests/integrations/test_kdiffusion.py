@@ -1,12 +1,13 @@
 """Solvers as k-diffusion's samplers: the same numbers as our loop's, in that convention."""
 
+import inspect
 import math
 
 import pytest
 import torch
 
 import fewstep as fs
-from fewstep.integrations.kdiffusion import get_sigmas_focused, sample_evodiff, sampler
+from fewstep.integrations.kdiffusion import History, get_sigmas_focused, sample_evodiff, sampler
 from fewstep.table import SOLVERS
 from peers import k_diffusion, rational_model
 from table import every_solver
@@ -113,13 +114,202 @@ def test_nothing_to_do_returns_x(sigmas):
     assert sample_evodiff(lambda *_: pytest.fail("called"), x, sigmas) is x
 
 
+def test_the_scale_of_the_data_is_read_off_the_models_range():
+    """0.93 on Stable Diffusion's, as the schedule of that range has it; a scale that was told is not touched."""
+    x = start() * 14
+    given = sampler(fs.EVODiff(), sigma_min=0.0292)(picture, x, SIGMAS, disable=True)
+    scale = fs.EDM(0.0292, 14.6).data_scale
+    assert torch.equal(given, sampler(fs.EVODiff(data_std=scale))(picture, x, SIGMAS, disable=True))
+    assert not torch.equal(given, sample_evodiff(picture, x, SIGMAS, disable=True))
+    told = fs.EVODiff(data_std=0.5)
+    assert torch.equal(
+        sampler(told, sigma_min=0.0292)(picture, x, SIGMAS, disable=True),
+        sampler(told)(picture, x, SIGMAS, disable=True),
+    )
+
+
 def test_a_level_that_repeats_is_left_out():
     repeated = torch.tensor([14.0, 6.0, 6.0, 2.5, 0.9, 0.3, 0.05, 0.05, 0.0])
     told, x = [], start() * 14
     got = sample_evodiff(picture, x, repeated, callback=told.append, disable=True)
     assert torch.equal(got, sample_evodiff(picture, x, SIGMAS, disable=True))
-    assert [each["i"] for each in told] == [0, 1, 3, 4, 5, 6]  # places in the list that was given
-    assert [each["sigma"].item() for each in told] == SIGMAS[:-1].tolist()
+    assert [each["i"] for each in told] == list(range(8))  # a progress bar counts places
+    assert [each["sigma"].item() for each in told] == repeated[:-1].tolist()
+    assert torch.equal(told[2]["denoised"], told[1]["denoised"])
+    for i, sigma in enumerate(repeated[:-1].tolist()):
+        assert told[i]["sigma_hat"].item() == sigma
+
+
+@pytest.mark.parametrize("flow", [False, True], ids=["VE", "flow"])
+def test_sigmas_that_rise_again_are_runs_with_noise_between(flow):
+    """Restart: by hand, with the noise that leads from one level to the other in distribution."""
+    first, second = ([0.99, 0.8, 0.4], [0.7, 0.2, 0.0]) if flow else ([14.0, 6.0, 0.9], [5.0, 1.0, 0.0])
+    x, solver, told = start(), sampler(fs.EVODiff(), flow=flow), []
+    noise = fs.unit_noise([5, 6], (3, 4, 4), dtype=torch.float64)
+    s, t = first[-1], second[0]
+    scale = (1 - t) / (1 - s) if flow else 1.0
+    middle = solver(picture, x, torch.tensor(first, dtype=torch.float64), disable=True)
+    again = middle * scale + noise * (t**2 - (scale * s) ** 2) ** 0.5
+    wanted = solver(picture, again, torch.tensor(second, dtype=torch.float64), disable=True)
+    sigmas = torch.tensor([*first, 0.5 if flow else 2.0, *second], dtype=torch.float64)  # rises twice in a row
+    got = solver(picture, x, sigmas, callback=told.append, disable=True, noise_sampler=lambda s, t: noise)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+    assert [each["i"] for each in told] == list(range(6))
+    assert [each["sigma_hat"].item() for each in told] == [first[0], first[1], first[1], first[1], *second[:2]]
+
+
+def test_sigmas_that_end_in_a_rise_end_in_its_noise():
+    """No call is made for it; unit noise of variance 3^2 - 1^2 is added."""
+    x, down = start(), torch.tensor([9.0, 4.0, 1.0])
+    up = sampler(fs.DDIM())(picture, x, torch.tensor([9.0, 4.0, 1.0, 3.0]), disable=True, seeds=[1, 2])
+    added = (up - sampler(fs.DDIM())(picture, x, down, disable=True)) / 8**0.5
+    drawn = fs.sampling.step_noise([1, 2], x)(fs.Node(1.0, 1.0, 1.0))
+    torch.testing.assert_close(added, drawn, rtol=0, atol=1e-12)
+
+
+def test_a_flow_may_begin_at_one_and_a_rounding():
+    """As float32 leaves sigma_max of shift 4.03; the run is that from 1, and the model is told 1."""
+    sigmas, seen = torch.tensor([1 + 2**-23, *FLOW_SIGMAS[1:].tolist()]), []
+
+    def model(x, sigma):
+        seen.append(sigma[0].item())
+        return picture(x, sigma)
+
+    solver = sampler(fs.EVODiff(), flow=True)
+    got = solver(model, start(), sigmas, disable=True)
+    assert torch.equal(got, solver(picture, start(), FLOW_SIGMAS, disable=True))
+    assert seen[0] == 1.0
+    above = get_sigmas_focused(5, 0.01, 1 + 2**-23, flow=True)
+    assert torch.equal(above, get_sigmas_focused(5, 0.01, 1.0, flow=True))
+
+
+@pytest.mark.parametrize("name", ["evodiff", "unipc-3", "dpmpp-3m", "deis-4", "ipndm-4", "era", "evodiff-paper"])
+@pytest.mark.parametrize("flow", [False, True], ids=["VE", "flow"])
+def test_two_halves_with_a_history_are_a_whole(name, flow):
+    """Afresh, the second half loses its order. The weights of EVODiff look at where the whole list ends."""
+    levels = torch.linspace(0.98, 0.02, 15) if flow else torch.logspace(1, -1.5, 15)
+    sigmas = torch.cat([levels, torch.zeros(1)])
+    solver, x, history = sampler(SOLVERS[name].on_flow, flow=flow), start(), History()
+    whole = solver(picture, x, sigmas, disable=True)
+    middle = solver(picture, x, sigmas[:8], disable=True, history=history)
+    carried = middle.to(torch.float32).to(x)  # on its way through a latent
+    got = solver(picture, carried, sigmas[7:], disable=True, history=history)
+    torch.testing.assert_close(got, whole, rtol=0, atol=1e-3 if name == "evodiff" else 1e-6)
+    afresh = solver(picture, middle, sigmas[7:], disable=True)
+    assert (afresh - whole).abs().max() > 3 * (got - whole).abs().max()
+
+
+def test_a_history_is_for_what_was_left_alone():
+    """Another state, level, solver or convention starts afresh; so does a run whose steps take more calls."""
+    x, sigmas = start() * 14, SIGMAS
+    two, three = sampler(fs.UniPC(order=2)), sampler(fs.UniPC(order=3))
+
+    def second(first, then, x=None, places=slice(3, None)):
+        history = History()
+        left = first(picture, start() * 14, sigmas[:4], disable=True, history=history)
+        given = left if x is None else x
+        got = then(picture, given, sigmas[places], disable=True, history=history)
+        return torch.equal(got, then(picture, given, sigmas[places], disable=True))
+
+    assert not second(three, three)
+    assert second(three, three, x=x)
+    assert second(three, three, places=slice(4, None))
+    assert second(two, three)
+    assert second(three, sampler(fs.UniPC(order=3), flow=True))
+    assert second(three, sampler(fs.UniPC(order=3), sigma_min=0.1))
+    assert second(sampler(fs.Heun()), sampler(fs.Heun()))
+
+
+def test_a_way_up_and_down_again_is_two_runs():
+    """Unsampling and sampling: x is what was left, but the sigmas turn."""
+    up, history, solver = SIGMAS[:-1].flip(0), History(), sampler(SOLVERS["dpmpp-2m"].solver)
+    noisy = solver(picture, start(), up, disable=True, history=history)
+    back = solver(picture, noisy, SIGMAS, disable=True, history=history)
+    assert torch.equal(back, solver(picture, noisy, SIGMAS, disable=True))
+
+
+def test_a_long_run_in_three_parts_is_a_whole():
+    """300 steps: EVODiff plans them in windows, which may lie elsewhere."""
+    sigmas = torch.cat([torch.logspace(1.1, -1.5, 300), torch.zeros(1)])
+    solver, x, history = sampler(fs.EVODiff()), start() * 12, History()
+    whole = solver(picture, x, sigmas, disable=True)
+    for part in (slice(0, 101), slice(100, 241), slice(240, 301)):
+        x = solver(picture, x, sigmas[part], disable=True, history=history)
+    torch.testing.assert_close(x, whole, rtol=0, atol=1e-5)
+
+
+def test_edits_in_the_callback_count():
+    """Of x and of what was denoised, in place, before the step is made: DDIM's step by hand."""
+    sigmas = torch.tensor([4.0, 2.0, 1.0])
+
+    def edit(told):
+        if told["i"] == 1:
+            told["x"].mul_(0.5)
+            told["denoised"].add_(3)
+
+    x = start()
+    once = sampler(fs.DDIM())(picture, x, sigmas[:2], disable=True)
+    denoised = picture(once, torch.tensor([2.0, 2.0])) + 3
+    wanted = once * 0.5 * (1 / 2) + denoised * (1 - 1 / 2)
+    got = sampler(fs.DDIM())(picture, x, sigmas, callback=edit, disable=True)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+    kept = x.clone()
+    sampler(fs.DDIM())(picture, x, sigmas, callback=lambda told: told["x"].zero_(), disable=True)
+    assert torch.equal(x, kept)
+
+
+def test_options_of_stochastic_samplers():
+    """eta and s_noise by their meaning, noise_sampler by what it is told; and no eta where there is none."""
+    x, sigmas = start(), torch.tensor([4.0, 2.0, 1.0])
+    ddim, two = sampler(fs.DDIM()), sampler(fs.DPMSolverPP(order=2))
+    asked = []
+
+    def ones(sigma, following):
+        asked.append((sigma.item(), following.item()))
+        return torch.ones_like(x)
+
+    def run(solver, **options):
+        return solver(picture, x, sigmas, disable=True, **options)
+
+    noisy = sampler(fs.DDIM(eta=0.5))
+    assert torch.equal(run(ddim, eta=0.5, seeds=[1, 2]), run(noisy, seeds=[1, 2]))
+    assert torch.equal(run(noisy, eta=0.0), run(ddim))
+    sde = run(sampler(fs.SDEDPMSolverPP(order=2)), seeds=[1, 2])
+    torch.testing.assert_close(run(two, eta=1.0, seeds=[1, 2]), sde, rtol=0, atol=1e-12)
+    by_hand = run(sampler(fs.Stochastic(fs.EVODiff(), 0.3)), seeds=[1, 2])
+    assert torch.equal(run(sampler(fs.EVODiff()), eta=0.3, seeds=[1, 2]), by_hand)
+    assert torch.equal(run(two, eta=0.0), run(two))
+    assert torch.equal(run(sampler(fs.EVODiff()), eta=0.0), run(sampler(fs.EVODiff())))
+    run(noisy, noise_sampler=ones)
+    assert asked == [(4.0, 2.0), (2.0, 1.0)]
+    last = torch.tensor([2.0, 1.0])
+    one, two_fold = (
+        noisy(picture, x, last, None, None, True, None, s_noise, noise_sampler=ones) for s_noise in (1.0, 2.0)
+    )
+    spread = 0.5 * (1 - 1 / 4) ** 0.5  # eta sigma_t sqrt(1 - sigma_t^2 / sigma_s^2)
+    torch.testing.assert_close(two_fold - one, torch.full_like(x, spread), rtol=0, atol=1e-12)
+    for solver in (fs.EVODiff("published"), fs.IPNDM()):
+        with pytest.raises(ValueError, match=r"^eta needs .* eta=0\.7"):
+            run(sampler(solver), eta=0.7, seeds=[1, 2])
+
+
+def test_a_plan_is_made_once(monkeypatch):
+    made, plan = [], fs.EVODiff.plan
+
+    def counted(self, *args):
+        made.append(args)
+        return plan(self, *args)
+
+    monkeypatch.setattr(fs.EVODiff, "plan", counted)
+    sample_evodiff(picture, start(), SIGMAS, callback=lambda told: None, disable=True)
+    assert len(made) == 1
+
+
+def test_the_function_has_its_name_and_docstring():
+    assert sample_evodiff.__name__ == "sample_evodiff"
+    assert "EVODiff" in sample_evodiff.__doc__
+    named = list(inspect.signature(sample_evodiff).parameters)
+    assert named[:6] == ["model", "x", "sigmas", "extra_args", "callback", "disable"]
 
 
 def test_a_linear_solver_inverts():
@@ -161,9 +351,12 @@ def test_an_inversion_from_far_below_the_rest_is_right_or_refused():
     [
         (SIGMAS.flip(0), False, "must not start at sigma = 0"),
         (torch.tensor([0.1, 1.0, 9.0]), False, "falling noise"),
-        (torch.tensor([5.0, 1.0, 2.0]), False, "strictly sorted"),
-        (torch.tensor([5.0, float("nan"), 2.0]), False, "must be finite"),
+        (torch.tensor([1.0, 5.0, 2.0]), False, "strictly sorted"),
+        (torch.tensor([5.0, 1.0, 2.0]), False, "sigmas rise again draws noise: give seeds="),
+        (torch.tensor([5.0, float("nan"), 2.0]), False, "must be finite; got nan at index 1"),
+        (torch.tensor([float("nan"), 1.0, 0.0]), True, "must be finite; got nan at index 0"),
         (torch.tensor([14.0, 0.5, 0.0]), True, "sigmas of a flow must lie in"),
+        (torch.tensor([1.00001, 0.5, 0.0]), True, "sigmas of a flow must lie in"),
     ],
 )
 def test_sigmas_that_are_no_run_are_refused(sigmas, flow, message):

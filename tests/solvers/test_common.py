@@ -16,9 +16,11 @@ from benchmarks.numerics import state_tensors
 from benchmarks.problems import gaussian
 from fewstep.bench.compare import Counted
 from fewstep.sampling import _step_noise, plan
+from fewstep.solvers import reab
 from fewstep.solvers.core.base import LinearStage, renoise
+from fewstep.solvers.dpm_solver_v3.ems_steps import EMSStage
 from fewstep.table import CASES, SOLVERS
-from table import ORDER_BAND, deterministic, every_deterministic, every_solver, every_stochastic
+from table import ORDER_BAND, deterministic, every_deterministic, every_solver, every_stochastic, stochastic
 
 SCHEDULES = {
     "edm": fs.EDM(),
@@ -40,6 +42,14 @@ def solver_for(entry, name):
 
 def is_published(solver):
     return isinstance(solver, fs.EVODiff) and solver.mode == "published"
+
+
+def holds_a_prediction(solver):
+    """Whether a denoised image that is always the same is followed exactly.
+
+    Published EVODiff extrapolates it, and REAB holds what a Gaussian does not explain.
+    """
+    return not is_published(solver) and not isinstance(solver, fs.REAB)
 
 
 def draw(denoiser, noise, entry, nfe, first=0, **options):
@@ -66,8 +76,16 @@ def reference(case):
     return problem, orders.reference(problem, schedule, x, nodes[0], nodes[-1])
 
 
-@pytest.mark.parametrize("case", range(len(CASES)), ids=[name for name, _, _ in CASES])
-@every_deterministic
+def two_cases(place):
+    """A Gaussian and a mixture, on schedules that go round: orders hardly depend on them, docs/numerics.md has all."""
+    return place % 3, 3 + (place + 1) % 3
+
+
+@pytest.mark.parametrize(
+    ("entry", "case"),
+    [(entry, case) for i, entry in enumerate(deterministic.values()) for case in two_cases(i)],
+    ids=[f"{name}-{CASES[case][0]}" for i, name in enumerate(deterministic) for case in two_cases(i)],
+)
 def test_order(entry, case, monkeypatch):
     problem, exact = reference(case)
     monkeypatch.setattr(orders, "reference", lambda *_: exact)
@@ -87,8 +105,11 @@ def test_order_of_the_covariance(entry, case):
 SAMPLES = (4, 5000)  # images, and independent draws in each
 
 
-@every_stochastic
-@pytest.mark.parametrize("name", ["edm", "vp", "flow"])
+@pytest.mark.parametrize(
+    ("entry", "name"),
+    [(entry, ("edm", "vp", "flow")[i % 3]) for i, entry in enumerate(stochastic.values())],
+    ids=stochastic.keys(),
+)
 def test_stochastic_samples_have_the_mean_and_the_covariance_of_the_data(entry, name):
     """Within three standard errors for 20,000 draws of a Gaussian, at so many steps that the method's bias is less.
 
@@ -176,7 +197,7 @@ RUN_BUDGETS = (1, 2, 3, 4, 5, 8, 13, 50)
 
 @every_solver
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("to_zero", [None, True, False])
+@pytest.mark.parametrize("to_zero", [True, False])
 def test_spends_exactly_the_budget(entry, name, to_zero):
     noise = torch.ones(1, 2, 2, 2, dtype=torch.float64)
     solver, schedule = solver_for(entry, name), SCHEDULES[name]
@@ -198,14 +219,14 @@ def test_state_is_as_small_as_claimed(entry):
 # Exactness and limits
 
 
-@pytest.mark.parametrize("entry", [e for e in deterministic.values() if not is_published(e.solver)], ids=repr)
+holding = {name: entry for name, entry in deterministic.items() if holds_a_prediction(entry.solver)}
+
+
+@pytest.mark.parametrize("entry", holding.values(), ids=holding.keys())
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("to_zero", [True, False])
 def test_a_constant_prediction_is_integrated_exactly(entry, name, to_zero):
-    """x = alpha c + sigma z is then a solution: a row with swapped or wrong numbers leaves it.
-
-    Published EVODiff is not among these: it extrapolates a constant prediction.
-    """
+    """x = alpha c + sigma z is then a solution: a row with swapped or wrong numbers leaves it."""
     solver = solver_for(entry, name)
     schedule = SCHEDULES[name]
     nodes = solver.grid(schedule, 12, to_zero=to_zero)
@@ -217,7 +238,9 @@ def test_a_constant_prediction_is_integrated_exactly(entry, name, to_zero):
     torch.testing.assert_close(got, t.alpha * c + t.sigma * z, rtol=0, atol=1e-13 * size)
 
 
-@every_deterministic
+@pytest.mark.parametrize(
+    "entry", [e for e in deterministic.values() if not isinstance(e.solver, fs.REAB)], ids=lambda e: repr(e.solver)
+)
 def test_zero_predictions_only_scale(entry):
     nodes = entry.solver.grid(fs.EDM(), 8, to_zero=False)
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
@@ -300,8 +323,9 @@ def test_a_batch_equals_its_images_bit_for_bit(entry):
         assert_batch_equals_its_images(entry, shape)
 
 
+LINEAR = (LinearStage, EMSStage, reab.Stage)  # stages that take no sums over an image
 measuring = {
-    name: e for name, e in SOLVERS.items() if not all(isinstance(stage, LinearStage) for stage in stages_of(e.solver))
+    name: e for name, e in SOLVERS.items() if not all(isinstance(stage, LINEAR) for stage in stages_of(e.solver))
 }
 
 
@@ -398,14 +422,14 @@ def test_pull_equals_push_and_survives_pickling(entry):
     unit = _step_noise(entry.solver, nodes[0], stages, x, range(2))
     if stages[0].node != nodes[0]:
         scale, added = renoise(nodes[0], stages[0].node)
-        x = x * scale + unit() * added
+        x = x * scale + unit(nodes[0]) * added
     for stage in stages:
         denoised = rational(x, stage.node.time)
         x_again, state_again = pickle.loads(pickle.dumps(stage))(pickle.loads(pickle.dumps(state)), x, denoised)
         x, state = stage(state, x, denoised)
         assert torch.equal(x, x_again)
         if stage.noise:
-            x = x + unit() * stage.noise
+            x = x + unit(stage.node) * stage.noise
         assert all(torch.equal(a, b) for a, b in zip(_tensors(state), _tensors(state_again), strict=True))
     assert torch.equal(x, pushed)
 

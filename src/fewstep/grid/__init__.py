@@ -14,6 +14,8 @@ from .base import (
     time_uniform,
     uniform,
 )
+from .entropic import entropic
+from .frontends import beta57, bong_tangent, ddim_uniform, laplace, normal, sgm_uniform, simple
 from .nonuniform import dm_nonuniform
 from .snapped import snapped
 from .spacings import beta, leading, linear_quadratic, linspace, trailing
@@ -24,18 +26,26 @@ __all__ = [
     "GridFunction",
     "ays",
     "beta",
+    "beta57",
+    "bong_tangent",
     "checked",
+    "ddim_uniform",
     "dm_nonuniform",
+    "entropic",
     "focused",
     "from_times",
     "gits",
     "karras",
     "kl_optimal",
+    "laplace",
     "leading",
     "linear_quadratic",
     "linspace",
     "log_snr",
+    "normal",
     "scire_nsr",
+    "sgm_uniform",
+    "simple",
     "snapped",
     "time_quadratic",
     "time_uniform",

@@ -22,7 +22,7 @@ import numpy as np
 from ..schedule import Discrete, Flow, Node, Schedule
 from .base import Grid, between, closes, evenly, need_scipy, time_ends
 
-__all__ = ["beta", "leading", "linear_quadratic", "linspace", "trailing"]
+__all__ = ["beta", "leading", "linear_quadratic", "linspace", "sorted_or_error", "trailing"]
 
 
 @Grid
@@ -77,7 +77,7 @@ def beta(
     quantile = need_scipy("special", "beta").betaincinv
     at = evenly(lambda u: schedule.ramp(float(quantile(a, b, u))))
     nodes = between(schedule, steps, to_zero, time_ends(schedule), at)
-    return _sorted(nodes, f"beta(a={a!r}, b={b!r})", "take fewer steps, or a and b nearer to 1")
+    return sorted_or_error(nodes, f"beta(a={a!r}, b={b!r})", "take fewer steps, or a and b nearer to 1")
 
 
 @Grid
@@ -126,10 +126,11 @@ def _spaced(
     if visited[0] >= size:
         raise ValueError(f"{name} starts at index {visited[0]} of a table of {size} entries: lower the offset or steps")
     last = schedule.node(schedule.t_clean) if closing else end
-    return _sorted((*map(schedule.node, visited), last), name, "take fewer steps, or end at to_zero=True")
+    return sorted_or_error((*map(schedule.node, visited), last), name, "take fewer steps, or end at to_zero=True")
 
 
-def _sorted(nodes: tuple[Node, ...], name: str, remedy: str) -> tuple[Node, ...]:
+def sorted_or_error(nodes: tuple[Node, ...], name: str, remedy: str) -> tuple[Node, ...]:
+    """The nodes, unless noise does not fall from each to the next."""
     if not all(s.lam < t.lam for s, t in pairwise(nodes)):
         raise ValueError(f"{name} visits a noise level twice in {len(nodes) - 1} steps: {remedy}")
     return nodes

@@ -21,7 +21,7 @@ from itertools import pairwise
 from ...schedule import Node
 from .base import Field, scale_and_level
 
-__all__ = ["CONSTANT_STEP", "adams_orders", "lagrange", "matching", "variable_step"]
+__all__ = ["CONSTANT_STEP", "adams_orders", "expected", "lagrange", "matching", "points_of", "variable_step"]
 
 # By order, newest prediction first.
 CONSTANT_STEP = (
@@ -44,9 +44,20 @@ def adams_orders(nodes: Sequence[Node], order: int, final_order: int) -> list[in
 
 def variable_step(field: Field, nodes: Sequence[Node]) -> list[float]:
     """w_0, w_1, ... of the step between the last two of `nodes`, from predictions at all but the last."""
-    *used, start, end = (level / scale for scale, level in (scale_and_level(field, node) for node in nodes))
-    points = [(c - start) / (end - start) for c in (start, *reversed(used))]
+    points = points_of(field, nodes)
     return matching(points, [1 / j for j in range(1, len(points) + 1)])
+
+
+def expected(field: Field, nodes: Sequence[Node]) -> list[float]:
+    """The weights of the predictions at all but the last of `nodes` in what their polynomial is at the last."""
+    points = points_of(field, nodes)
+    return matching(points, [1.0] * len(points))
+
+
+def points_of(field: Field, nodes: Sequence[Node]) -> list[float]:
+    """p_k of all but the last of `nodes`, newest first."""
+    *used, start, end = (level / scale for scale, level in (scale_and_level(field, node) for node in nodes))
+    return [(c - start) / (end - start) for c in (start, *reversed(used))]
 
 
 def matching(points: Sequence[float], moments: Sequence[float]) -> list[float]:

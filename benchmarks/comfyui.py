@@ -1,0 +1,234 @@
+"""The page docs/comfyui.md: how to use fewstep in ComfyUI, and its samplers beside ComfyUI's, run by ComfyUI itself.
+
+COMFYUI_SRC points to a checkout of ComfyUI; the Python that runs this has what it requires, and typer.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import typer
+from torch import Tensor
+
+from fewstep.bench.markdown import table
+from fewstep.integrations.comfy import register
+from fewstep.integrations.kdiffusion import sampler
+from fewstep.sampling import unit_noise
+from fewstep.schedule import Node
+from fewstep.solvers import UniPC
+
+from .command import Out, say, write
+from .problems.latents import SHAPE, latent_laws
+
+__all__ = ["BUDGETS", "PEERS", "SECTIONS", "page", "rows_of", "summary"]
+
+PEERS = ("euler", "dpmpp_2m", "res_multistep", "uni_pc", "er_sde", "ipndm")
+OURS = "evodiff"
+THEIRS = ("simple", "normal", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "kl_optimal")
+LEVELS = "fewstep"
+SECTIONS = (("SD", 1.0), ("SD", 5.0), ("Flux", 1.0), ("Flux", 5.0))
+BUDGETS = (4, 5, 6, 8, 10, 12, 15, 20)
+IMAGES = 16
+FINE = 400  # levels of the converged solution
+AIM = {1.0: 0.7, 5.0: 1.0}  # of the best peer's error, by guidance
+
+Errors = Mapping[tuple[str, str], Sequence[float]]  # by sampler and scheduler, one a budget
+
+
+def page(say: Callable[[str], object]) -> str:
+    """The page as Markdown. `say` is told what is being measured."""
+    _find_comfyui()
+    import comfyui_version
+
+    parts = [INTRODUCTION.format(version=comfyui_version.__version__, images=IMAGES, fine=FINE)]
+    for kind, cfg in SECTIONS:
+        say(f"{kind}, guidance {cfg:g} ...")
+        errors = measured(kind, cfg)
+        parts += [f"## {TITLES[kind]}, guidance {cfg:g}\n"]
+        parts += [table(["sampler", "scheduler", *map(str, BUDGETS), "mean"], rows_of(errors))]
+        parts += [summary(errors, AIM[cfg])]
+    return "\n".join(parts)
+
+
+def measured(kind: str, cfg: float) -> Errors:
+    """RMSE to the converged solution, of every sampler with every scheduler, run by KSampler."""
+    import comfy.sample
+
+    from .comfy_exact import conditioning, patcher
+
+    model, noise = patcher(kind), unit_noise(range(IMAGES), SHAPE)
+    exact = converged(model, noise, cfg)
+    conditions = conditioning(1), conditioning(0)
+
+    def error(name: str, scheduler: str, steps: int) -> float:
+        latent = torch.zeros_like(noise)
+        out = comfy.sample.sample(
+            model, noise, steps, cfg, name, scheduler, *conditions, latent, disable_pbar=True, seed=0
+        )
+        return float((out * model.model.latent_format.scale_factor - exact).square().mean().sqrt())
+
+    return {
+        (name, scheduler): [error(name, scheduler, steps) for steps in BUDGETS]
+        for name in (OURS, *PEERS)
+        for scheduler in (*THEIRS, LEVELS)
+    }
+
+
+def converged(model: Any, noise: Tensor, cfg: float) -> Tensor:
+    law, flow = model.get_model_object("model_sampling"), model.model.flow
+    whole, part, _ = latent_laws()
+
+    def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+        node = Node(float(sigma[0]), 1 - float(sigma[0]) if flow else 1.0, float(sigma[0]))
+        wanted = part.denoised(x, node)
+        if cfg == 1:
+            return wanted
+        other = whole.denoised(x, node)
+        return other + cfg * (wanted - other)
+
+    high = 999.0 if flow else float(law.sigma_max)
+    ratios = torch.logspace(math.log10(high), -3, FINE, dtype=torch.float64)
+    sigmas = torch.cat([ratios / (1 + ratios) if flow else ratios, torch.zeros(1, dtype=torch.float64)])
+    if flow:
+        sigmas = torch.cat([torch.ones(1, dtype=torch.float64), sigmas])
+    start = noise.double() * (1.0 if flow else math.sqrt(1 + high**2))  # as ComfyUI scales it at sigma_max
+    return sampler(UniPC(order=3), flow=flow)(denoiser, start, sigmas, disable=True)
+
+
+def rows_of(errors: Errors) -> list[list[str]]:
+    """Each sampler on "simple", on its best of ComfyUI's schedulers, and on ours; the least of a budget in bold."""
+    rows = []
+    for name in (OURS, *PEERS):
+        best = best_of(errors, name)
+        rows += [(name, scheduler) for scheduler in dict.fromkeys(("simple", best, LEVELS))]
+    least = [min(errors[row][i] for row in rows) for i in range(len(BUDGETS))]
+
+    def shown(error: float, i: int) -> str:
+        return f"**{error:.4f}**" if error == least[i] else f"{error:.4f}"
+
+    return [
+        [*row, *(shown(error, i) for i, error in enumerate(errors[row])), f"{mean(errors[row]):.4f}"] for row in rows
+    ]
+
+
+def best_of(errors: Errors, name: str) -> str:
+    return min(THEIRS, key=lambda scheduler: mean(errors[name, scheduler]))
+
+
+def mean(values: Sequence[float]) -> float:
+    """Geometric."""
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def summary(errors: Errors, aim: float) -> str:
+    """Our sampler and levels beside the best peer of each budget on its best scheduler; and beside Euler's."""
+    peers = [min(errors[name, best_of(errors, name)][i] for name in PEERS) for i in range(len(BUDGETS))]
+    ratios = [ours / peer for ours, peer in zip(errors[OURS, LEVELS], peers, strict=True)]
+    beside = [
+        (ours / euler, scheduler, steps)
+        for scheduler in (*THEIRS, LEVELS)
+        for ours, euler, steps in zip(errors[OURS, scheduler], errors["euler", scheduler], BUDGETS, strict=True)
+    ]
+    worst, where, steps = max(beside)
+    worse = sum(ratio > 1.05 for ratio, *_ in beside)
+    return (
+        f"`{OURS}` on `{LEVELS}` over the best of the others on its best scheduler, by calls: "
+        + ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        + f"; geometric mean **{mean(ratios):.2f}** (the aim was {aim:g}). Over `euler` on the same levels it is at "
+        f"most {worst:.2f} ({where}, {steps} calls), and above 1.05 in {worse} of {len(beside)} cells.\n"
+    )
+
+
+def _find_comfyui() -> None:
+    if "COMFYUI_SRC" not in os.environ:
+        raise ValueError("COMFYUI_SRC must be set, to a checkout of ComfyUI")
+    sys.path.insert(0, os.environ["COMFYUI_SRC"])
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = True
+    register()
+
+
+TITLES = {"SD": "Stable Diffusion's levels", "Flux": "Flux, shift 1.15"}
+INTRODUCTION = """# In ComfyUI
+
+## Install
+
+- **Clone**: `git clone` this repository into `ComfyUI/custom_nodes`, and restart ComfyUI. It brings its own sources.
+- **ComfyUI-Manager**: *Install via Git URL*, with this repository's. It is in no registry yet.
+- **Link** the folder `comfyui` of a clone anywhere into `custom_nodes`.
+- **Copy** the folder `comfyui` there, and install fewstep by `python -m pip` into **ComfyUI's own Python**: in the
+  portable build `python_embeded\\python.exe`, else that of its virtual environment. If it is missing, ComfyUI's log
+  says what to type.
+
+It needs Python 3.11 or newer, and what ComfyUI has anyway. Tried in ComfyUI 0.3.64 and 0.8.0, on the CPU, with a model
+that is known exactly: not with a large one.
+
+## Use
+
+In **KSampler** and **KSamplerAdvanced**: sampler `evodiff`, scheduler `fewstep`. 8 to 15 steps are enough for most.
+
+| in the dropdown | what it is |
+| --- | --- |
+| sampler `evodiff` | EVODiff's default. All of these make one model call a step. |
+| sampler `evodiff_sde` | the same with noise on the way, eta = 0.3 |
+| sampler `unipc_exact`, `dpmpp_2m_exact` | UniPC-2, DPM-Solver++ 2M; on flows in their log-SNR, as ComfyUI's are not |
+| scheduler `fewstep` | what suits the model: Karras' on Stable Diffusion's range, `focused` on flows and wide ranges |
+| scheduler `fewstep_focused` | EVODiff's own levels on any model |
+
+As nodes, for SamplerCustom and SamplerCustomAdvanced: *fewstep sampler*, another with all solvers, *fewstep sigmas*.
+Each has tooltips and a help page. *Workflow → Browse Templates → fewstep* has examples: SDXL, Flux, Wan, image to
+image, and the two experts of Wan 2.2.
+
+- **Image to image.** `denoise` of *fewstep sigmas* begins where `simple` begins: on Flux, 0.3 is σ = 0.57. KSampler's
+  `denoise` cuts the end off a longer list, which with `fewstep` as with `karras` begins at much less noise; there, take
+  `evodiff` with `simple`, or the nodes.
+- **Two samplers in a row.** A half that goes on where another stopped, with the same sampler and levels, goes on with
+  what the solver knows of the run: split and whole are the same, to 0.001. The last two halves are remembered; a second
+  half that is run again after its first was forgotten differs a little.
+- **Noise.** `evodiff` draws none, `evodiff_sde` some; *fewstep sampler* has `eta`. An image draws by the seed, its
+  place in the batch and the noise level, whatever the batch: two halves with one seed draw what the whole does.
+- **Levels that rise again** (Restart) add noise where they rise. **Levels that rise from the start** (unsampling) need
+  a linear solver such as `unipc_exact`: [inversion.md](inversion.md).
+
+## Forge, reForge and Automatic1111
+
+Link the folder `webui` of a clone into `extensions`: samplers *EVODiff*, *UniPC exact*, *DPM++ 2M exact* and the
+schedules *Fewstep* and *Fewstep focused* appear; whether a model is a flow is seen from its levels. It needs Python
+3.11 or newer, which many of these installations, on 3.10, have not. **It was written after their sources and tested
+beside a stand-in, never inside them.**
+
+## Training repositories
+
+```python
+import k_diffusion.sampling
+
+from fewstep.integrations.kdiffusion import sample_evodiff
+
+k_diffusion.sampling.sample_evodiff = sample_evodiff  # for a flow: sampler(EVODiff(), flow=True)
+```
+
+# Beside ComfyUI's samplers
+
+In ComfyUI {version}, by its KSampler on the CPU. The model is exact: a mixture of six Gaussians over latents of
+4 × 8 × 8, in two classes, standard deviation 0.62, of which the prompt names one. Figures are RMSE, over {images}
+latents, to the converged solution ({fine} steps of UniPC-3, to σ = 0) from the same noise and with the same guidance,
+by steps, which are model calls. Each sampler is on `simple`, on the best of ComfyUI's schedulers for it over all
+columns, and on `fewstep`; the last column is the geometric mean, and the least of a column is in bold. `er_sde` draws
+noise, so that its images are others: its figures say no more than that. On Stable Diffusion's levels 0.004 is what the
+last step, from σ = 0.03 to 0, costs everybody. Nothing here says what images look like. Written by `make comfyui`.
+"""
+
+
+def main(out: Out = None) -> None:
+    """Measure the samplers in ComfyUI's dropdown beside ComfyUI's own."""
+    write(out, lambda: page(say))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,79 @@
+"""Automatic1111's web UI, Forge and reForge: samplers and schedules in their dropdowns.
+
+Their samplers are functions of k-diffusion, called with a guided model whose `inner_model.sigmas` are the model's
+levels: a flow's end at 1, the others' far above. `webui/` in the repository is the folder to link into `extensions`.
+Written after their sources, and tested in a stand-in for the modules that it meets, not in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..grid import focused
+from ..table import SOLVERS
+from .comfy import picked_grid
+from .kdiffusion import ROUNDING, get_sigmas, sampler
+
+__all__ = ["register", "sample", "sigmas_for"]
+
+SAMPLERS = {"EVODiff": "evodiff", "UniPC exact": "unipc-2", "DPM++ 2M exact": "dpmpp-2m"}
+SCHEDULERS = {"fewstep": "Fewstep", "fewstep_focused": "Fewstep focused"}
+
+
+def sample(
+    model: Any,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], object] | None = None,
+    disable: bool | None = None,
+    *,
+    solver: str = "evodiff",
+) -> Tensor:
+    """What their samplers call: without the `eta` that they would give to every function that has one."""
+    entry, flow = SOLVERS[solver], _is_flow(model.inner_model)
+    low = float(model.inner_model.sigmas[0])
+    chosen = sampler(entry.on_flow if flow else entry.solver, flow=flow, sigma_min=low)
+    return chosen(model, x, sigmas, extra_args, callback, disable)
+
+
+def sigmas_for(
+    n: int,
+    sigma_min: float,
+    sigma_max: float,
+    inner_model: Any,
+    device: str | torch.device = "cpu",
+    *,
+    name: str = "fewstep",
+) -> Tensor:
+    """(n + 1,), falling to 0: those that suit the model, or `focused`."""
+    flow = _is_flow(inner_model)
+    grid = focused if name == "fewstep_focused" else picked_grid(float(sigma_max), flow)
+    return get_sigmas(grid, n, float(sigma_min), float(sigma_max), device, flow=flow)
+
+
+def register() -> None:
+    """Adds to their lists, in place and once."""
+    from modules import sd_samplers, sd_samplers_common, sd_samplers_kdiffusion, sd_schedulers
+
+    for label, solver in SAMPLERS.items():
+        if label not in sd_samplers.all_samplers_map:
+            make = partial(sd_samplers_kdiffusion.KDiffusionSampler, partial(sample, solver=solver))
+            data = sd_samplers_common.SamplerData(label, make, [solver], {"scheduler": "fewstep"})
+            sd_samplers.all_samplers.append(data)
+            sd_samplers.all_samplers_map[label] = data
+    sd_samplers.set_samplers()
+    for name, label in SCHEDULERS.items():
+        if name not in sd_schedulers.schedulers_map:
+            made = sd_schedulers.Scheduler(name, label, partial(sigmas_for, name=name), need_inner_model=True)
+            sd_schedulers.schedulers.append(made)
+            sd_schedulers.schedulers_map |= {name: made, label: made}
+
+
+def _is_flow(inner_model: Any) -> bool:
+    return float(inner_model.sigmas[-1]) <= 1 + ROUNDING

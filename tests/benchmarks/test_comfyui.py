@@ -1,0 +1,51 @@
+"""docs/comfyui.md: what is made of the errors that ComfyUI measures, which needs no ComfyUI."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import comfyui
+from fewstep.integrations.comfy import DROPDOWN
+
+PAGE = (Path(__file__).parents[2] / "docs" / "comfyui.md").read_text()
+
+
+def errors(**special):
+    """1 everywhere, but for the samplers given: `sampler__scheduler=error`."""
+    levels = (*comfyui.THEIRS, comfyui.LEVELS)
+    found = {(name, each): [1.0] * len(comfyui.BUDGETS) for name in (comfyui.OURS, *comfyui.PEERS) for each in levels}
+    for key, error in special.items():
+        found[tuple(key.split("__"))] = [error] * len(comfyui.BUDGETS)
+    return found
+
+
+def test_the_best_of_a_sampler_is_shown_once_and_the_least_is_bold():
+    rows = comfyui.rows_of(errors(euler__karras=0.5, dpmpp_2m__simple=0.25))
+    assert [row[1] for row in rows if row[0] == "euler"] == ["simple", "karras", "fewstep"]
+    assert [row[1] for row in rows if row[0] == "dpmpp_2m"] == ["simple", "fewstep"]
+    bold = [row[:2] for row in rows if "**" in row[2]]
+    assert bold == [["dpmpp_2m", "simple"]]
+    assert rows[0][-1] == "1.0000"
+
+
+def test_ours_is_told_beside_the_best_peer_and_euler():
+    told = comfyui.summary(errors(evodiff__fewstep=0.2, ipndm__beta=0.4, euler__normal=0.5, evodiff__normal=0.6), 0.7)
+    assert "geometric mean **0.50** (the aim was 0.7)" in told
+    assert f"at most 1.20 (normal, {comfyui.BUDGETS[-1]} calls), and above 1.05 in 8 of 72 cells" in told
+
+
+def test_the_page_is_this_text_and_has_every_sampler():
+    start = comfyui.INTRODUCTION.partition("In ComfyUI {version}")[0]
+    assert PAGE.startswith(start)
+    for kind, cfg in comfyui.SECTIONS:
+        assert f"## {comfyui.TITLES[kind]}, guidance {cfg:g}" in PAGE
+    for name in (*comfyui.PEERS, comfyui.OURS):
+        assert PAGE.count(f"\n| {name} | simple |") == len(comfyui.SECTIONS)
+    for name in DROPDOWN:
+        assert f"`{name}`" in start
+
+
+def test_comfyui_has_to_be_pointed_to(monkeypatch):
+    monkeypatch.delenv("COMFYUI_SRC", raising=False)
+    with pytest.raises(ValueError, match="COMFYUI_SRC must be set"):
+        comfyui.page(print)
