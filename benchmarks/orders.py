@@ -12,13 +12,13 @@ from torch import Tensor
 from fewstep.grid import GridFunction, log_snr
 from fewstep.sampling import integrate
 from fewstep.schedule import Node, Schedule
-from fewstep.solvers import Solver
+from fewstep.solvers import Solver, Stage
 from fewstep.solvers.core.base import renoise
 
 from .problems import GaussianMixture, gaussian
 from .problems.base import solved
 
-__all__ = ["STEPS", "convergence", "covariance_convergence", "fitted_order", "reference"]
+__all__ = ["STEPS", "convergence", "covariance_convergence", "fitted_order", "reference", "spread_error"]
 
 # Past the first transients, and far from rounding: UniPC-3 has an error of 1e-9 at 640 steps.
 STEPS = (80, 160, 320, 640)
@@ -52,31 +52,32 @@ def convergence(
 
 
 def covariance_convergence(solver: Solver, schedule: Schedule, steps: Sequence[int] = STEPS) -> list[float]:
-    """The RMS error of the standard deviations that a stochastic solver gives a Gaussian, after each number of steps.
+    """`spread_error` after each number of steps."""
+    grids = [log_snr(schedule, n, to_zero=False) for n in steps]
+    return [spread_error(solver.plan(schedule, nodes), nodes) for nodes in grids]
+
+
+def spread_error(stages: Sequence[Stage], nodes: Sequence[Node]) -> float:
+    """The RMS error of the standard deviations that the plan of a stochastic solver gives a Gaussian.
 
     Without sampling error: on a centred Gaussian of known principal axes a solver is linear, so that a run carries the
     start and every step's unit noise apart, each in its own row of the batch; the variances of the rows add up.
     """
     variances = gaussian().variances[0]
-    errors = []
-    for n in steps:
-        nodes = log_snr(schedule, n, to_zero=False)
-        stages = solver.plan(schedule, nodes)
-        s, t = nodes[0], nodes[-1]
-        x = torch.zeros(2 + len(stages), len(variances), dtype=torch.float64)
-        scale, added = renoise(s, stages[0].node)
-        x[0] = scale * (s.alpha**2 * variances + s.sigma**2).sqrt()
-        x[1] = added
-        state: Any = None
-        for row, stage in enumerate(stages, start=2):
-            _, alpha, sigma = stage.node
-            denoised = x * (alpha * variances / (alpha**2 * variances + sigma**2))
-            x, state = stage(state, x, denoised)
-            x = x.clone()  # the stage may have kept it
-            x[row] += stage.noise
-        spread = x.square().sum(0).sqrt()
-        errors.append((spread - (t.alpha**2 * variances + t.sigma**2).sqrt()).square().mean().sqrt().item())
-    return errors
+    s, t = nodes[0], nodes[-1]
+    x = torch.zeros(2 + len(stages), len(variances), dtype=torch.float64)
+    scale, added = renoise(s, stages[0].node)
+    x[0] = scale * (s.alpha**2 * variances + s.sigma**2).sqrt()
+    x[1] = added
+    state: Any = None
+    for row, stage in enumerate(stages, start=2):
+        _, alpha, sigma = stage.node
+        denoised = x * (alpha * variances / (alpha**2 * variances + sigma**2))
+        x, state = stage(state, x, denoised)
+        x = x.clone()  # the stage may have kept it
+        x[row] += stage.noise
+    spread = x.square().sum(0).sqrt()
+    return float((spread - (t.alpha**2 * variances + t.sigma**2).sqrt()).square().mean().sqrt())
 
 
 def fitted_order(steps: Sequence[int], errors: Sequence[float]) -> float:

@@ -4,6 +4,7 @@ from .base import Problem
 from .empirical import Empirical
 from .local import Local
 from .mixtures import ClassGaussians, GaussianMixture, fitted, gaussian
+from .products import Product, product
 from .suite import PROBLEMS, SPLITS, Entry, Source, Split
 
 __all__ = [
@@ -15,8 +16,10 @@ __all__ = [
     "GaussianMixture",
     "Local",
     "Problem",
+    "Product",
     "Source",
     "Split",
     "fitted",
     "gaussian",
+    "product",
 ]

@@ -350,15 +350,6 @@ class Flow(Schedule):
     def time_at(self, lam: float) -> float:
         return math.exp(-_softplus(lam))
 
-    @property
-    def data_scale(self) -> float:
-        """`data_std` or, where nobody told it, what the range says: models learn noise down to where it is not seen.
-
-        DATA_STD if the clean end is not seen beside it, else of what it is not seen beside: 0.93 on Stable Diffusion's
-        range, whose latents have about 1.
-        """
-        return self.data_std or DATA_STD * max(1.0, math.exp(-self.lam_range[1]) / VISIBLE)
-
     def ramp(self, u: float) -> float:
         return self.shift * u / (1 + (self.shift - 1) * u)
 

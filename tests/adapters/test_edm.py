@@ -207,7 +207,7 @@ def test_the_packaged_model_is_described_by_its_files():
     assert list(packaged_models()) == ["cifar32"]
     cifar = load_model("cifar32")
     assert cifar.shape == (3, 32, 32)
-    assert cifar.schedule == fs.EDM(0.002, 80.0)
+    assert cifar.schedule == fs.EDM(0.002, 80.0, data_std=0.5)
     assert (cifar.sigma_data, cifar.noise_scale, cifar.null_label) == (0.5, 4, 10)
     assert cifar.classes[0] == "airplane"
     assert len(cifar.classes) == 10
@@ -241,7 +241,7 @@ def test_a_folder_without_a_card_is_taken_for_edm_without_classes(tmp_path):
     folder = save_model(tmp_path / "tiny")
     (folder / "fewstep.json").unlink()
     tiny = load_model(folder)
-    assert (tiny.schedule, tiny.sigma_data, tiny.noise_scale) == (fs.EDM(0.002, 80.0), 0.5, 250.0)
+    assert (tiny.schedule, tiny.sigma_data, tiny.noise_scale) == (fs.EDM(0.002, 80.0, data_std=0.5), 0.5, 250.0)
     assert tiny.classes == ()
     assert tiny.null_label is None
 

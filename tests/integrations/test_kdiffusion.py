@@ -56,7 +56,7 @@ def test_equals_our_own_loop(entry, flow):
 
 @pytest.mark.parametrize(
     ("name", "solver"),
-    [("euler", fs.DDIM()), ("heun", fs.Heun()), ("dpmpp_2m", fs.DPMSolverPP(order=2))],
+    [("euler", fs.DDIM()), ("heun", fs.Heun()), ("dpmpp_2m", fs.DPMSolverPP(order=2, final_order=2))],
 )
 def test_takes_the_place_of_k_diffusions_own(name, solver):
     sampling = k_diffusion()

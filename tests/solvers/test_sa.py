@@ -120,7 +120,7 @@ def test_predictor_and_corrector_leave_a_constant_prediction_and_its_noise_alone
 @pytest.mark.parametrize("field", ["data", "noise"])
 def test_the_corrector_takes_the_noise_of_the_predictor(field):
     """x_t by Adams-Moulton from the corrected state before, with the z that the driver added after the predictor."""
-    solver = SASolver(3, 4, tau=0.8, field=field)
+    solver = SASolver(3, 4, tau=0.8, field=field, final_order=2)
     nodes = fs.log_snr(VP, 7, to_zero=False)
     stages = solver.plan(VP, nodes)
     denoiser = problem().denoiser(VP)
@@ -155,9 +155,9 @@ def test_budgets_are_met_by_leaving_out_second_calls():
 
 def test_noise_is_drawn_inside_the_window_and_never_in_the_last_step():
     nodes = fs.time_uniform(VP, 10, to_zero=False)
-    stages = SASolver(tau=0.5, window=(0.15, 0.75)).plan(VP, nodes)
+    stages = SASolver(tau=0.5, window=(0.15, 0.75), final_order=2).plan(VP, nodes)
     assert [stage.noise > 0 for stage in stages] == [0.15 <= node.time <= 0.75 for node in nodes[1:]]
-    outside = SASolver(tau=0.0).plan(VP, nodes)
+    outside = SASolver(tau=0.0, final_order=2).plan(VP, nodes)
     assert [a.move == b.move for a, b in itertools.zip_longest(stages, outside)] == [s.noise == 0 for s in stages]
     everywhere = SASolver(tau=0.5).plan(VP, nodes)
     assert [stage.noise > 0 for stage in everywhere] == [True] * 9 + [False]

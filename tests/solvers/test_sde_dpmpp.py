@@ -37,7 +37,7 @@ def test_equals_diffusers(order, variant):
     def step(noise, time, x, z):
         return scheduler.step(noise, int(time), x, variance_noise=z, return_dict=False)[0]
 
-    assert_equals_steps(step, fs.SDEDPMSolverPP(order, variant), nodes)
+    assert_equals_steps(step, fs.SDEDPMSolverPP(order, variant, final_order=2), nodes)
 
 
 def test_order_3_of_diffusers_differs_by_its_sign():
@@ -61,8 +61,8 @@ def test_eta_0_is_the_ode_solver(order, variant):
     for nodes in (NODES, NODES[::-1][1:]):
         plan = fs.SDEDPMSolverPP(order, variant, eta=0.0).plan(VP, nodes)
         assert plan == fs.DPMSolverPP(order, variant).plan(VP, nodes)
-    near = fs.SDEDPMSolverPP(order, variant, eta=1e-9).plan(VP, NODES)
-    for stage, limit in zip(near, fs.DPMSolverPP(order, variant).plan(VP, NODES), strict=True):
+    near = fs.SDEDPMSolverPP(order, variant, eta=1e-9, final_order=2).plan(VP, NODES)
+    for stage, limit in zip(near, fs.DPMSolverPP(order, variant, final_order=2).plan(VP, NODES), strict=True):
         assert stage.move.scale == pytest.approx(limit.move.scale, rel=1e-7)
         assert stage.move.weights == pytest.approx(limit.move.weights, rel=1e-7)
         assert stage.noise < 1e-3
@@ -117,8 +117,8 @@ def test_the_step_to_zero_is_deterministic():
 @pytest.mark.parametrize(
     ("name", "solver", "options"),
     [
-        ("sample_dpmpp_2m_sde", fs.SDEDPMSolverPP(2, "midpoint"), {"solver_type": "midpoint"}),
-        ("sample_dpmpp_2m_sde", fs.SDEDPMSolverPP(2, "taylor"), {"solver_type": "heun"}),
+        ("sample_dpmpp_2m_sde", fs.SDEDPMSolverPP(2, "midpoint", final_order=2), {"solver_type": "midpoint"}),
+        ("sample_dpmpp_2m_sde", fs.SDEDPMSolverPP(2, "taylor", final_order=2), {"solver_type": "heun"}),
         ("sample_dpmpp_3m_sde", fs.SDEDPMSolverPP(3, "taylor", final_order=3), {}),
     ],
 )
@@ -143,7 +143,7 @@ def test_equals_k_diffusion(name, solver, options, eta):
     [
         ({"order": 4}, "order must be one of 1, 2, 3; got 4"),
         ({"variant": "heun"}, "variant must be one of 'midpoint', 'taylor'; got 'heun'"),
-        ({"final_order": 0}, "final_order must be one of 1, 2, 3; got 0"),
+        ({"final_order": 0}, "final_order must be one of None, 1, 2, 3; got 0"),
         ({"eta": -0.1}, "eta must be finite and at least 0; got eta=-0.1"),
         ({"eta": math.nan}, "eta must be finite and at least 0; got eta=nan"),
     ],

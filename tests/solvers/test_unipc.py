@@ -149,7 +149,7 @@ def test_correctors_can_be_left_out():
         ({"order": 5}, "order must be one of 1, 2, 3, 4; got 5"),
         ({"variant": "vary_coeff"}, "variant must be one of 'bh1', 'bh2', 'vary'; got 'vary_coeff'"),
         ({"field": "velocity"}, "field must be one of 'data', 'noise'; got 'velocity'"),
-        ({"final_order": 0}, "final_order must be one of 1, 2, 3, 4; got 0"),
+        ({"final_order": 0}, "final_order must be one of None, 1, 2, 3, 4; got 0"),
         ({"no_corrector": [0]}, r'no_corrector must be "all" or a tuple of steps, the first is 0; got \[0\]'),
         ({"no_corrector": (-1,)}, r"no_corrector must be .*; got \(-1,\)"),
         ({"no_corrector": "none"}, "no_corrector must be .*; got 'none'"),

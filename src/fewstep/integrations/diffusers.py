@@ -50,6 +50,7 @@ OF_THE_MODEL = (
 )  # fmt: skip
 GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_focused_sigmas")
 SHOWS_ITSELF = 3  # as many parameters tell a class by their names
+HIGHEST = 4  # order of any solver
 WITHIN = 1e-6  # of a level, as FlowMatchEuler compares those of tokens
 
 # Schedulers of flows: the network predicts noise - data, and is told sigma * num_train_timesteps.
@@ -107,7 +108,8 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     All others are those of diffusers' multistep and flow schedulers: which noise levels, what the model predicts,
     thresholding or `clip_sample`. `use_lu_lambdas` is even steps of log-SNR, `timestep_type="continuous"` tells the
     model log(sigma) / 4 as EulerDiscrete does, "integer" takes the levels of whole timesteps only, `snr_shift_scale` is
-    CogVideoX's. `lower_order_final=False` lets the last step have the solver's full order.
+    CogVideoX's. `lower_order_final=False` gives the last step the solver's full order; True leaves it to EVODiff's
+    rule, or, with linear solvers, to what is best on Gaussian data (`fewstep.solvers.core.last_steps`).
     """
 
     _compatibles = [known.name for known in KarrasDiffusionSchedulers if not known.name.startswith("EDM")]  # noqa: RUF012
@@ -450,7 +452,7 @@ def _solver(config: Any, flow: bool, channels: int | None) -> Solver:
         if hasattr(solver, "lower_order_final"):
             solver = replace(solver, lower_order_final=False)
         elif hasattr(solver, "final_order"):
-            solver = replace(solver, final_order=getattr(solver, "order", solver.final_order))
+            solver = replace(solver, final_order=getattr(solver, "order", HIGHEST))
     return solver  # type: ignore[no-any-return]
 
 

@@ -36,6 +36,7 @@ from ..schedule import Node, Schedule
 from .core.adams import adams_orders, variable_step
 from .core.base import LinearStage, choice, euler_row, spend
 from .core.deis_clock import Array, clock, clock_quadratic, corners
+from .core.last_steps import last_order
 
 NEPERS = 18.4  # half of -log(1e-16)
 
@@ -45,8 +46,8 @@ class DEIS:
     """tAB-DEIS ("tab"), rho-AB-DEIS ("rhoab") or log-rho-AB-DEIS ("logrhoab") of order 1 to 4.
 
     `field="velocity"` is for flows, which start at alpha = 0; there "tab" and "rhoab" are the same. `final_order` is
-    the highest order of the step into the last noisy node, one more before it, and so on: 1 in diffusers below 15
-    steps.
+    the highest order of the step into the last noisy node, one more before it, and so on: 4 in diff-sampler, 1 in
+    diffusers below 15 steps; None finds it by `core.last_steps`.
 
     Cost: 1 call per step. Order: docs/numerics.md.
     """
@@ -54,7 +55,7 @@ class DEIS:
     order: Literal[1, 2, 3, 4] = 4
     variant: Literal["tab", "rhoab", "logrhoab"] = "tab"
     field: Literal["noise", "velocity"] = "noise"
-    final_order: int = 4
+    final_order: int | None = None
     grid: ClassVar[Grid] = clock_quadratic
     calls_per_step: ClassVar[int] = 1
 
@@ -62,13 +63,13 @@ class DEIS:
         choice("order", self.order, (1, 2, 3, 4))
         choice("variant", self.variant, ("tab", "rhoab", "logrhoab"))
         choice("field", self.field, ("noise", "velocity"))
-        choice("final_order", self.final_order, (1, 2, 3, 4))
+        choice("final_order", self.final_order, (None, 1, 2, 3, 4))
         if self.variant == "logrhoab" and self.field == "velocity":
             raise ValueError('variant="logrhoab" needs field="noise": a flow\'s velocity starts at infinite log rho')
 
     def plan(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None = None) -> list[LinearStage]:
-        stages = []
-        for i, order in enumerate(adams_orders(nodes, self.order, self.final_order)):
+        @functools.cache  # the plans that `last_order` compares share their first stages
+        def stage(i: int, order: int) -> LinearStage:
             used = nodes[i + 1 - order : i + 2]
             if order == 1:
                 weights = [1.0]
@@ -77,8 +78,13 @@ class DEIS:
             else:
                 weights = self._integrals(schedule, used)
             row = euler_row(self.field, nodes[i], nodes[i + 1], weights)
-            stages.append(LinearStage(nodes[i], row, self.field, keep=range(self.order - 1)))
-        return spend(stages, nfe, len(nodes) - 1)
+            return LinearStage(nodes[i], row, self.field, keep=range(self.order - 1))
+
+        def stages(final_order: int) -> list[LinearStage]:
+            return [stage(i, order) for i, order in enumerate(adams_orders(nodes, self.order, final_order))]
+
+        final = self.final_order or last_order(stages, self.order, nodes[-1], schedule.data_scale)
+        return spend(stages(final), nfe, len(nodes) - 1)
 
     def _integrals(self, schedule: Schedule, nodes: Sequence[Node]) -> list[float]:
         """w_0, w_1, ... of the step between the last two nodes, from predictions at all but the last."""

@@ -14,6 +14,7 @@ Lu et al., DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilis
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,13 +24,16 @@ from ..grid import Grid, uniform
 from ..schedule import Node, Schedule
 from .core.base import LinearStage, choice, orders, spend
 from .core.exponential import Exponential, Variant, calls_of_steps, multistep_row, single_step
+from .core.last_steps import last_order
+
+PACKED = 2  # `final_order` of the papers' packings of single steps
 
 
 @dataclass(frozen=True)
 class _Family:
     order: Literal[1, 2, 3] = 2
     variant: Variant = "midpoint"
-    final_order: int = 2
+    final_order: int | None = None
     method: Literal["multistep", "singlestep"] = "multistep"
     field: ClassVar[Exponential]
     grid: ClassVar[Grid] = uniform
@@ -37,7 +41,7 @@ class _Family:
     def __post_init__(self) -> None:
         choice("order", self.order, (1, 2, 3))
         choice("variant", self.variant, ("midpoint", "taylor"))
-        choice("final_order", self.final_order, (1, 2, 3))
+        choice("final_order", self.final_order, (None, 1, 2, 3))
         choice("method", self.method, ("multistep", "singlestep"))
 
     @property
@@ -45,19 +49,28 @@ class _Family:
         return self.order if self.method == "singlestep" else 1
 
     def plan(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None = None) -> list[LinearStage]:
-        stages: list[LinearStage] = []
         if self.method == "singlestep":
-            for (s, t), calls in zip(
-                pairwise(nodes), calls_of_steps(nodes, self.order, self.final_order, nfe), strict=True
-            ):
-                inner = [s.lam + k / calls * (t.lam - s.lam) for k in range(1, calls)]
-                points = (s, *(schedule.node(schedule.time_at(lam)) for lam in inner), t)
-                stages += single_step(self.field, points, self.variant)
-            return stages
-        for i, order in enumerate(orders(nodes, self.order, self.final_order)):
+            return self._single_steps(schedule, nodes, nfe)
+
+        @functools.cache  # the plans that `last_order` compares share their first stages
+        def stage(i: int, order: int) -> LinearStage:
             row = multistep_row(self.field, nodes[max(i - 2, 0) : i + 2], order, self.variant)
-            stages.append(LinearStage(nodes[i], row, self.field, keep=range(self.order - 1)))
-        return spend(stages, nfe, len(nodes) - 1)
+            return LinearStage(nodes[i], row, self.field, keep=range(self.order - 1))
+
+        def stages(final_order: int) -> list[LinearStage]:
+            return [stage(i, order) for i, order in enumerate(orders(nodes, self.order, final_order))]
+
+        final = self.final_order or last_order(stages, self.order, nodes[-1], schedule.data_scale)
+        return spend(stages(final), nfe, len(nodes) - 1)
+
+    def _single_steps(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None) -> list[LinearStage]:
+        stages: list[LinearStage] = []
+        packing = calls_of_steps(nodes, self.order, self.final_order or PACKED, nfe)
+        for (s, t), calls in zip(pairwise(nodes), packing, strict=True):
+            inner = [s.lam + k / calls * (t.lam - s.lam) for k in range(1, calls)]
+            points = (s, *(schedule.node(schedule.time_at(lam)) for lam in inner), t)
+            stages += single_step(self.field, points, self.variant)
+        return stages
 
 
 @dataclass(frozen=True)
@@ -76,10 +89,10 @@ class DPMSolver(_Family):
 class DPMSolverPP(_Family):
     """DPM-Solver++ 1, 2M, 3M, 2S and 3S, in data prediction.
 
-    `final_order` is the highest order of the step into the last noisy node: 1 in the authors' multistep code
-    (`lower_order_final`), 2 in diffusers, which ends at sigma = 0, in the single-step packings, and here: 1
-    costs a third-order method its order. On log-SNR grids that stop at sigma_min, 1 is better for multistep
-    methods at 5 calls, more is better from 8 on. 3 makes single steps of order 3 equal ("singlestep_fixed").
+    `final_order` is the highest order of the step into the last noisy node; the step before may have one more. None
+    finds it by `core.last_steps`: 1 where the last step is long, as in few calls of most grids. The authors' multistep
+    code has 1 below ten steps (`lower_order_final`), diffusers 2 where it ends at sigma = 0. Single steps are packed as
+    in the papers, which is 2; 3 makes those of order 3 equal ("singlestep_fixed").
 
     Cost: 1 call per step, with single steps `order`. Order: docs/numerics.md (3M: 2, see `core.exponential`).
     """

@@ -26,6 +26,7 @@ grid that closes at sigma = 0. The last step of a run draws no noise.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ import numpy as np
 from ..grid import Grid, uniform
 from ..schedule import Node, Schedule
 from .core.base import LinearStage, Row, choice, orders, psi, scale_and_level
+from .core.last_steps import last_order
 
 STAY = Row(1.0, ())
 
@@ -49,7 +51,7 @@ class SASolver:
     (low, high) in the schedule's clock, and 0 elsewhere; None is everywhere. Published: tau = 1 on (0.2, 0.8) for VP
     models with a clock from 0 to 1 (diffusers asks where a step begins). `mode="PECE"` calls again at each corrected
     point. `correct_last` corrects the step into the last noisy node too, at the price of one more call. `final_order`
-    as in `DPMSolverPP`.
+    as in `DPMSolverPP`; with tau > 0 None may give order 1 to as many as the last four steps (`core.last_steps`).
 
     Cost: 1 call per step, 2 in "PECE"; other budgets than that leave out second calls, the last ones first.
     Order: docs/numerics.md; of the covariance 2 with tau > 0, whatever the orders beyond 2.
@@ -63,7 +65,7 @@ class SASolver:
     rescale: bool = True
     correct_last: bool = False
     field: Literal["data", "noise"] = "data"
-    final_order: int = 2
+    final_order: int | None = None
     grid: ClassVar[Grid] = uniform
 
     def __post_init__(self) -> None:
@@ -71,7 +73,7 @@ class SASolver:
         choice("corrector_order", self.corrector_order, (0, 1, 2, 3, 4))
         choice("mode", self.mode, ("PEC", "PECE"))
         choice("field", self.field, ("data", "noise"))
-        choice("final_order", self.final_order, (1, 2, 3, 4))
+        choice("final_order", self.final_order, (None, 1, 2, 3, 4))
         if not 0 <= self.tau < math.inf:
             raise ValueError(f"tau must be finite and at least 0; got tau={self.tau!r}")
         if self.window is not None and not (len(self.window) == 2 and self.window[0] < self.window[1]):
@@ -95,26 +97,32 @@ class SASolver:
                 )
             twice = twice[: nfe - least]
         highest = max(self.predictor_order, self.corrector_order - 1)
-        order = orders(nodes, highest, self.final_order)
         # The corrector takes back what the predictor added, so that it needs all of its predictions, one node later.
         history = range(highest - (self.corrector_order == 0))
-        stages: list[LinearStage] = []
-        predicted = STAY
-        for i, node in enumerate(nodes[: last + 1]):
-            correct = None
-            if corrected[i] and (i < last or i in twice):
-                row = self._row(nodes, i - 1, min(self.corrector_order, order[i - 1] + 1), corrector=True)
-                # Newest first: the prediction at this node, which the predictor did not have, and what it had.
-                pairs = zip_longest(row.weights, (0.0, *predicted.weights), fillvalue=0.0)
-                correct = Row(1.0, tuple(new - old for new, old in pairs))
-            if i in twice:
-                stages.append(LinearStage(node, STAY, self.field, correct, keep=history[1:]))
+        # The plans that `last_order` compares share their first rows.
+        row = functools.cache(functools.partial(self._row, nodes))
+
+        def stages(final_order: int) -> list[LinearStage]:
+            order = orders(nodes, highest, final_order)
+            stages: list[LinearStage] = []
+            predicted = STAY
+            for i, node in enumerate(nodes[: last + 1]):
                 correct = None
-            if i < least:
-                predicted = self._row(nodes, i, min(self.predictor_order, order[i]), corrector=False)
-                noise = self._noise(nodes, i)
-                stages.append(LinearStage(node, predicted, self.field, correct, keep=history, noise=noise))
-        return stages
+                if corrected[i] and (i < last or i in twice):
+                    weights = row(i - 1, min(self.corrector_order, order[i - 1] + 1), True).weights
+                    # Newest first: the prediction at this node, which the predictor did not have, and what it had.
+                    pairs = zip_longest(weights, (0.0, *predicted.weights), fillvalue=0.0)
+                    correct = Row(1.0, tuple(new - old for new, old in pairs))
+                if i in twice:
+                    stages.append(LinearStage(node, STAY, self.field, correct, keep=history[1:]))
+                    correct = None
+                if i < least:
+                    predicted = row(i, min(self.predictor_order, order[i]), False)
+                    noise = self._noise(nodes, i)
+                    stages.append(LinearStage(node, predicted, self.field, correct, keep=history, noise=noise))
+            return stages
+
+        return stages(self.final_order or last_order(stages, highest, nodes[-1], schedule.data_scale))
 
     def _tau(self, nodes: Sequence[Node], i: int) -> float:
         """In the step from node i to the next. The last one of a run draws no noise."""

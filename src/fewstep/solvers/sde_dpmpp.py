@@ -22,6 +22,7 @@ Against k-diffusion: its 2M-SDE "midpoint" is "midpoint", "heun" is "taylor", an
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from ..grid import Grid, uniform
 from ..schedule import Node, Schedule
 from .core.base import LinearStage, orders, spend
 from .core.exponential import PUBLISHED_BEND, Variant, combine, distances
+from .core.last_steps import last_order
 from .dpm_solver import DPMSolverPP
 
 
@@ -44,7 +46,7 @@ class SDEDPMSolverPP:
     order: Literal[1, 2, 3] = 2
     variant: Variant = "midpoint"
     eta: float = 1.0
-    final_order: int = 2
+    final_order: int | None = None
     grid: ClassVar[Grid] = uniform
     calls_per_step: ClassVar[int] = 1
 
@@ -58,13 +60,19 @@ class SDEDPMSolverPP:
             return DPMSolverPP(self.order, self.variant, self.final_order).plan(schedule, nodes, nfe)
         if nodes[1].nsr > nodes[0].nsr:
             raise ValueError(f"eta={self.eta!r} needs nodes of falling noise; to invert, use eta=0")
-        stages = []
-        for i, order in enumerate(orders(nodes, self.order, self.final_order)):
+
+        @functools.cache  # the plans that `last_order` compares share their first stages
+        def stage(i: int, order: int) -> LinearStage:
             s, t = nodes[i : i + 2]
             h = t.lam - s.lam  # infinite from alpha = 0 and to sigma = 0: then the limits below
             scale = t.sigma / s.sigma * math.exp(-self.eta * h)
             r = distances(nodes[max(i - 2, 0) : i + 2], order)
             row = combine(scale, t.alpha, -(1 + self.eta) * h, r, self.variant, PUBLISHED_BEND)
             noise = t.sigma * math.sqrt(-math.expm1(-2 * self.eta * h))
-            stages.append(LinearStage(s, row, keep=range(self.order - 1), noise=noise))
-        return spend(stages, nfe, len(nodes) - 1)
+            return LinearStage(s, row, keep=range(self.order - 1), noise=noise)
+
+        def stages(final_order: int) -> list[LinearStage]:
+            return [stage(i, order) for i, order in enumerate(orders(nodes, self.order, final_order))]
+
+        final = self.final_order or last_order(stages, self.order, nodes[-1], schedule.data_scale)
+        return spend(stages(final), nfe, len(nodes) - 1)

@@ -24,6 +24,7 @@ Zhao et al., UniPC: A Unified Predictor-Corrector Framework (2023), eq. (3)-(5),
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from ..grid import Grid, uniform
 from ..schedule import Node, Schedule
 from .core.adams import matching
 from .core.base import LinearStage, Row, choice, euler_row, orders, psi, scale_and_level, spend
+from .core.last_steps import last_order
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class UniPC:
     order: Literal[1, 2, 3, 4] = 3
     variant: Literal["bh1", "bh2", "vary"] = "bh2"
     field: Literal["data", "noise"] = "data"
-    final_order: int = 2
+    final_order: int | None = None
     no_corrector: tuple[int, ...] | Literal["all"] = ()
     grid: ClassVar[Grid] = uniform
     calls_per_step: ClassVar[int] = 1
@@ -58,23 +60,30 @@ class UniPC:
         choice("order", self.order, (1, 2, 3, 4))
         choice("variant", self.variant, ("bh1", "bh2", "vary"))
         choice("field", self.field, ("data", "noise"))
-        choice("final_order", self.final_order, (1, 2, 3, 4))
+        choice("final_order", self.final_order, (None, 1, 2, 3, 4))
         listed = self.no_corrector
         if listed != "all" and not (isinstance(listed, tuple) and all(type(i) is int and i >= 0 for i in listed)):
             raise ValueError(f'no_corrector must be "all" or a tuple of steps, the first is 0; got {listed!r}')
 
     def plan(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None = None) -> list[LinearStage]:
-        order = orders(nodes, self.order, self.final_order)
-        stages: list[LinearStage] = []
-        for i, s in enumerate(nodes[:-1]):
-            correct = self._row(nodes, i - 1, order[i - 1], corrector=True) if i and stages[-1].hold else None
-            # Held, and so corrected, if the next call moves on to a noisy node; from pure noise (infinite
-            # length in log-SNR) there is no corrector.
-            wanted = self.no_corrector != "all" and i not in self.no_corrector
-            hold = wanted and i + 2 < len(nodes) and nodes[i + 2].sigma > 0 and math.isfinite(s.lam)
-            move = self._row(nodes, i, order[i], corrector=False)
-            stages.append(LinearStage(s, move, self.field, correct, hold, keep=range(self.order - 1 + hold)))
-        return spend(stages, nfe, len(nodes) - 1)
+        # The plans that `last_order` compares share their first rows.
+        row = functools.cache(functools.partial(self._row, nodes))
+
+        def stages(final_order: int) -> list[LinearStage]:
+            order = orders(nodes, self.order, final_order)
+            stages: list[LinearStage] = []
+            for i, s in enumerate(nodes[:-1]):
+                correct = row(i - 1, order[i - 1], True) if i and stages[-1].hold else None
+                # Held, and so corrected, if the next call moves on to a noisy node; from pure noise (infinite
+                # length in log-SNR) there is no corrector.
+                wanted = self.no_corrector != "all" and i not in self.no_corrector
+                hold = wanted and i + 2 < len(nodes) and nodes[i + 2].sigma > 0 and math.isfinite(s.lam)
+                move = row(i, order[i], False)
+                stages.append(LinearStage(s, move, self.field, correct, hold, keep=range(self.order - 1 + hold)))
+            return stages
+
+        final = self.final_order or last_order(stages, self.order, nodes[-1], schedule.data_scale)
+        return spend(stages(final), nfe, len(nodes) - 1)
 
     def _row(self, nodes: Sequence[Node], i: int, order: int, corrector: bool) -> Row:
         """The step from node i to the next; predictions newest first, m_t before m_0 for the corrector."""

@@ -95,7 +95,7 @@ def test_spend_names_the_cost():
     [
         (lambda: fs.DPMSolverPP(order=4), "order must be one of 1, 2, 3; got 4"),
         (lambda: fs.DPMSolverPP(variant="heun"), "variant must be one of 'midpoint', 'taylor'; got 'heun'"),
-        (lambda: fs.DPMSolverPP(final_order=0), "final_order must be one of 1, 2, 3; got 0"),
+        (lambda: fs.DPMSolverPP(final_order=0), "final_order must be one of None, 1, 2, 3; got 0"),
         (lambda: fs.UniPC(order=0), "order must be one of 1, 2, 3, 4; got 0"),
         (lambda: fs.UniPC(variant="bh3"), "variant must be one of 'bh1', 'bh2', 'vary'; got 'bh3'"),
         (lambda: fs.UniPC(field="velocity"), "field must be one of 'data', 'noise'; got 'velocity'"),

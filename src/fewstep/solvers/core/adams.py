@@ -37,7 +37,7 @@ def adams_orders(nodes: Sequence[Node], order: int, final_order: int) -> list[in
     """The order of each step, as `orders`, but that a prediction at alpha = 0 counts: the velocity is finite there."""
     last = len(nodes) - 2 - (nodes[-1].sigma == 0)  # the step into the last noisy node
     return [
-        min(order, i + 1, final_order + last - i) if math.isfinite(s.lam) and math.isfinite(t.lam) else 1
+        max(1, min(order, i + 1, final_order + last - i)) if math.isfinite(s.lam) and math.isfinite(t.lam) else 1
         for i, (s, t) in enumerate(pairwise(nodes))
     ]
 

@@ -187,7 +187,7 @@ def orders(nodes: Sequence[Node], order: int, final_order: int) -> list[int]:
     for i, (s, t) in enumerate(pairwise(nodes)):
         history = history + 1 if math.isfinite(s.lam) else 0
         ends = not (math.isfinite(s.lam) and math.isfinite(t.lam))
-        allowed.append(1 if ends else min(order, history, final_order + last - i))
+        allowed.append(1 if ends else max(1, min(order, history, final_order + last - i)))
     return allowed
 
 

@@ -27,14 +27,16 @@ depend on the table. `quadrature="trapezoid"` with nodes on points of the table 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from ...grid import Grid, uniform
 from ...schedule import Node, Schedule
 from ...statistics import EMS
 from ..core.base import Stage, choice, orders, spend
+from ..core.last_steps import last_order
 from .ems_integrals import Quadrature
 from .ems_steps import Affine, Steps
 
@@ -60,7 +62,7 @@ class DPMSolverV3:
     corrector: bool | Literal["half"] = True
     predictor_pseudo: bool = False
     corrector_pseudo: bool = False
-    final_order: int = 2
+    final_order: int | None = None
     quadrature: Quadrature = "gauss"
     grid: ClassVar[Grid] = uniform
     calls_per_step: ClassVar[int] = 1
@@ -69,25 +71,40 @@ class DPMSolverV3:
         EMS.expect(self.statistics)
         choice("order", self.order, (1, 2, 3))
         choice("corrector", self.corrector, (True, False, "half"))
-        choice("final_order", self.final_order, (1, 2, 3))
+        choice("final_order", self.final_order, (None, 1, 2, 3))
         choice("quadrature", self.quadrature, ("gauss", "trapezoid"))
         if self.corrector_pseudo and not self.corrector:
             raise ValueError("corrector_pseudo=True needs a corrector: use corrector=True")
 
     def plan(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None = None) -> list[Stage]:
-        step_orders = orders(nodes, self.order, self.final_order)
+        final = self.final_order
+        if final is None:
+            # Of the method alone: what the statistics fit is not a Gaussian.
+            plain = replace(self, statistics=EMS.constant())
+            final = last_order(plain._plans(schedule, nodes), self.order, nodes[-1], schedule.data_scale)
+        return spend(self._plans(schedule, nodes)(final), nfe, len(nodes) - 1)
+
+    def _plans(self, schedule: Schedule, nodes: Sequence[Node]) -> Callable[[int], list[Stage]]:
+        """The plan with a given final order."""
         steps = Steps(self.statistics, schedule, nodes, self.order + 1, self.quadrature)
         half = (schedule.t_clean + schedule.t_max) / 2
 
-        def correct(i: int) -> Affine | None:
-            order = step_orders[i] + self.corrector_pseudo
+        @functools.cache
+        def correct(i: int, step_order: int) -> Affine | None:
+            order = step_order + self.corrector_pseudo
             if order == 1 or not self.corrector or (self.corrector == "half" and nodes[i + 1].time <= half):
                 return None
             points = [i, i + 1, *range(i - 1, i + 1 - order, -1)]
             return steps.affine(i, points, steps.derivatives(points, self.corrector_pseudo))
 
-        def move(i: int) -> Affine:
-            points = list(range(i, i - step_orders[i], -1))
+        @functools.cache
+        def move(i: int, order: int) -> Affine:
+            points = list(range(i, i - order, -1))
             return steps.affine(i, points, steps.derivatives(points, self.predictor_pseudo))
 
-        return spend(steps.stages(move, correct, keep=self.order - 1 + self.corrector_pseudo), nfe, len(nodes) - 1)
+        def stages(final_order: int) -> list[Stage]:
+            order = orders(nodes, self.order, final_order)
+            kept = self.order - 1 + self.corrector_pseudo
+            return steps.stages(lambda i: move(i, order[i]), lambda i: correct(i, order[i]), keep=kept)
+
+        return stages
