@@ -1,5 +1,6 @@
 """The public names, which `fewstep` hands out. Importing this imports torch."""
 
+from .analysis import Analysis, analyze
 from .grid import focused, from_times, karras, log_snr, time_quadratic, time_uniform, uniform
 from .guidance import cfgpp, clip, guided, threshold
 from .prediction import Denoiser, Prediction, as_denoiser, from_denoised, to_denoised
@@ -34,9 +35,11 @@ from .solvers import (
     SDEDPMSolverPP,
     Solver,
     Stochastic,
+    Tuned,
     UniPC,
 )
 from .statistics import EMS, Gamma, estimate_ems, estimate_gamma, fingerprint
+from .tuning import tune
 
 __all__ = [
     "CAB",
@@ -53,6 +56,7 @@ __all__ = [
     "RES",
     "SEEDS",
     "STORK",
+    "Analysis",
     "AnalyticDPM",
     "DPMSolver",
     "DPMSolverPP",
@@ -78,9 +82,11 @@ __all__ = [
     "Solver",
     "Step",
     "Stochastic",
+    "Tuned",
     "UniPC",
     "VPCosine",
     "VPLinear",
+    "analyze",
     "as_denoiser",
     "cfgpp",
     "clip",
@@ -100,6 +106,7 @@ __all__ = [
     "time_uniform",
     "to_denoised",
     "trajectory",
+    "tune",
     "uniform",
     "unit_noise",
 ]

@@ -49,10 +49,10 @@ def solver_for(scheduler, x):
     return replace(solver, channel_dim=-1) if packed else solver
 
 
-def push(scheduler, x, start=0):
+def push(scheduler, x, start=0, solver=None):
     nodes = scheduler._nodes[start:]
     by_time = {node.time: node for node in nodes}
-    solver = solver_for(scheduler, x)
+    solver = solver or solver_for(scheduler, x)
     return fs.integrate(lambda x, t: denoise(x, by_time[t]), x, nodes, solver=solver, schedule=scheduler._schedule)
 
 

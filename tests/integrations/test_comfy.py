@@ -17,6 +17,9 @@ import torch
 import fewstep as fs
 from fewstep.integrations import comfy as nodes
 from fewstep.integrations import kdiffusion
+from fewstep.solvers.evodiff.family import Family
+from fewstep.solvers.tuned import Measured
+from fewstep.statistics import describe
 from fewstep.table import SOLVERS
 
 SIGMA_MIN, SIGMA_MAX = 0.03, 14.6
@@ -314,6 +317,29 @@ def test_no_solver_on_offer_needs_statistics():
     assert calls == sorted(calls)
     for label, n in zip(labels, calls, strict=True):
         assert label == nodes.LABELS[label] + (f" ({n} calls a step)" if n > 1 else "")
+
+
+@pytest.mark.parametrize("steps", [6, 9])
+@LAWS
+def test_a_tuned_plan_is_a_run_of_fewstep(law, steps, tmp_path):
+    flow = isinstance(law, CONST)
+    schedule = fs.Flow() if flow else fs.EDM(SIGMA_MIN, SIGMA_MAX)
+    family = Family(center=0.4, rise=-0.3, surprise=0.5)
+    levels = family.nodes(schedule, 6)
+    plan = Measured.of(levels, family.stages(levels, schedule.data_scale), schedule.data_scale, family)
+    fs.Tuned({6: plan}, describe(schedule)).save(tmp_path / "plan.json")
+    sampler, sigmas = nodes.FewstepTuned().get_plan(patcher(law), str(tmp_path / "plan.json"), steps)
+    noise = fs.unit_noise(range(2), (4, 8, 8))
+    guider = Guider(law)
+    out = sampler.sample(guider, noise, sigmas, seed=0)
+    assert guider.calls == steps
+
+    def denoiser(x, t):
+        return guider(x, torch.full((len(x),), t), {"a": 1}, 0)
+
+    # sigmas are float32
+    wanted = fs.sample(denoiser, noise, nfe=steps, solver=fs.Tuned.load(tmp_path / "plan.json"), schedule=schedule)
+    torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_nodes_are_as_comfyui_reads_them_and_say_what_they_are():

@@ -15,6 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from fewstep.integrations.diffusers import EVODiffScheduler
 from fewstep.prediction import KINDS, from_denoised
+from fewstep.solvers.evodiff.family import Family
+from fewstep.solvers.tuned import Measured, Tuned
+from fewstep.statistics import describe
 from fewstep.table import SOLVERS
 from integrations.runs import DETERMINISTIC, ONE_CALL, denoise, network, pull, push
 
@@ -942,3 +945,54 @@ def test_wrong_config_values_of_a_run_say_what_to_do():
         flow.set_timesteps(sigmas=[2.0, 1.0], mu=1.0)
     with pytest.raises(ValueError, match="set_timesteps first"):
         EVODiffScheduler().step(latents(), 0, latents())
+
+
+# Tuned plans
+
+
+def tuned_on(schedule, path, calls=6):
+    """A plan that no default has."""
+    family = Family(center=0.4, rise=-0.3, surprise=0.5, reach=-0.5)
+    nodes = family.nodes(schedule, calls)
+    plan = Measured.of(nodes, family.stages(nodes, schedule.data_scale), schedule.data_scale, family)
+    Tuned({calls: plan}, describe(schedule)).save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("steps", [6, 8])
+@pytest.mark.parametrize("config", [{"beta_schedule": "scaled_linear"}, FLOW], ids=["betas", "flow"])
+def test_a_tuned_plan_runs_as_it_does_in_fewstep(config, steps, tmp_path):
+    schedule = scheduled(**config)._schedule
+    path = tuned_on(schedule, tmp_path / "plan.json")
+    scheduler = scheduled(steps, tuned=path, **config)
+    tuned = Tuned.load(path)
+    assert scheduler._nodes == tuned.nodes(schedule, steps)
+    close(pull(scheduler, latents()), push(scheduler, latents(), solver=tuned), 1e-8)
+
+
+def test_a_tuned_plan_is_kept_in_the_config(tmp_path):
+    path = tuned_on(scheduled()._schedule, tmp_path / "plan.json")
+    scheduler = scheduled(6, tuned=path)
+    scheduler.save_pretrained(tmp_path / "saved")
+    again = EVODiffScheduler.from_pretrained(tmp_path / "saved")
+    again.set_timesteps(6)
+    assert again._nodes == scheduler._nodes
+    assert not torch.equal(again.timesteps, scheduled(6).timesteps)
+
+
+def test_levels_that_are_given_are_not_the_plan_s(tmp_path):
+    path = tuned_on(scheduled()._schedule, tmp_path / "plan.json")
+    sigmas = [12.0, 5.0, 2.0, 1.0, 0.4, 0.1]
+    scheduler = EVODiffScheduler(tuned=path)
+    scheduler.set_timesteps(sigmas=sigmas)
+    torch.testing.assert_close(scheduler.sigmas[:-1], torch.tensor(sigmas), rtol=1e-6, atol=0)
+
+
+def test_a_plan_of_another_model_or_solver_is_refused(tmp_path):
+    path = tuned_on(scheduled()._schedule, tmp_path / "plan.json")
+    with pytest.raises(ValueError, match=r"plan of 6 calls, tuned on Discrete.*this model knows"):
+        EVODiffScheduler(tuned=path, beta_schedule="squaredcos_cap_v2")
+    with pytest.raises(ValueError, match="a tuned plan is EVODiff's; got solver='ddim'"):
+        EVODiffScheduler(tuned=path, solver="ddim")
+    with pytest.raises(FileNotFoundError, match="make it with fewstep tune"):
+        EVODiffScheduler(tuned=str(tmp_path / "none.json"))

@@ -17,7 +17,7 @@ except ImportError:
 
 from .. import __version__
 from ..signals import INTERRUPTED
-from . import bench, compare, estimate, grids, models, sample, solvers
+from . import analyze, bench, compare, estimate, grids, models, sample, solvers, tune
 from .show import say
 
 
@@ -52,6 +52,8 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 app.command()(sample.sample)
 app.command()(compare.compare)
+app.command()(tune.tune)
+app.command()(analyze.analyze)
 app.command()(models.models)
 app.command()(solvers.solvers)
 app.command()(grids.grids)

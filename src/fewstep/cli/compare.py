@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..models import DEFAULT_MODEL
-from .options import ALL_SOLVERS, AsJson, Debug, Device, GridName, Guidance, Label, Model, Seed, Statistics, path
+from .options import ALL_SOLVERS, AsJson, Debug, Device, GridName, Guidance, Label, Model, Plan, Seed, Statistics, path
 from .parse import conditioned, informed, load, pick_budgets, pick_grid, pick_solvers
 from .show import count, errors, progress, say
 
@@ -36,6 +36,7 @@ def compare(
     label: Label = "all",
     guidance: Guidance = 1.0,
     statistics: Statistics = None,
+    plan: Plan = None,
     device: Device = "cpu",
     out: Annotated[Path, typer.Option(parser=path, metavar="<path>", help="The picture, a PNG.")] = Path("compare.png"),
     as_json: AsJson = False,
@@ -54,16 +55,17 @@ def compare(
         from ..files import check_file, write_atomically
         from ..pictures import Cell, comparison, pixels, sheet
         from ..runs import versions
-        from ..sampling import plan, unit_noise
+        from ..sampling import plan as planned
+        from ..sampling import unit_noise
 
         picked, chosen_grid = pick_solvers("--solvers", map(str.strip, solvers.split(","))), pick_grid(grid)
         loaded = load(model, device)
         seeds = range(seed, seed + n)
         model_denoiser = conditioned(loaded, label, guidance)(seeds)
-        chosen = informed(picked, statistics, loaded, label, guidance)
+        chosen = informed(picked, statistics, plan, loaded, label, guidance)
         check_file(out)
         for each, budget in product(chosen.values(), budgets):  # what cannot be planned is told before the long run
-            plan(loaded.schedule, each, nfe=budget, grid=chosen_grid)
+            planned(loaded.schedule, each, nfe=budget, grid=chosen_grid)
         noise = unit_noise(seeds, loaded.shape, device=device)
         with progress("comparing", CONVERGED_NFE + len(chosen) * sum(budgets), "calls") as advance:
 

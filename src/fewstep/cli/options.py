@@ -37,4 +37,7 @@ Statistics = Annotated[
         parser=path, metavar="<path>", help="A file of `fewstep estimate`, for solvers that need one; may be repeated."
     ),
 ]
+Plan = Annotated[
+    Path | None, typer.Option(parser=path, metavar="<path>", help="A file of `fewstep tune`, for the solver 'tuned'.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

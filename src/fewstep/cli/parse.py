@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +12,15 @@ from typing import TYPE_CHECKING
 import typer
 
 from .options import ALL_GRIDS, ALL_SOLVERS
+from .show import say
 
 if TYPE_CHECKING:
     from ..adapters import EDMModel
     from ..grid import Grid
     from ..prediction import Denoiser
     from ..solvers import Solver
+
+TUNED = "tuned"  # not in the table: it is of a file
 
 
 def pick(option: str, known: Collection[str], name: str, shown: str | None = None) -> None:
@@ -25,12 +29,13 @@ def pick(option: str, known: Collection[str], name: str, shown: str | None = Non
 
 
 def pick_solvers(option: str, names: Iterable[str]) -> dict[str, Solver]:
+    from ..solvers import Tuned
     from ..table import SOLVERS
 
-    chosen = {}
+    chosen: dict[str, Solver] = {}
     for name in names:
-        pick(option, SOLVERS, name, ALL_SOLVERS)
-        chosen[name] = SOLVERS[name].solver
+        pick(option, {*SOLVERS, TUNED}, name, ALL_SOLVERS)
+        chosen[name] = Tuned({}) if name == TUNED else SOLVERS[name].solver
     return chosen
 
 
@@ -96,9 +101,15 @@ def subject(model: EDMModel, label: str, guidance: float) -> str:
 
 
 def informed(
-    solvers: dict[str, Solver], files: list[Path] | None, model: EDMModel, label: str, guidance: float
+    solvers: dict[str, Solver],
+    files: list[Path] | None,
+    plan: Path | None,
+    model: EDMModel,
+    label: str,
+    guidance: float,
 ) -> dict[str, Solver]:
-    """The solvers, those that need statistics with the ones that the files hold; the table's are stand-ins."""
+    """The solvers, those that need statistics or a plan with the ones that the files hold; others are stand-ins."""
+    from ..solvers import Tuned
     from ..statistics import load_statistics
 
     of = subject(model, label, guidance)
@@ -110,8 +121,18 @@ def informed(
         if kind is not type(None) and len(fitting) != 1:
             command = f"fewstep estimate {kind.__name__.lower()} --out FILE"
             raise typer.BadParameter(f"{name} needs one file of {kind.__name__}: {command}", param_hint="--statistics")
+        if name == TUNED:
+            if plan is None:
+                raise typer.BadParameter(f"{name} needs a plan: fewstep tune --out FILE", param_hint="--plan")
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                solver = Tuned.load(plan, schedule=model.schedule, fingerprint=of)
+            for each in told:
+                say(f"warning: {each.message}")
         informed[name] = dataclasses.replace(solver, statistics=fitting[0]) if fitting else solver  # type: ignore[type-var]
         used |= set(map(id, fitting))
+    if plan is not None and TUNED not in solvers:
+        raise typer.BadParameter(f"is for the solver {TUNED!r}, which was not asked for", param_hint="--plan")
     if len(used) < len(found):
         raise typer.BadParameter("holds statistics that no solver asked for", param_hint="--statistics")
     return informed

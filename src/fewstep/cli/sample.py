@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..models import DEFAULT_MODEL
-from .options import ALL_SOLVERS, AsJson, Debug, Device, GridName, Guidance, Label, Model, Seed, Statistics, path
+from .options import ALL_SOLVERS, AsJson, Debug, Device, GridName, Guidance, Label, Model, Plan, Seed, Statistics, path
 from .parse import conditioned, informed, load, pick_grid, pick_solvers
 from .show import count, errors, progress, say
 
@@ -34,6 +34,7 @@ def sample(
     label: Label = "all",
     guidance: Guidance = 1.0,
     statistics: Statistics = None,
+    plan: Plan = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; changes no pixel on a CPU.")] = 16,
     device: Device = "cpu",
     npz: Annotated[bool, typer.Option("--npz", help="One samples.npz, written at the end, instead of PNGs.")] = False,
@@ -57,7 +58,7 @@ def sample(
         picked, chosen_grid = pick_solvers("--solver", [solver]), pick_grid(grid)
         loaded = load(model, device)
         denoiser = conditioned(loaded, label, guidance)
-        chosen = informed(picked, statistics, loaded, label, guidance)[solver]
+        chosen = informed(picked, statistics, plan, loaded, label, guidance)[solver]
         settings = {
             "model": model, "weights": loaded.fingerprint, "network": _digest(loaded.network),
             "schedule": repr(loaded.schedule), "classes": list(loaded.classes),
@@ -65,6 +66,7 @@ def sample(
             "nfe": nfe, "n": n, "seed": seed, "grid": grid, "label": label, "guidance": guidance, "device": device,
             "format": "npz" if npz else "png",
             "statistics": [hashlib.sha256(path.read_bytes()).hexdigest() for path in statistics or []],
+            "plan": None if plan is None else hashlib.sha256(plan.read_bytes()).hexdigest(),
             "versions": versions(),
         }  # fmt: skip
 

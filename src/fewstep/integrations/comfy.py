@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from ..grid import Grid, focused, karras, log_snr
+from ..schedule import EDM, Flow, Schedule
+from ..solvers import Tuned
 from ..table import SOLVERS
-from .kdiffusion import History, get_sigmas, sampler
+from .kdiffusion import History, get_sigmas, get_sigmas_tuned, sampler
 
 __all__ = [
     "NODE_CLASS_MAPPINGS",
@@ -25,6 +27,7 @@ __all__ = [
     "FewstepAnySampler",
     "FewstepSampler",
     "FewstepSigmas",
+    "FewstepTuned",
     "picked_grid",
     "register",
     "sample",
@@ -157,6 +160,38 @@ def sigmas_for(law: Any, steps: int, grid: str = AUTO, denoise: float = 1.0) -> 
     return get_sigmas(made, steps, min(low, high / 2), high, flow=flow)
 
 
+class FewstepTuned:
+    DESCRIPTION = "A SAMPLER and its SIGMAS, of a plan that `fewstep tune` measured on this model and guidance."
+    CATEGORY = "sampling/custom_sampling/samplers"
+    FUNCTION = "get_plan"
+    RETURN_TYPES = ("SAMPLER", "SIGMAS")
+    OUTPUT_TOOLTIPS = ("For SamplerCustom or SamplerCustomAdvanced.", "For the same, with this sampler.")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        tips = {
+            "plan": "The path of the file, on the machine that ComfyUI runs on.",
+            "steps": "Best one of the numbers of calls that were tuned.",
+        }
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "Its range of noise levels must be that of the plan."}),
+                "plan": ("STRING", {"default": "plan.json", "tooltip": tips["plan"]}),
+                "steps": ("INT", {"default": 8, "min": 1, "max": MOST_STEPS, "tooltip": tips["steps"]}),
+            }
+        }
+
+    def get_plan(self, model: Any, plan: str, steps: int) -> tuple[Any, Tensor]:
+        import comfy.samplers
+
+        law = model.get_model_object("model_sampling")
+        flow = _is_flow(law)
+        schedule: Schedule = Flow() if flow else EDM(float(law.sigma_min), float(law.sigma_max))
+        tuned = Tuned.load(plan).on(schedule)
+        sigmas = get_sigmas_tuned(tuned, steps, schedule, flow=flow)
+        return comfy.samplers.KSAMPLER(sampler(tuned, flow=flow), extra_options={}), sigmas
+
+
 def sample(
     model: Any,
     x: Tensor,
@@ -221,10 +256,11 @@ def _is_flow(law: object) -> bool:
 
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    node.__name__: node for node in (FewstepSampler, FewstepAnySampler, FewstepSigmas)
+    node.__name__: node for node in (FewstepSampler, FewstepAnySampler, FewstepSigmas, FewstepTuned)
 }
 NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
     "FewstepSampler": "fewstep sampler (EVODiff)",
     "FewstepAnySampler": "fewstep sampler (all solvers)",
     "FewstepSigmas": "fewstep sigmas",
+    "FewstepTuned": "fewstep tuned plan",
 }

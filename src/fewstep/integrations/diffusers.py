@@ -32,7 +32,7 @@ from torch import Tensor
 from ..guidance import magnitude
 from ..prediction import KINDS, to_denoised
 from ..schedule import Discrete, Flow, Node
-from ..solvers import Solver, Stage
+from ..solvers import Solver, Stage, Tuned
 from ..solvers.core.base import choice
 from ..solvers.evodiff.solver import RULES
 from ..table import SOLVERS
@@ -102,6 +102,8 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     data_std: about the standard deviation of what the model makes, for "evodiff" and its levels: 0.5 for images in
         [-1, 1], 1 for latents that are scaled to it. None asks the range of the betas: 0.5, or more where they end at
         visible noise, 0.93 for Stable Diffusion's.
+    tuned: a file of `fewstep.tune` on this model, in place of "evodiff": its levels, unless others are given, and its
+        weights. docs/tune.md.
 
     All others are those of diffusers' multistep and flow schedulers: which noise levels, what the model predicts,
     thresholding or `clip_sample`. `use_lu_lambdas` is even steps of log-SNR, `timestep_type="continuous"` tells the
@@ -152,8 +154,11 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         shift_terminal: float | None = None,
         invert_sigmas: bool = False,
         data_std: float | None = None,
+        tuned: str | None = None,
     ) -> None:
         choice("solver", solver, _solvers())
+        if tuned is not None and solver != "evodiff":
+            raise ValueError(f"a tuned plan is EVODiff's; got solver={solver!r}, tuned={tuned!r}")
         choice("prediction_type", prediction_type, KINDS)
         choice("timestep_type", timestep_type, ("discrete", "continuous", "integer"))
         if isinstance(channel_dim, str):
@@ -175,6 +180,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._schedule: Discrete | Flow = (
             Flow(data_std=data_std) if use_flow_sigmas else table_of(found, lambda_min_clipped, data_std)
         )
+        self._tuned = None if tuned is None else Tuned.load(tuned).on(self._schedule)
         known = self._schedule.alphas_cumprod if isinstance(self._schedule, Discrete) else np.cumprod(1 - found)
         self.alphas_cumprod = torch.tensor(known, dtype=torch.float32)
         self.init_noise_sigma = 1.0
@@ -247,7 +253,8 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             mu: the shift, for configs with use_dynamic_shifting; others ignore it.
             timesteps: what the model is told. Without sigmas, they follow from the timesteps, without shift.
         """
-        self._set(levels(self.config, self._schedule, num_inference_steps, sigmas, mu, timesteps), device)
+        own = None if self._tuned is None else self._tuned.grid
+        self._set(levels(self.config, self._schedule, num_inference_steps, sigmas, mu, timesteps, own), device)
         self.num_inference_steps = len(self._nodes) - 1
         self._enter(0, self._channel_dim(4))
 
@@ -265,7 +272,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _enter(self, index: int, channels: int | None) -> None:
         """Plan the run that begins at this index, with no history."""
         nodes = self._nodes[index:]
-        solver = _solver(self.config, isinstance(self._schedule, Flow), channels)
+        solver = self._tuned or _solver(self.config, isinstance(self._schedule, Flow), channels)
         self._stages = as_differences(solver.plan(self._schedule, nodes, len(nodes) - 1))
         self._start = self._next = index
         self._channels = channels

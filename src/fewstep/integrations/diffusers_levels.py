@@ -22,7 +22,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..grid import Grid, beta, checked, focused, karras, leading, linspace, log_snr, time_uniform, trailing
+from ..grid import (
+    Grid,
+    GridFunction,
+    beta,
+    checked,
+    focused,
+    karras,
+    leading,
+    linspace,
+    log_snr,
+    time_uniform,
+    trailing,
+)
 from ..schedule import EDM, Discrete, Flow, Node
 from ..solvers.core.base import choice
 
@@ -115,8 +127,9 @@ def levels(
     sigmas: Iterable[float] | None,
     mu: float | None,
     timesteps: Iterable[float] | None,
+    own: GridFunction | None = None,
 ) -> Levels:
-    """The levels of a run; the arguments are those of `set_timesteps`."""
+    """The levels of a run; the arguments are those of `set_timesteps`, and a grid in place of the config's."""
     choice("final_sigmas_type", config.final_sigmas_type, ("zero", "sigma_min"))
     levels_given, times_given = _values(sigmas), _values(timesteps)
     if levels_given is not None and len(levels_given) > 1 and levels_given[-1] == 0:
@@ -131,7 +144,10 @@ def levels(
     (count,) = counts
     if isinstance(count, bool) or not hasattr(count, "__index__") or count < 1:
         raise ValueError(f"num_inference_steps must be an integer of at least 1; got {count!r}")
-    if isinstance(schedule, Flow):
+    if own is not None and not given:
+        nodes = tuple(own(schedule, int(count)))
+        found = _discrete_at(config, schedule, nodes) if isinstance(schedule, Discrete) else _flow_at(config, nodes)
+    elif isinstance(schedule, Flow):
         found = _flow(config, int(count), levels_given, mu, times_given)
     else:
         found = _discrete(config, schedule, int(count), levels_given, times_given)
@@ -187,6 +203,10 @@ def _discrete(config: Any, schedule: Discrete, steps: int, sigmas: Array | None,
         nodes = list(_spaced_in_time(config, schedule, steps))
     if sigmas is not None and timesteps is not None:
         return Levels(tuple(nodes), timesteps.astype(np.float32))
+    return _discrete_at(config, schedule, nodes)
+
+
+def _discrete_at(config: Any, schedule: Discrete, nodes: Sequence[Node]) -> Levels:
     if config.timestep_type == "continuous":
         return Levels(tuple(nodes), _continuous(nodes))
     if config.timestep_type == "integer":
@@ -339,5 +359,8 @@ def _flow_between(config: Any, grid: Grid, values: Array, steps: int, to_zero: b
 
 
 def _told(config: Any, values: list[float]) -> Levels:
-    nodes = tuple(Node(v, 1 - v, v) for v in values)
-    return Levels(nodes, np.array([_clock(config, v) for v in values[:-1]], dtype=np.float32))
+    return _flow_at(config, tuple(Node(v, 1 - v, v) for v in values))
+
+
+def _flow_at(config: Any, nodes: tuple[Node, ...]) -> Levels:
+    return Levels(nodes, np.array([_clock(config, node.sigma) for node in nodes[:-1]], dtype=np.float32))

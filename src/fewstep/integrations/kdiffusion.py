@@ -27,10 +27,10 @@ from torch import Tensor
 from ..grid import Grid, checked, focused
 from ..sampling import Step, check_tensor, drive, step_noise
 from ..schedule import EDM, Flow, Node, Schedule
-from ..solvers import DDIM, AnalyticDPM, EVODiff, RESingle, SDEDPMSolverPP, Solver, Stage, Stochastic, UniPC
+from ..solvers import DDIM, AnalyticDPM, EVODiff, RESingle, SDEDPMSolverPP, Solver, Stage, Stochastic, Tuned, UniPC
 from ..solvers.core.base import renoise
 
-__all__ = ["History", "get_sigmas", "get_sigmas_focused", "sample_evodiff", "sampler"]
+__all__ = ["History", "get_sigmas", "get_sigmas_focused", "get_sigmas_tuned", "sample_evodiff", "sampler"]
 
 
 LONGEST = 3.0  # half log-SNR, the first step of an inversion by what extrapolates data over it: docs/inversion.md
@@ -68,7 +68,8 @@ def sampler(solver: Solver, *, flow: bool = False, sigma_min: float | None = Non
     """`solver` as a function of k-diffusion: sample(model, x, sigmas, extra_args=None, callback=None, disable=None).
 
     Args:
-        solver: any of fewstep's. EVODiff's sigmas must fall; those of a linear solver may rise (inversion).
+        solver: any of fewstep's. EVODiff's sigmas must fall; those of a linear solver may rise (inversion). One that
+            `fewstep.tune` found serves its model on any schedule, on its own levels: `get_sigmas_tuned`.
         flow: whether x = (1 - sigma) x_0 + sigma noise, with sigma in [0, 1], as ComfyUI has Flux, SD3 or Wan; else
             x = x_0 + sigma noise.
         sigma_min: the lowest sigma of the model's range, if it is no flow: what the scale of its data is read off,
@@ -97,6 +98,8 @@ def sampler(solver: Solver, *, flow: bool = False, sigma_min: float | None = Non
             below the rest (as ComfyUI's FlipSigmas has them, from 1e-4) where the solver cannot follow.
         fewstep.DenoiserError: the model's answer is not a tensor like x, or not finite.
     """
+    if isinstance(solver, Tuned):
+        solver = replace(solver, schedule=None)
     if flow:
         return partial(_sample, solver, Flow())
     ends = {} if sigma_min is None else {"sigma_min": sigma_min, "sigma_max": max(EDM.sigma_max, 2 * sigma_min)}
@@ -261,6 +264,14 @@ def get_sigmas(
     """The levels of a grid of fewstep likewise."""
     low, high = (_ratio(_clamped(sigma)) for sigma in (sigma_min, sigma_max)) if flow else (sigma_min, sigma_max)
     ratios = (node.sigma for node in grid(EDM(low, high), n, to_zero=True))
+    return torch.tensor([r / (1 + r) if flow else r for r in ratios], dtype=torch.float32, device=device)
+
+
+def get_sigmas_tuned(
+    tuned: Tuned, n: int, schedule: Schedule, device: str | torch.device = "cpu", *, flow: bool = False
+) -> Tensor:
+    """The levels of a tuned plan of n calls, on the `schedule` that it was tuned on; float32, (n + 1,)."""
+    ratios = [node.nsr for node in tuned.nodes(schedule, n)]
     return torch.tensor([r / (1 + r) if flow else r for r in ratios], dtype=torch.float32, device=device)
 
 

@@ -26,6 +26,7 @@ from .sde_dpmpp import SDEDPMSolverPP
 from .seeds import SEEDS
 from .stochastic import Stochastic
 from .stork import STORK
+from .tuned import Tuned
 from .unipc import UniPC
 
 __all__ = [
@@ -58,5 +59,6 @@ __all__ = [
     "Solver",
     "Stage",
     "Stochastic",
+    "Tuned",
     "UniPC",
 ]

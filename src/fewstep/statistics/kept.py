@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,18 +16,24 @@ from torch import Tensor
 from ..files import check_file
 from ..schedule import Schedule
 from ..store import Store
-from .tables import EMS, Gamma, describe
+from .tables import describe
 
 __all__ = ["kept"]
 
 Once = Callable[[str, Callable[[], Tensor]], Tensor]
-Save = Callable[[EMS | Gamma], None]
+
+
+class Saved(Protocol):
+    def save(self, path: str | Path) -> None: ...
+
+
+Save = Callable[[Saved], None]
 
 
 @contextmanager
 def kept(
     out: str | Path | None,
-    kind: type[EMS | Gamma],
+    kind: type[Saved],
     fingerprint: str | None,
     schedule: Schedule,
     data: Sequence[Tensor | None],
@@ -61,7 +67,7 @@ def kept(
             store.write({file: buffer.getvalue()})
             return made
 
-        def save(found: EMS | Gamma) -> None:
+        def save(found: Saved) -> None:
             found.save(path)
             store.remove()
 

@@ -1,0 +1,134 @@
+"""`fewstep tune`: a plan that is measured on a model."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..models import DEFAULT_MODEL
+from .options import AsJson, Debug, Device, Guidance, Label, Model, Seed, path
+from .parse import conditioned, load, pick_budgets, subject
+from .show import errors, progress, say
+
+if TYPE_CHECKING:
+    from ..solvers import Tuned
+
+FEWEST = 4
+
+
+def tune(
+    out: Annotated[Path, typer.Option(parser=path, metavar="<path>", help="The plan, a JSON file.")],
+    model: Model = DEFAULT_MODEL,
+    nfe: Annotated[str, typer.Option(help="Comma-separated budgets, of 2 calls or more.")] = "5,6,8,10",
+    n: Annotated[int, typer.Option(min=FEWEST, help="How many samples: half to tune on, half to report on.")] = 32,
+    seed: Seed = 0,
+    objective: Annotated[
+        str, typer.Option(help="What counts: 'rmse', or 'details', which are sizes of differences too.")
+    ] = "rmse",
+    most: Annotated[int, typer.Option(min=1, help="Evaluations of a single sample that each budget may take.")] = 5000,
+    label: Label = "all",
+    guidance: Guidance = 1.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 8,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Measure a plan on a model: nodes and weights for each budget, and what they gain on seeds it was not tuned on.
+
+    An interrupted one goes on when the same command is given again. The plan is used by --solver tuned --plan FILE.
+    """
+    budgets = pick_budgets(nfe)
+    if min(budgets) < 2:
+        raise typer.BadParameter(f"{nfe!r} must be integers of at least 2, like 5,8,10", param_hint="--nfe")
+    with errors(debug):
+        from ..files import check_file
+        from ..tuning import OBJECTIVES, cost
+        from ..tuning import tune as measure
+
+        if objective not in OBJECTIVES:
+            raise typer.BadParameter(
+                f"{objective!r} is not known; choose from {', '.join(OBJECTIVES)}", param_hint="--objective"
+            )
+        check_file(out)
+        loaded = load(model, device)
+        denoiser = conditioned(loaded, label, guidance)
+        total = cost(sorted(set(budgets)), n, most)
+        twice = ", each two of the network" if guidance != 1 else ""
+        say(f"at most {total:,} evaluations of a sample{twice}")
+        started, told = time.perf_counter(), 0
+        with progress("tuning", total, "samples") as advance, warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+
+            def report(done: int, total: int) -> None:
+                nonlocal told
+                advance(done - told)
+                told = done
+
+            try:
+                found = measure(
+                    denoiser,
+                    loaded.schedule,
+                    shape=loaded.shape,
+                    nfe=budgets,
+                    seeds=range(seed, seed + n),
+                    objective=objective,  # type: ignore[arg-type]
+                    by_seed=True,
+                    most=most,
+                    batch=batch_size,
+                    device=device,
+                    fingerprint=subject(loaded, label, guidance),
+                    out=out,
+                    progress=report,
+                )
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"{told:,} evaluations are kept; the same command goes on from there") from None
+    for warning in warned:
+        say(f"warning: {warning.message}")
+    evaluations = sum(each.evaluations for each in found.report)
+    if as_json:
+        outcomes = [each._asdict() for each in found.report]
+        typer.echo(json.dumps({"out": str(out), "evaluations": evaluations, "report": outcomes, **found.facts}))
+    else:
+        Console().print(_table(found))
+    seconds = time.perf_counter() - started
+    say(f"{evaluations:,} evaluations besides reference and report, {seconds:.0f} s, {_peak(device)}")
+    better = [str(each.calls) for each in found.report if each.kept]
+    if better:
+        say(f"the plan for {', '.join(better)} calls is {out}: --solver tuned --plan {out}")
+    else:
+        say(f"nothing was gained: {out} holds the default")
+
+
+def _table(found: Tuned) -> Table:
+    table = Table(
+        "calls", "default", "tuned", "ratio", "95 %", "evaluations", "kept",
+        title="RMSE to the converged solution, seeds held out",
+    )  # fmt: skip
+    for each in found.report:
+        kept = "yes" if each.kept else "no, the default runs"
+        interval = f"{each.low:.2f} to {each.high:.2f}"
+        values = (f"{each.default:.4g}", f"{each.tuned:.4g}", f"{each.ratio:.2f}", interval, f"{each.evaluations:,}")
+        table.add_row(str(each.calls), *values, kept)
+    return table
+
+
+def _peak(device: str) -> str:
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return f"at most {torch.cuda.max_memory_allocated(device) / 1e6:,.0f} MB of the device"
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return "peak memory unknown"
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6:,.0f} MB in all"

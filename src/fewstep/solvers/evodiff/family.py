@@ -1,0 +1,65 @@
+"""The numbers behind EVODiff's default, to be changed together: those of its grid, of its prior and of its trust.
+
+All are chosen once for models of images. `fewstep.tune` chooses them for one model; with all of them 0 the default's
+nodes and stages come out, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from ...grid.base import FALL, FALL_OF_LONG, closes, focused, lam_ends
+from ...schedule import Node, Schedule
+from .trust import TrustingStage
+from .variance import PRIOR, REACH, stages
+
+__all__ = ["Family"]
+
+CENTER, RISE = 4.0, 0.6  # of `focused`
+
+
+class Family(NamedTuple):
+    """Natural logarithms of factors on the default's numbers; `slope` is added to its own.
+
+    scale: of the data's standard deviation, in grid, prior and trust. center, rise, fall: of `focused`. surprise,
+    slope, largest: of `PathPrior`. reach: of `variance`. trusted: of the change that trust allows.
+    """
+
+    scale: float = 0.0
+    center: float = 0.0
+    rise: float = 0.0
+    fall: float = 0.0
+    surprise: float = 0.0
+    slope: float = 0.0
+    largest: float = 0.0
+    reach: float = 0.0
+    trusted: float = 0.0
+
+    def nodes(self, schedule: Schedule, steps: int) -> tuple[Node, ...]:
+        """The grid. It ends where the default's ends, whatever the scale."""
+        start, end = lam_ends(schedule)
+        closing = closes(schedule.data_std, end, None)
+        fall = FALL + FALL_OF_LONG * (end.lam - start.lam) / max(steps - closing, 1)
+        return focused(
+            schedule,
+            steps,
+            data_std=schedule.data_scale * math.exp(self.scale),
+            center=CENTER * math.exp(self.center),
+            rise=RISE * math.exp(self.rise),
+            fall=fall * math.exp(self.fall),
+            to_zero=closing,
+        )
+
+    def stages(self, nodes: Sequence[Node], data_std: float) -> list[TrustingStage]:
+        """The plan on any nodes, for data of about `data_std` before it is scaled."""
+        prior = replace(
+            PRIOR,
+            surprise=PRIOR.surprise * math.exp(self.surprise),
+            slope=PRIOR.slope + self.slope,
+            largest=PRIOR.largest * math.exp(self.largest),
+        )
+        plan = stages(nodes, False, data_std * math.exp(self.scale), prior=prior, reach=REACH * math.exp(self.reach))
+        return [stage._replace(surprise=stage.surprise * math.exp(self.trusted)) for stage in plan]

@@ -1,0 +1,307 @@
+"""A plan that was measured on a model, as data: nodes, and the weights of EVODiff's step at each.
+
+`fewstep.tune` makes it and a JSON file keeps it, which holds numbers and words alone. Levels are half log-SNRs and
+weights are of y = x / alpha, so that a plan serves a model in whichever form its x is: x_0 + sigma noise as well as
+alpha x_0 + sigma noise.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from ..files import write_atomically
+from ..grid import Grid, checked
+from ..schedule import Node, Schedule
+from ..statistics.tables import describe
+from .core.base import euler_row, spend
+from .evodiff import EVODiff
+from .evodiff.family import Family
+from .evodiff.trust import Split, TrustingStage
+
+__all__ = ["Measured", "Numbers", "Outcome", "Tuned"]
+
+FORMAT, VERSION = "fewstep Tuned", 1
+DIFFERENCES = 3  # that a step of EVODiff weighs, at most
+# In half log-SNR. Levels that went through float32 are off by 1e-6, tuned ones are 0.02 apart at least.
+SAME = 1e-3
+OTHER = 0.1  # the ends of ranges differ by 1e-4 in rounding, those of models by 0.3 and more
+
+
+class Numbers(NamedTuple):
+    """Of one stage: the weights of differences of answers in the prediction and the correction, over alpha, the newest
+    first, and what trust needs, as in `TrustingStage`. No weights, no correction."""
+
+    predict: tuple[float, ...] = ()
+    correct: tuple[float, ...] = ()
+    foretold: tuple[float, ...] = ()
+    surprise: float = 0.0
+
+    @classmethod
+    def of(cls, stage: TrustingStage, t: Node) -> Numbers:
+        """Of the stage from its node to `t`."""
+        predict, correct = (
+            () if split is None else tuple(weight / node.alpha for weight in (split.lead, *split.rest))
+            for split, node in ((stage.predict, t), (stage.correct, stage.node))
+        )
+        return cls(predict, correct, stage.foretold, stage.surprise)
+
+    @property
+    def reach(self) -> int:
+        """How many differences of answers it takes."""
+        return max(1, len(self.predict) - 1, len(self.correct) - 1, 1 + len(self.foretold))
+
+
+class Measured(NamedTuple):
+    """What was found for one number of calls.
+
+    lams: half log-SNRs of the nodes, inf where the run ends at sigma = 0. data_std: of the data. family: what plans
+    other budgets.
+    """
+
+    lams: tuple[float, ...]
+    numbers: tuple[Numbers, ...]
+    data_std: float
+    family: Family
+
+    @classmethod
+    def of(cls, nodes: Sequence[Node], stages: Sequence[TrustingStage], data_std: float, family: Family) -> Measured:
+        numbers = (Numbers.of(stage, t) for stage, t in zip(stages, nodes[1:], strict=True))
+        return cls(tuple(node.lam for node in nodes), tuple(numbers), data_std, family)
+
+    def nodes(self, schedule: Schedule) -> tuple[Node, ...]:
+        return tuple(schedule.node(schedule.t_clean if math.isinf(lam) else schedule.time_at(lam)) for lam in self.lams)
+
+    def fits(self, nodes: Sequence[Node]) -> bool:
+        """Whether `nodes` are its levels."""
+        return len(nodes) == len(self.lams) and all(
+            lam == node.lam or abs(lam - node.lam) <= SAME for lam, node in zip(self.lams, nodes, strict=True)
+        )
+
+    def stages(self, nodes: Sequence[Node]) -> list[TrustingStage]:
+        plan: list[TrustingStage] = []
+        reaches = [*(numbers.reach for numbers in self.numbers[1:]), 1]
+        for (s, t), numbers, next_reach in zip(pairwise(nodes), self.numbers, reaches, strict=True):
+            scale, (move,) = euler_row("data", s, t)
+            predict, correct = (
+                Split(node.alpha * weights[0], tuple(node.alpha * weight for weight in weights[1:]))
+                if weights
+                else None
+                for weights, node in ((numbers.predict, t), (numbers.correct, s))
+            )
+            gain = plan[-1].move if plan else 0.0
+            plan.append(
+                TrustingStage(
+                    s, scale, move, gain, correct, predict, numbers.foretold, numbers.surprise, self.data_std,
+                    next_reach - 1,
+                )
+            )  # fmt: skip
+        return plan
+
+    def check(self, calls: int) -> None:
+        """ValueError unless it is a plan of so many calls."""
+        if len(self.numbers) != calls or len(self.lams) != calls + 1:
+            raise ValueError(f"a plan of {calls} calls has {len(self.lams)} levels and {len(self.numbers)} stages")
+        rising = all(t > s for s, t in pairwise(self.lams))
+        if not rising or not all(map(math.isfinite, self.lams[:-1])):
+            raise ValueError(f"levels must rise in half log-SNR; got {self.lams}")
+        if not 0 < self.data_std < math.inf:
+            raise ValueError(f"data_std must be positive and finite; got {self.data_std!r}")
+        for i, (predict, correct, foretold, surprise) in enumerate(self.numbers):
+            known = min(i, DIFFERENCES)
+            if not all(map(math.isfinite, (*predict, *correct, *foretold, surprise, *self.family))):
+                raise ValueError(f"stage {i} of {calls} holds NaN or inf")
+            if max(len(predict) - 1, len(correct) - 1, len(foretold) + 1 if foretold else 0) > known or (
+                not known and (predict or correct)
+            ):
+                raise ValueError(f"stage {i} of {calls} weighs more than the {known} differences that are known")
+            if not foretold and max(len(predict), len(correct)) > 2:
+                raise ValueError(f"stage {i} of {calls} weighs old differences, of which nothing is foretold")
+
+
+class Outcome(NamedTuple):
+    """Of one number of calls, on seeds that nothing was tuned on: errors to the converged solution.
+
+    ratio is tuned over default, low and high its 95 % interval over seeds. evaluations: of single samples, by the
+    search. kept: whether the tuned plan is in the file; else the default was no worse.
+    """
+
+    calls: int
+    default: float
+    tuned: float
+    ratio: float
+    low: float
+    high: float
+    evaluations: int
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """EVODiff with nodes and weights that were measured on one model, by `fewstep.tune`.
+
+    Budgets that were tuned have nodes of their own; others are planned as the nearest tuned one was. Where the default
+    was no worse it runs. Explicit levels are planned like other budgets.
+
+    plans: by number of calls. schedule: as `describe` writes it; a run on another is refused, unless it is None.
+    fingerprint: of what it was tuned on, the guidance included. facts: seeds, objective, versions. report: what was
+    gained.
+
+    Cost: 1 call per step; state: 4 tensors, as EVODiff's default, and the same arithmetic.
+    """
+
+    plans: Mapping[int, Measured]
+    schedule: str | None = None
+    fingerprint: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    report: tuple[Outcome, ...] = field(default=(), compare=False)
+    calls_per_step: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        for calls, each in self.plans.items():
+            each.check(calls)
+
+    def __hash__(self) -> int:
+        return hash((tuple(sorted(self.plans.items())), self.schedule, self.fingerprint))
+
+    def __repr__(self) -> str:
+        return f"Tuned({', '.join(map(str, sorted(self.plans))) or 'no'} calls)"
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.nodes)
+
+    def nodes(self, schedule: Schedule, steps: int) -> tuple[Node, ...]:
+        """The levels of a run of `steps` calls."""
+        self._expect(schedule)
+        found = self._for(steps)
+        if found is None:
+            return EVODiff().grid(schedule, steps)
+        if steps in self.plans:
+            return checked(found.nodes(schedule), "the tuned levels")
+        return found.family.nodes(schedule, steps)
+
+    def plan(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None = None) -> Sequence[TrustingStage]:
+        self._expect(schedule)
+        steps = len(nodes) - 1
+        found = self._for(steps)
+        if found is None or nodes[1].nsr > nodes[0].nsr:
+            return EVODiff().plan(schedule, nodes, nfe)  # type: ignore[return-value]
+        if steps in self.plans and found.fits(nodes):
+            return spend(found.stages(nodes), nfe, steps)
+        return spend(found.family.stages(nodes, found.data_std / math.exp(found.family.scale)), nfe, steps)
+
+    def on(self, schedule: Schedule) -> Tuned:
+        """The same for the same model in another form: on any schedule whose range is that of the plans.
+
+        ValueError where it is another. Tables of betas are known by their ends: their numbers are rounded in many ways.
+        """
+        low, high = schedule.lam_range
+        for calls, each in self.plans.items():
+            ends = each.lams[0], min(each.lams[-1], high)
+            if max(abs(ends[0] - low), abs(ends[1] - high)) > OTHER:
+                raise ValueError(
+                    f"the plan of {calls} calls, tuned on {self.schedule}, goes from half log-SNR {ends[0]:.3g} to "
+                    f"{ends[1]:.3g}; this model knows {low:.3g} to {high:.3g}: tune for it"
+                )
+        return replace(self, schedule=None)
+
+    def _for(self, calls: int) -> Measured | None:
+        """What was found for so many calls, or for the nearest number; None where the default was no worse."""
+        if any(outcome.calls == calls and not outcome.kept for outcome in self.report) or not self.plans:
+            return None
+        return self.plans[min(self.plans, key=lambda known: (abs(math.log(known / calls)), known))]
+
+    def _expect(self, schedule: Schedule) -> None:
+        if self.schedule is not None and self.schedule != describe(schedule):
+            raise ValueError(
+                f"the plan was tuned on {self.schedule}, the run is on {describe(schedule)}: tune for this schedule, "
+                "or, for the same model on another clock, use dataclasses.replace(tuned, schedule=None)"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file, whole or not at all."""
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "schedule": self.schedule,
+            "fingerprint": self.fingerprint,
+            "facts": dict(self.facts),
+            "report": [outcome._asdict() for outcome in self.report],
+            "plans": {
+                str(calls): {
+                    "lams": [None if math.isinf(lam) else lam for lam in each.lams],
+                    "data_std": each.data_std,
+                    "family": each.family._asdict(),
+                    "stages": [numbers._asdict() for numbers in each.numbers],
+                }
+                for calls, each in sorted(self.plans.items())
+            },
+        }
+        write_atomically(Path(path), (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+    @classmethod
+    def load(cls, path: str | Path, *, schedule: Schedule | None = None, fingerprint: str | None = None) -> Tuned:
+        """Read a file of `save`.
+
+        `schedule` is refused, and `fingerprint` warned of, where they are not those that the plan was tuned on.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no file {path}: make it with fewstep tune, or Tuned.save")
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if content["format"] != FORMAT or content["version"] != VERSION:
+                raise ValueError(f"it is {content['format']!r} of version {content['version']!r}")
+            tuned = cls(
+                {int(calls): _measured(each) for calls, each in content["plans"].items()},
+                _word(content["schedule"]),
+                _word(content["fingerprint"]),
+                dict(content["facts"]),
+                tuple(Outcome(**each) for each in content["report"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(
+                f"{path} does not hold a plan of this fewstep ({reason}): copy it anew, or tune again"
+            ) from error
+        if schedule is not None:
+            tuned._expect(schedule)
+        if fingerprint is not None and tuned.fingerprint != fingerprint:
+            warnings.warn(
+                f"{path} was tuned on another model or guidance, {tuned.fingerprint}, not {fingerprint}: "
+                "what it gains there says nothing of this one; tune again",
+                stacklevel=2,
+            )
+        return tuned
+
+
+def _measured(each: Mapping[str, Any]) -> Measured:
+    *inner, last = each["lams"]
+    lams = (*map(float, inner), math.inf if last is None else float(last))
+    numbers = [
+        Numbers(
+            _weights(stage["predict"]),
+            _weights(stage["correct"]),
+            _weights(stage["foretold"]),
+            float(stage["surprise"]),
+        )
+        for stage in each["stages"]
+    ]
+    family = Family(**{name: float(value) for name, value in each["family"].items()})
+    return Measured(lams, tuple(numbers), float(each["data_std"]), family)
+
+
+def _weights(found: Sequence[float]) -> tuple[float, ...]:
+    return tuple(map(float, found))
+
+
+def _word(value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"a name must be a string; got {value!r}")
+    return value

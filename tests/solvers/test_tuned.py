@@ -1,0 +1,185 @@
+"""A tuned plan is data: what it holds is what runs, and what it cannot hold is refused."""
+
+import dataclasses
+import json
+import math
+import warnings
+
+import pytest
+import torch
+
+import fewstep as fs
+from benchmarks.problems import gaussian
+from fewstep.integrations.kdiffusion import sampler
+from fewstep.solvers.evodiff.family import Family
+from fewstep.solvers.tuned import Measured, Outcome, Tuned
+from fewstep.statistics import describe
+
+SCHEDULES = [fs.EDM(), fs.VPLinear(), fs.Flow(), fs.EDM(0.03, 14.0, data_std=2.0), fs.VPCosine()]
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+ROUNDING = 1e-12  # a few operations of float64, of samples of size 1
+CALLS = 6
+OTHER = Family(center=0.4, rise=-0.3, surprise=0.5, reach=-0.5, trusted=0.7)
+
+
+def tuned(schedule, calls=CALLS, family=OTHER, **rest):
+    nodes = family.nodes(schedule, calls)
+    std = schedule.data_scale * math.exp(family.scale)
+    measured = Measured.of(nodes, family.stages(nodes, schedule.data_scale), std, family)
+    return Tuned({calls: measured}, describe(schedule), **rest)
+
+
+def drawn(solver, schedule, **how):
+    problem = gaussian(components=2)
+    noise = fs.unit_noise(range(3), problem.shape, dtype=torch.float64)
+    return fs.sample(problem.denoiser(schedule), noise, solver=solver, schedule=schedule, **how)
+
+
+@every_schedule
+@pytest.mark.parametrize("calls", [1, 2, 3, 5, 10])
+def test_the_family_of_nothing_changed_is_the_default(schedule, calls):
+    nodes = Family().nodes(schedule, calls)
+    assert nodes == EVODIFF.grid(schedule, calls)
+    assert Family().stages(nodes, schedule.data_scale) == list(EVODIFF.plan(schedule, nodes))
+
+
+EVODIFF = fs.EVODiff()
+
+
+@every_schedule
+@pytest.mark.parametrize("calls", [2, 3, 5, 10])
+def test_a_plan_of_the_default_as_data_is_the_default(schedule, calls):
+    solver = tuned(schedule, calls, Family())
+    torch.testing.assert_close(
+        drawn(solver, schedule, nfe=calls), drawn(EVODIFF, schedule, nfe=calls), rtol=0, atol=ROUNDING
+    )
+
+
+@every_schedule
+def test_a_file_holds_all_of_it(schedule, tmp_path):
+    report = (Outcome(CALLS, 0.2, 0.1, 0.5, 0.4, 0.6, 900, True), Outcome(9, 0.2, 0.3, 1.5, 1.0, 2.0, 900, False))
+    solver = tuned(schedule, fingerprint="abc", facts={"seeds": [0, 1]}, report=report)
+    solver.save(tmp_path / "plan.json")
+    found = Tuned.load(tmp_path / "plan.json", schedule=schedule, fingerprint="abc")
+    assert found == solver
+    assert hash(found) == hash(solver)
+    assert (found.report, found.facts) == (report, {"seeds": [0, 1]})
+    assert torch.equal(drawn(found, schedule, nfe=CALLS), drawn(solver, schedule, nfe=CALLS))
+
+
+@pytest.mark.parametrize("calls", [1, 3, 4, 7, 20])
+@pytest.mark.parametrize("schedule", [fs.EDM(), fs.Flow()], ids=str)
+def test_other_budgets_are_planned_as_the_tuned_one_was(calls, schedule):
+    nodes, stages = fs.sampling.plan(schedule, tuned(schedule), nfe=calls)
+    assert nodes == OTHER.nodes(schedule, calls)
+    assert list(stages) == OTHER.stages(nodes, schedule.data_scale)
+
+
+def test_other_levels_are_planned_as_the_tuned_ones_were():
+    schedule = fs.EDM()
+    nodes = fs.karras(schedule, CALLS)
+    assert list(tuned(schedule).plan(schedule, nodes)) == OTHER.stages(nodes, schedule.data_scale)
+
+
+def test_where_the_default_was_no_worse_it_runs():
+    schedule = fs.EDM()
+    solver = tuned(schedule, report=(Outcome(8, 0.1, 0.2, 2.0, 1.5, 2.5, 9, False),))
+    assert torch.equal(drawn(solver, schedule, nfe=8), drawn(EVODIFF, schedule, nfe=8))
+    assert torch.equal(drawn(Tuned({}), schedule, nfe=5), drawn(EVODIFF, schedule, nfe=5))
+
+
+def test_a_sample_does_not_depend_on_its_batch():
+    schedule, problem = fs.EDM(), gaussian(components=2)
+    noise = fs.unit_noise(range(3), problem.shape, dtype=torch.float64)
+    denoise = problem.denoiser(schedule)
+
+    def run(x):  # one by one: the denoiser's sums depend on the size of the batch
+        each = fs.as_denoiser(lambda x, t: torch.cat([denoise(row[None], t) for row in x]), "sample", schedule)
+        return fs.sample(each, x, nfe=CALLS, solver=tuned(schedule))
+
+    assert torch.equal(run(noise), torch.cat([run(row[None]) for row in noise]))
+
+
+def test_a_plan_serves_k_diffusion_with_its_sigmas():
+    """x_0 + sigma noise is alpha x_0 + sigma noise over alpha: the same plan, in another form of x."""
+    schedule, problem = fs.VPLinear(), gaussian(components=2)
+    solver = tuned(schedule)
+    nodes = solver.nodes(schedule, CALLS)
+    noise = fs.unit_noise(range(2), problem.shape, dtype=torch.float64)
+    sigmas = torch.tensor([node.nsr for node in nodes], dtype=torch.float64)
+    denoise = problem.denoiser(fs.EDM())
+    start = noise * nodes[0].sigma / nodes[0].alpha
+    got = sampler(solver)(lambda x, sigma: denoise(x, float(sigma[0])), start, sigmas, disable=True)
+    wanted = fs.sample(problem.denoiser(schedule), noise, nfe=CALLS, solver=solver) / nodes[-1].alpha
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e3 * ROUNDING)  # sigma_max is 160
+
+
+def test_another_schedule_is_refused(tmp_path):
+    solver = tuned(fs.EDM())
+    solver.save(tmp_path / "plan.json")
+    with pytest.raises(ValueError, match=r"tuned on EDM.*the run is on VPLinear.*tune for this schedule"):
+        Tuned.load(tmp_path / "plan.json", schedule=fs.VPLinear())
+    with pytest.raises(ValueError, match=r"tuned on EDM.*the run is on VPLinear"):
+        drawn(solver, fs.VPLinear(), nfe=CALLS)
+    drawn(dataclasses.replace(solver, schedule=None), fs.VPLinear(), nfe=CALLS)
+
+
+def test_another_model_is_warned_of(tmp_path):
+    tuned(fs.EDM(), fingerprint="this, guidance 2").save(tmp_path / "plan.json")
+    with pytest.warns(UserWarning, match="tuned on another model or guidance, this, guidance 2, not that"):
+        Tuned.load(tmp_path / "plan.json", fingerprint="that")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Tuned.load(tmp_path / "plan.json", fingerprint="this, guidance 2")
+
+
+def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path):
+    path = tmp_path / "plan.json"
+    tuned(fs.EDM()).save(path)
+    whole = path.read_bytes().rstrip()
+    for size in range(0, len(whole), 97):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="does not hold a plan of this fewstep"):
+            Tuned.load(path)
+    with pytest.raises(FileNotFoundError, match="make it with fewstep tune"):
+        Tuned.load(tmp_path / "none.json")
+
+
+def _plan(content):
+    return content["plans"][str(CALLS)]
+
+
+DAMAGES = {
+    "another format": lambda c: c.update(format="EMS"),
+    "another version": lambda c: c.update(version=2),
+    "a list": lambda c: c.update(plans=[]),
+    "a stage missing": lambda c: _plan(c)["stages"].pop(),
+    "a level missing": lambda c: _plan(c)["lams"].pop(1),
+    "levels in disorder": lambda c: _plan(c)["lams"].reverse(),
+    "no level": lambda c: _plan(c)["lams"].__setitem__(2, None),
+    "other calls": lambda c: c["plans"].update({"9": c["plans"].pop(str(CALLS))}),
+    "calls in words": lambda c: c["plans"].update(six=c["plans"].pop(str(CALLS))),
+    "a weight in words": lambda c: _plan(c)["stages"][3].update(predict=["much"]),
+    "a weight of NaN": lambda c: _plan(c)["stages"][3].update(predict=[math.nan]),
+    "an infinite weight": lambda c: _plan(c)["stages"][3].update(correct=[math.inf]),
+    "too many weights": lambda c: _plan(c)["stages"][4].update(predict=[0.1] * 5),
+    "weights before there are differences": lambda c: _plan(c)["stages"][0].update(predict=[0.1]),
+    "more foretold than known": lambda c: _plan(c)["stages"][1].update(foretold=[0.1]),
+    "old weights that nothing foretells": lambda c: _plan(c)["stages"][3].update(foretold=[]),
+    "no weights": lambda c: _plan(c)["stages"][3].pop("correct"),
+    "data of no size": lambda c: _plan(c).update(data_std=0.0),
+    "an unknown family": lambda c: _plan(c)["family"].update(colour=1.0),
+    "a schedule in numbers": lambda c: c.update(schedule=3),
+    "a report of something else": lambda c: c.update(report=[{"calls": 3}]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_file_of_other_shapes_is_refused(tmp_path, damage):
+    path = tmp_path / "plan.json"
+    tuned(fs.EDM()).save(path)
+    content = json.loads(path.read_text())
+    damage(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="does not hold a plan of this fewstep"):
+        Tuned.load(path)
