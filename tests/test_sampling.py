@@ -586,6 +586,8 @@ def test_seeds_beyond_torchs_are_told(seed):
 
 def test_the_ends_of_the_seeds():
     assert not torch.equal(fs.unit_noise([2**64 - 1], (3,)), fs.unit_noise([2**64 - 2], (3,)))
+    # torch's generator looks at the low 32 bits alone.
+    assert fs.unit_noise([5, 5 + 2**32, 5 + 2**62, 5 - 2**63], (3,)).unique(dim=0).shape == (4, 3)
     fs.unit_noise([-(2**63)], (3,))
 
 

@@ -185,11 +185,14 @@ def unit_noise(
 ) -> Tensor:
     """Unit Gaussian noise (B, *shape), image i from a generator of its own seeded with seeds[i].
 
-    Drawn on the CPU in float32, so that a seed means the same image in any batch and on any device.
+    Drawn on the CPU in float32, so that a seed means the same image in any batch and on any device. torch's generator
+    there looks at the low 32 bits of a seed alone, and would draw one image for 5 and 5 + 2^32: of a seed that does not
+    fit in 32 bits, a hash of all of it is taken.
     """
     if not dtype.is_floating_point:
         raise TypeError(f"dtype must be floating point; got {dtype}")
-    generators = [torch.Generator().manual_seed(seed) for seed in _integers(seeds)]
+    hashed = (seed if 0 <= seed < 2**32 else _word(seed % 2**64) for seed in _integers(seeds))
+    generators = [torch.Generator().manual_seed(seed) for seed in hashed]
     if not generators:
         raise ValueError("seeds must hold at least one; got none")
     try:
@@ -199,6 +202,11 @@ def unit_noise(
     if not sizes or min(sizes) < 1:
         raise ValueError(f"shape must be that of one sample, such as (3, 32, 32), and not empty; got {shape!r}")
     return _drawn(generators, sizes).to(device=device, dtype=dtype)
+
+
+def _word(*entropy: int) -> int:
+    """32 bits that depend on all bits of these."""
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 def _integers(seeds: Iterable[int]) -> list[int]:
@@ -245,9 +253,8 @@ def step_noise(seeds: Iterable[int], x: Tensor) -> Callable[[Node], Tensor]:
     def draw(node: Node) -> Tensor:
         (level,) = np.array([node.lam]).view(np.uint64).tolist()
         drawn[level] = drawn.get(level, -1) + 1
-        entropy = ((seed % 2**64, STEP_NOISE, level, drawn[level]) for seed in numbers)
-        streams = (np.random.SeedSequence(each).generate_state(1, np.uint64) for each in entropy)
-        return _drawn((torch.Generator().manual_seed(int(stream[0])) for stream in streams), x.shape[1:]).to(x)
+        words = (_word(seed % 2**64, STEP_NOISE, level, drawn[level]) for seed in numbers)
+        return _drawn((torch.Generator().manual_seed(word) for word in words), x.shape[1:]).to(x)
 
     return draw
 
