@@ -29,7 +29,12 @@ def page(exact: Measured, networks: Measured, split: str, command: str) -> str:
     """In Markdown."""
     parts = [
         INTRODUCTION.format(
-            command=command, split=split, problems=len(exact.bench.problems), worse=WORSE, negligible=NEGLIGIBLE
+            command=command,
+            split=split,
+            problems=len(exact.bench.problems),
+            worse=WORSE,
+            negligible=NEGLIGIBLE,
+            peers=", ".join(PEERS),
         ),
         _claims(exact, networks),
         "## All solvers, on the same nodes\n\n" + BESIDE,
@@ -116,7 +121,7 @@ solution from the same noise, between the same ends. The {problems} exact proble
   or wider than schedules are made for, on their usual ranges.
 
 The split `{split}` has other random numbers, and other networks, than the one on which solvers are developed. Peers are
-DDIM, DPM-Solver++ 2M, UniPC-2 and -3, iPNDM-4, DEIS-3 and gradient estimation. "Own" levels are EVODiff's grid,
+{peers}, by their names in `fewstep solvers`. "Own" levels are EVODiff's grid,
 `focused`; the others are Karras', even in log-SNR and even in time. "The better of DDIM and 2M" and "the best peer at
 its best levels" are chosen in each cell afterwards, which nobody could in advance. Below 1 EVODiff() is better; a ratio
 above {worse} counts as worse. Errors below {negligible:g} of the data's standard deviation count as that.
