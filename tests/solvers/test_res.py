@@ -52,7 +52,7 @@ def assert_same_rows(ours, theirs):
 def test_order_2_in_lam_is_dpm_solver_pp_taylor(method):
     nodes = fs.log_snr(fs.VPLinear(), 6, to_zero=False)
     ours = fs.RES(2, method).plan(fs.VPLinear(), nodes)
-    assert_same_rows(ours, fs.DPMSolverPP(2, "taylor", method=method).plan(fs.VPLinear(), nodes))
+    assert_same_rows(ours, fs.DPMSolverPP(2, "taylor", 2, method).plan(fs.VPLinear(), nodes))
 
 
 def test_order_3_multistep_is_unip_3():

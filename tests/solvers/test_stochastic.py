@@ -27,8 +27,8 @@ def assert_same_stages(ours, theirs):
 @pytest.mark.parametrize(("order", "variant"), [(1, "midpoint"), (2, "midpoint"), (2, "taylor"), (3, "midpoint")])
 def test_of_dpm_solver_pp_it_is_sde_dpm_solver_pp(order, variant, eta):
     for schedule, nodes in ((VP, NODES), (fs.Flow(), fs.time_uniform(fs.Flow(), 6))):
-        ours = fs.Stochastic(fs.DPMSolverPP(order, variant), eta).plan(schedule, nodes)
-        assert_same_stages(ours, fs.SDEDPMSolverPP(order, variant, eta).plan(schedule, nodes))
+        ours = fs.Stochastic(fs.DPMSolverPP(order, variant, 2), eta).plan(schedule, nodes)
+        assert_same_stages(ours, fs.SDEDPMSolverPP(order, variant, eta, 2).plan(schedule, nodes))
 
 
 def test_of_ddim_with_eta_1_it_is_ddpm():

@@ -10,9 +10,9 @@ of the forward process. Of pure noise, and before sigma = 0, nothing of x is lef
 
 What a multistep solver extrapolates is known at the nodes before, between which noise was drawn. It is extrapolated to
 t, where the next call is made, and not to d: its rows are made for nodes that lie (1 + eta) times as far from s in lam.
-For DPM-Solver++ this is `SDEDPMSolverPP`, to rounding. A corrector changes the prediction's part of a step alone. Only
-denoised images are extrapolated: predicted noise holds what was drawn, which makes such methods of first order, and in
-10 steps a hundredfold too wide.
+For DPM-Solver++ of one final_order this is `SDEDPMSolverPP`, to rounding. A corrector changes the prediction's part of
+a step alone. Only denoised images are extrapolated: predicted noise holds what was drawn, which makes such methods of
+first order, and in 10 steps a hundredfold too wide.
 """
 
 from __future__ import annotations
