@@ -338,9 +338,10 @@ EVODiff's default beside the field, on problems whose solution is known. This pa
 in its tables is typed by hand. It is of the split "{split}". Solvers are developed on "dev" and reported on "report",
 which share neither classes nor noise: {splits}.
 
-**EVODiff()'s own cells** were measured before its steps trusted what each sample's answers say
-(`solvers/evodiff/trust.py`). What was seen since: under guidance 7.5 it is better, on *mixture* and on the network
-without guidance nearly the same. `python -m benchmarks.quality --again evodiff` measures them anew;
+**This page is older than the code.** EVODiff()'s own cells were measured before its steps trusted what each sample's
+answers say (`solvers/evodiff/trust.py`): since then it is better under guidance 7.5, and on *mixture* and on the network
+without guidance nearly the same. The peers' were measured with the last orders of their authors, before these were
+chosen for each run (`solvers/core/last_steps.py`). `python -m benchmarks.quality --again NAME` measures a solver anew;
 [stress.md](stress.md) is of today's.
 
 **Problems.** All are made of real images, in [-1, 1].
