@@ -71,7 +71,7 @@ def test_the_goldens_are_all_used():
 @pytest.mark.parametrize("field", ["noise", "velocity"])
 def test_with_variable_weights_it_is_rho_ab_deis(order, field):
     nodes = fs.karras(fs.VPLinear(), 7, to_zero=True)
-    want = fs.DEIS(order, "rhoab", field).plan(fs.VPLinear(), nodes)
+    want = fs.DEIS(order, "rhoab", field, final_order=order).plan(fs.VPLinear(), nodes)
     assert fs.IPNDM(order, True, field).plan(fs.VPLinear(), nodes) == want
 
 
