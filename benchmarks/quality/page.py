@@ -339,8 +339,8 @@ in its tables is typed by hand. It is of the split "{split}". Solvers are develo
 which share neither classes nor noise: {splits}.
 
 **This page is older than the code.** EVODiff()'s own cells were measured before its steps trusted what each sample's
-answers say (`solvers/evodiff/trust.py`): since then it is better under guidance 7.5, and on *mixture* and on the network
-without guidance nearly the same. The peers' were measured with the last orders of their authors, before these were
+answers say (`solvers/evodiff/trust.py`): since then it is better under guidance 7.5, and nearly the same on *mixture*
+and on the network without guidance. The peers' were measured with the last orders of their authors, before these were
 chosen for each run (`solvers/core/last_steps.py`). `python -m benchmarks.quality --again NAME` measures a solver anew;
 [stress.md](stress.md) is of today's.
 
