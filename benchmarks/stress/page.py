@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import NamedTuple
 
 from fewstep.bench.markdown import table
@@ -34,7 +35,7 @@ def page(exact: Measured, networks: Measured, split: str, command: str) -> str:
             problems=len(exact.bench.problems),
             worse=WORSE,
             negligible=NEGLIGIBLE,
-            peers=", ".join(PEERS),
+            peers=fill(", ".join(PEERS), 119),
         ),
         _claims(exact, networks),
         "## All solvers, on the same nodes\n\n" + BESIDE,
@@ -120,8 +121,14 @@ solution from the same noise, between the same ends. The {problems} exact proble
 - **units**: a mixture in units of 0.01 to 300, 0 to 255 among them, σ in the same units. **scale**: data far narrower
   or wider than schedules are made for, on their usual ranges.
 
-The split `{split}` has other random numbers, and other networks, than the one on which solvers are developed. Peers are
-{peers}, by their names in `fewstep solvers`. "Own" levels are EVODiff's grid,
+The split `{split}` has other random numbers, and other networks, than the one on which solvers are developed.
+
+The peers, by their names in `fewstep solvers`, are
+{peers}.
+Their last steps have the order that is chosen for each run (`solvers/core/last_steps.py`): with that of their authors
+2M and UniPC leave more.
+
+"Own" levels are EVODiff's grid,
 `focused`; the others are Karras', even in log-SNR and even in time. "The better of DDIM and 2M" and "the best peer at
 its best levels" are chosen in each cell afterwards, which nobody could in advance. Below 1 EVODiff() is better; a ratio
 above {worse} counts as worse. Errors below {negligible:g} of the data's standard deviation count as that.
