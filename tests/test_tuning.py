@@ -206,8 +206,8 @@ def test_a_file_is_what_was_found(tmp_path):
         ({"nfe": (1, 5)}, "nfe must be budgets of 2 calls or more"),
         ({"seeds": 3}, "seeds must be 4 or more"),
         ({"objective": "lpips"}, "objective must be one of rmse, details, or a function; got 'lpips'"),
-        ({"most": 0}, "most and batch must be at least 1"),
-        ({"batch": 0}, "most and batch must be at least 1"),
+        ({"most": 0}, "most must be at least 200 .* batch at least 1"),
+        ({"batch": 0}, "most must be at least 200 .* batch at least 1"),
         ({"out": "plan.json"}, "out needs a fingerprint"),
     ],
 )
@@ -229,3 +229,30 @@ def test_a_schedule_is_needed():
         tuned(lambda x, t: x)
     with pytest.raises(TypeError, match="denoiser must be a function"):
         tuned(3)
+
+
+def test_another_objective_of_the_same_name_does_not_go_on_from_the_first(tmp_path):
+    """Functions are told apart by what they make: all lambdas have one name."""
+    out = tmp_path / "plan.json"
+    with pytest.raises(KeyboardInterrupt):
+        tuned(Counting(fs.EDM(), fails_after=1800), out=out, fingerprint="abc", objective=lambda x: x)
+    with pytest.raises(FileExistsError, match="remove that folder to begin anew"):
+        tuned(Counting(fs.EDM()), out=out, fingerprint="abc", objective=lambda x: x**3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"most": math.inf}, "most and batch integers"),
+        ({"most": 100}, r"most must be at least 200 for 5 calls and 8 seeds"),
+        ({"objective": lambda x: x.sum(1)[:1]}, r"objective must make \(B, k\)"),
+        ({"objective": lambda x: x * math.nan}, r"objective must make \(B, k\), finite"),
+        ({"progress": 3}, "progress a function"),
+        ({"fingerprint": 5}, "fingerprint must be words"),
+    ],
+)
+def test_what_cannot_be_tuned_is_told_before_the_first_call(wrong, message):
+    denoiser = Counting(fs.EDM())
+    with pytest.raises((ValueError, TypeError), match=message):
+        tuned(denoiser, **wrong)
+    assert denoiser.asked == 0

@@ -157,19 +157,37 @@ def tune(
     found = agreed((denoiser,), schedule)
     if found is None:
         raise TypeError("schedule is needed, as this denoiser carries none: give that which the model was trained with")
+    if not isinstance(found, Schedule):
+        raise TypeError(f"schedule must be a schedule such as EDM(); got {found!r}")
     try:
         numbers, budgets = ([operator.index(number) for number in each] for each in (seeds, sorted(set(nfe))))
+        most, batch = operator.index(most), operator.index(batch)
     except TypeError as error:
-        raise TypeError(f"seeds and nfe must be lists of integers; got {seeds!r} and {nfe!r}") from error
+        raise TypeError(
+            "seeds and nfe must be lists of integers, most and batch integers; "
+            f"got {seeds!r}, {nfe!r}, {most!r} and {batch!r}"
+        ) from error
+    if not isinstance(fingerprint, str | None) or not (progress is None or callable(progress)):
+        raise TypeError(f"fingerprint must be words and progress a function; got {fingerprint!r} and {progress!r}")
     if len(numbers) < FEWEST_SEEDS or len(set(numbers)) < len(numbers):
         raise ValueError(f"seeds must be {FEWEST_SEEDS} or more, all different; got {numbers!r}")
     if not budgets or budgets[0] < 2:
         raise ValueError(f"nfe must be budgets of 2 calls or more, as in (5, 8); got {nfe!r}")
-    if most < 1 or batch < 1:
-        raise ValueError(f"most and batch must be at least 1; got most={most!r}, batch={batch!r}")
+    half = len(numbers) // 2
+    least = (len(BEGINNINGS) + 2) * budgets[-1] * half  # where the search may begin
+    if most < least or batch < 1:
+        raise ValueError(
+            f"most must be at least {least:,} for {budgets[-1]} calls and {half} seeds, and batch at least 1; "
+            f"got most={most!r}, batch={batch!r}"
+        )
     see = OBJECTIVES.get(objective) if isinstance(objective, str) else objective
     if not callable(see):
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, or a function; got {objective!r}")
+    if objective == "details" and len(shape) < 3:
+        raise ValueError(f'objective="details" is for images, of shape (C, H, W); got shape={shape!r}')
+    probe = see(unit_noise(numbers[:2], shape, dtype=dtype, device=device))  # by which it is told from others
+    if not isinstance(probe, Tensor) or probe.ndim < 2 or len(probe) != 2 or not probe.isfinite().all():
+        raise ValueError(f"objective must make (B, k), finite, of samples (B, *); of 2 samples it made {probe!r}")
     word = objective if isinstance(objective, str) else getattr(objective, "__qualname__", type(objective).__name__)
     facts = {
         "seeds": numbers, "objective": word, "shape": list(shape), "most": most, "dtype": str(dtype),
@@ -177,8 +195,7 @@ def tune(
     }  # fmt: skip
     how = {**facts, "nfe": budgets, "batch": batch}
     total = cost(budgets, len(numbers), most)
-    half = len(numbers) // 2
-    with kept(out, Tuned, fingerprint, found, (), how) as (once, save):
+    with kept(out, Tuned, fingerprint, found, (probe,), how) as (once, save):
         count = Count(progress, total)
 
         def batches(part: list[int], name: str) -> Iterator[Batch]:

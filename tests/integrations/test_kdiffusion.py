@@ -404,3 +404,48 @@ def test_levels_of_its_own_are_those_of_the_grid(n):
 def test_levels_of_a_flow_lie_in_0_to_1(low, high):
     with pytest.raises(ValueError, match=r"must lie in \(0, 1\]"):
         get_sigmas_focused(5, low, high, flow=True)
+
+
+def test_eta_0_draws_nothing_whatever_the_solver_calls_it():
+    x, sigmas = torch.randn(2, 4, dtype=torch.float64) * 14.6, get_sigmas_focused(6, 0.03, 14.6)
+    for solver in (fs.SEEDS(), fs.ERSDE(), fs.SASolver(), fs.Stochastic(fs.EVODiff(), 0.3), fs.SDEDPMSolverPP()):
+        one, other = (
+            sampler(solver)(
+                lambda x, s: x * 0.25 / (0.25 + s[:, None] ** 2), x, sigmas, disable=True, eta=0, seeds=seeds
+            )
+            for seeds in ([1, 2], [3, 4])
+        )
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"noise_sampler": lambda a, b: torch.ones(1)},
+            r"noise_sampler must return a tensor like x, \(2, 4\); got \(1,\)",
+        ),
+        ({"noise_sampler": lambda a, b: None}, r"noise_sampler must return a tensor like x, \(2, 4\); got NoneType"),
+        ({"noise_sampler": lambda a, b: torch.ones(2, 4), "seeds": [1, 2]}, "noise_sampler or seeds, not both"),
+        ({"seeds": [1, 2], "s_noise": math.nan}, "s_noise must be finite and at least 0"),
+    ],
+)
+def test_noise_that_is_not_like_x_is_refused(options, message):
+    x, sigmas = torch.randn(2, 4, dtype=torch.float64) * 14.6, get_sigmas_focused(6, 0.03, 14.6)
+    with pytest.raises(ValueError, match=message):
+        sampler(fs.EVODiff())(lambda x, s: 0.5 * x, x, sigmas, disable=True, eta=1.0, **options)
+
+
+@pytest.mark.parametrize("solver", [fs.DPMSolverPP(), fs.UniPC(), fs.UniPC(order=2), fs.EVODiff()])
+def test_a_half_that_ends_at_the_lowest_level_knows_that_zero_comes_next(solver):
+    x, sigmas = torch.randn(8, 4, dtype=torch.float64) * 14.6, get_sigmas_focused(10, 0.03, 14.6)
+    run, history = sampler(solver, sigma_min=0.03), History()
+
+    def model(x, s):
+        return x * 0.25 / (0.25 + s[:, None] ** 2)
+
+    half = run(model, x, sigmas[:10], disable=True, history=history)
+    whole = run(model, x, sigmas, disable=True)
+    torch.testing.assert_close(
+        run(model, half, sigmas[9:], disable=True, history=history), whole, rtol=1e-9, atol=1e-12
+    )

@@ -120,7 +120,7 @@ def test_the_variance_of_a_gaussian_is_kept_in_few_calls(solver, std, calls):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: fs.Stochastic(fs.DDIM(), -0.1), "eta must be finite and at least 0; got eta=-0.1"),
+        (lambda: fs.Stochastic(fs.DDIM(), -0.1), r"eta must lie in \[0, 10\]; got eta=-0.1"),
         (
             lambda: fs.Stochastic(fs.DDIM()).plan(VP, NODES[::-1][1:]),
             "needs nodes of falling noise",
@@ -140,3 +140,12 @@ def test_the_variance_of_a_gaussian_is_kept_in_few_calls(solver, std, calls):
 def test_refuses(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_what_eta_cannot_be_drawn_for_is_refused_at_the_door():
+    with pytest.raises(ValueError, match=r'made in lam: give it clock="lam"'):  # its steps are no stretched ones
+        fs.Stochastic(fs.RES(3, "multistep", "sigma"), 1.0)
+    with pytest.raises(TypeError, match="solver must be a solver"):
+        fs.Stochastic(fs.EVODiff)
+    with pytest.raises(ValueError, match=r"eta must lie in \[0, 10\]; got eta=200"):
+        fs.Stochastic(fs.DPMSolverPP(), 200)

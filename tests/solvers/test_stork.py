@@ -67,3 +67,9 @@ def test_is_adams_bashforth_by_another_name(order, derivatives):
     theirs = fs.IPNDM(derivatives + 1, True, "velocity").plan(schedule, nodes)
     for a, other in zip(ours, theirs, strict=True):
         assert a.move.weights == pytest.approx(other.move.weights, abs=1e-14)
+
+
+@pytest.mark.parametrize("solver", [fs.STORK(), fs.CAB(), fs.DEIS(2)])
+def test_from_pure_noise_the_noise_has_no_step(solver):
+    with pytest.raises(ValueError, match=r'the noise field has no step away from alpha = 0 .* use field="velocity"'):
+        solver.plan(fs.Flow(), fs.time_uniform(fs.Flow(), 4))

@@ -210,7 +210,7 @@ def sample(
     law = model.inner_model.model_patcher.get_model_object("model_sampling")
     entry, flow = SOLVERS[solver], _is_flow(law)
     seed = (extra_args or {}).get("seed") or 0
-    seeds = [(seed + i) % 2**64 for i in range(len(x))]
+    seeds = None if "noise_sampler" in options else [(seed + i) % 2**64 for i in range(len(x))]
     chosen = sampler(entry.on_flow if flow else entry.solver, flow=flow, sigma_min=float(law.sigma_min))
     return chosen(model, x, sigmas, extra_args, callback, disable, **{"seeds": seeds, "history": HISTORY, **options})
 

@@ -27,7 +27,21 @@ from torch import Tensor
 from ..grid import Grid, checked, focused
 from ..sampling import Step, check_tensor, drive, step_noise
 from ..schedule import EDM, Flow, Node, Schedule
-from ..solvers import DDIM, AnalyticDPM, EVODiff, RESingle, SDEDPMSolverPP, Solver, Stage, Stochastic, Tuned, UniPC
+from ..solvers import (
+    DDIM,
+    ERSDE,
+    SEEDS,
+    AnalyticDPM,
+    EVODiff,
+    RESingle,
+    SASolver,
+    SDEDPMSolverPP,
+    Solver,
+    Stage,
+    Stochastic,
+    Tuned,
+    UniPC,
+)
 from ..solvers.core.base import renoise
 
 __all__ = ["History", "get_sigmas", "get_sigmas_focused", "get_sigmas_tuned", "sample_evodiff", "sampler"]
@@ -44,7 +58,8 @@ class History:
     """What runs that end above sigma = 0 leave to those that go on from there: give the same to both.
 
     A run goes on if its solver, its schedule and its first sigma are those of a run before and its x is what that one
-    returned, but for 1 %: through two halves the result is that of a whole. Else it starts afresh. It works for solvers
+    returned, but for 1 %: through two halves the result is that of a whole, but for solvers that choose the order of
+    the last steps, where the second half has no more than those. Else it starts afresh. It works for solvers
     of one call a step, while sigmas fall. The last two runs are kept, each with the solver's state, on its device.
     """
 
@@ -153,7 +168,7 @@ def _sample(
     else:
         (own,) = nodes
         before, state = history.take(solver, schedule, own[0], x.to(working))
-        plan = solver.plan(schedule, checked((*before, *own, *_ahead(own, flow))))
+        plan = solver.plan(schedule, checked((*before, *own, *_ahead(own, schedule))))
         plans = [plan[len(before) : len(before) + len(own) - 1]]
     noise = _noise(solver, nodes, plans, x, sigmas, s_noise, noise_sampler, seeds)
     given = {} if extra_args is None else extra_args
@@ -204,9 +219,21 @@ def _noise(
         if levels[0] != own[0].sigma:
             steps.append((own[0].sigma, levels[0]))
         steps += [pair for stage, pair in zip(stages, pairwise(levels), strict=True) if stage.noise]
+    if not 0 <= s_noise < math.inf:
+        raise ValueError(f"s_noise must be finite and at least 0, a factor of the noise; got s_noise={s_noise!r}")
     if noise_sampler is not None:
+        if seeds is not None:
+            raise ValueError("give noise_sampler or seeds, not both: each says where noise comes from")
         coming = iter(steps)
-        return lambda node: noise_sampler(*map(sigmas.new_tensor, next(coming))).to(x) * s_noise
+
+        def sampled(node: Node) -> Tensor:
+            drawn = noise_sampler(*map(sigmas.new_tensor, next(coming)))
+            if not isinstance(drawn, Tensor) or drawn.shape != x.shape:
+                found = tuple(drawn.shape) if isinstance(drawn, Tensor) else type(drawn).__name__
+                raise ValueError(f"noise_sampler must return a tensor like x, {tuple(x.shape)}; got {found}")
+            return drawn.to(x) * s_noise
+
+        return sampled
     if seeds is not None:
         drawn = step_noise(seeds, x)
         return lambda node: drawn(node) * s_noise
@@ -311,15 +338,20 @@ def _pieces(values: Sequence[float]) -> list[list[int]]:
 def _with_eta(solver: Solver, eta: float | None) -> Solver:
     if eta is None:
         return solver
-    if isinstance(solver, (DDIM, SDEDPMSolverPP, AnalyticDPM)):
+    if isinstance(solver, (DDIM, SDEDPMSolverPP, AnalyticDPM, SEEDS, ERSDE, Stochastic)):
         return replace(solver, eta=eta)
+    if isinstance(solver, SASolver):
+        return replace(solver, tau=eta)  # its name for it
     return Stochastic(solver, eta) if eta else solver
 
 
-def _ahead(nodes: Sequence[Node], flow: bool) -> list[Node]:
+def _ahead(nodes: Sequence[Node], schedule: Schedule) -> list[Node]:
     """Levels that a run which ends above sigma = 0 may go on to: it is planned as the beginning of a longer one."""
+    flow = isinstance(schedule, Flow)
     if nodes[-1].sigma == 0:
         return []
+    if nodes[-1].sigma < schedule.t_min * (1 + SAME):  # the model's lowest
+        return [_node(0.0, flow)]
     ratios = [nodes[-1].nsr / 2**i for i in range(1, AHEAD + 1)]
     return [_node(ratio / (1 + ratio) if flow else ratio, flow) for ratio in ratios]
 

@@ -30,6 +30,7 @@ from .evodiff.trust import TrustingStage
 
 # Steps before and after one that its rows are made with: a linear solver's own, and as many as `evodiff` looks back.
 LINEAR, TRUSTING = 4, 16
+MOST_ETA = 10.0  # where a step forgets all but e^-10 of its noise
 Correction = Mapping[str, Any]  # fields of the stage that corrects
 
 
@@ -48,8 +49,12 @@ class Stochastic:
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta < math.inf:
-            raise ValueError(f"eta must be finite and at least 0; got eta={self.eta!r}")
+        if not hasattr(self.solver, "plan") or isinstance(self.solver, type):
+            raise TypeError(f"solver must be a solver such as EVODiff(); got {self.solver!r}")
+        if not 0 <= self.eta <= MOST_ETA:
+            raise ValueError(f"eta must lie in [0, {MOST_ETA:g}]; got eta={self.eta!r}")
+        if getattr(self.solver, "clock", "lam") != "lam":
+            raise ValueError(f'eta needs a solver whose rows are made in lam: give it clock="lam"; got {self.solver!r}')
 
     @property
     def grid(self) -> Grid:

@@ -160,7 +160,7 @@ class Tuned:
     schedule: str | None = None
     fingerprint: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    report: tuple[Outcome, ...] = field(default=(), compare=False)
+    report: tuple[Outcome, ...] = ()
     calls_per_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:

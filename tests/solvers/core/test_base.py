@@ -107,3 +107,10 @@ def test_spend_names_the_cost():
 def test_wrong_options_are_refused_at_the_door(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_choice_is_of_its_kind():
+    for value in (True, 2.0, "2", 4):
+        with pytest.raises(ValueError, match="order must be one of 1, 2, 3; got"):
+            fs.DPMSolverPP(order=value)
+    assert fs.DPMSolverPP(order=2).order == 2

@@ -210,8 +210,9 @@ def psi(k: int, z: float) -> float:
 
 
 def choice(name: str, value: object, allowed: Sequence[object]) -> None:
-    """ValueError unless `value` is one of `allowed`."""
-    if value not in allowed:
+    """ValueError unless `value` is one of `allowed`; True is no 1, and 2.0 no 2."""
+    same = any(value == each and isinstance(each, type(value)) for each in allowed)
+    if value not in allowed or (isinstance(value, bool | float) and not same):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
 
 
