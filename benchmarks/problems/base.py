@@ -102,8 +102,8 @@ def ends(schedule: Schedule) -> tuple[Node, Node]:
 
 
 def solved(denoiser: Denoiser, schedule: Schedule, x: Tensor, s: Node, t: Node, steps: int, far: float = FAR) -> Tensor:
-    """Where the ODE carries x from s to t: UniPC-3 over `steps` even steps in log-SNR between -far and far."""
-    inner = np.linspace(max(s.lam, -far), min(t.lam, far), steps + 1)
+    """Where the ODE carries x from s to t: UniPC-3 in `steps` steps, even ones in log-SNR between -far and far."""
+    inner = np.linspace(max(s.lam, -far), min(t.lam, far), steps + 1 - (s.lam < -far) - (t.lam > far))
     lams = inner[1 if s.lam >= -far else 0 : -1 if t.lam <= far else None]
     nodes = [s, *(schedule.node(schedule.time_at(float(lam))) for lam in lams), t]
     return integrate(denoiser, x, nodes, solver=UniPC(3, final_order=3), schedule=schedule)
