@@ -247,3 +247,9 @@ def test_cfgpp_refuses():
         fs.cfgpp(same, same, 0.5, nodes[::-1])
     with pytest.raises(ValueError, match=r"made for calls at other nodes; got time 3\.0"):
         fs.cfgpp(same, same, 0.5, nodes)(torch.ones(1, 2), 3.0)
+
+
+@pytest.mark.parametrize("nodes", [(), [80.0, 1.0, 0.0], [fs.EDM().node(80.0)]])
+def test_cfgpp_asks_for_the_nodes_of_a_run(nodes):
+    with pytest.raises(TypeError, match="nodes must be those of the run, as a grid makes them"):
+        fs.cfgpp(lambda x, t: x, lambda x, t: x, 0.5, nodes)

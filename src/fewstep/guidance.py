@@ -89,6 +89,9 @@ def cfgpp(denoiser: Denoiser, uncond: Denoiser, scale: float, nodes: Sequence[No
     """
     if not math.isfinite(scale):
         raise ValueError(f"scale must be finite; got scale={scale!r}")
+    nodes = tuple(nodes)
+    if len(nodes) < 2 or not all(isinstance(node, Node) for node in nodes):
+        raise TypeError(f"nodes must be those of the run, as a grid makes them; got {nodes!r}")
     weights = {}
     for s, t in pairwise(nodes):
         if t.nsr >= s.nsr:
