@@ -334,9 +334,8 @@ def _candidates(name: str, plan: Plan, statistics: EMS | None) -> Iterator[Candi
     schedule, grids = SETTINGS[name]
     peers: dict[str, Solver] = {PUBLISHED: EVODiff(mode="published")}
     for peer in plan.peers:
-        entry = SOLVERS[peer]
         if peer != INFORMED:
-            peers[peer] = entry.on_flow if isinstance(schedule, Flow) else entry.solver
+            peers[peer] = SOLVERS[peer].suited(isinstance(schedule, Flow))
         elif statistics is not None:
             peers[peer] = DPMSolverV3(statistics)
     for peer, solver in peers.items():

@@ -21,7 +21,7 @@ PEERS = (
 
 def peer(name: str, schedule: Schedule) -> Solver:
     """A solver of `fewstep.table`, in the form that suits the schedule."""
-    return SOLVERS[name].on_flow if isinstance(schedule, Flow) else SOLVERS[name].solver
+    return SOLVERS[name].suited(isinstance(schedule, Flow))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from .prediction import agreed
-from .sampling import sample, unit_noise
+from .sampling import hashed_seed, sample, unit_noise
 from .schedule import Schedule
 
 __all__ = ["Analysis", "analyze"]
@@ -102,7 +102,7 @@ def analyze(
         x0 = sample(own, unit_noise(chosen, shape, dtype=dtype, device=device), nfe=TEACHER, schedule=found)
         made += TEACHER * len(chosen)
         tell(made, total)
-        noise = unit_noise(map(_stream, chosen), shape, dtype=dtype, device=device)
+        noise = unit_noise([hashed_seed(seed % 2**64, ANEW) for seed in chosen], shape, dtype=dtype, device=device)
         errors = []
         for node in nodes:
             with torch.no_grad():
@@ -116,8 +116,3 @@ def analyze(
         bad = float(lams[np.flatnonzero(~np.isfinite(each).all(1))[0]])
         raise ValueError(f"the denoiser answers NaN or inf at half log-SNR {bad:.3g}: check the model there")
     return Analysis(lams, each.mean(1), each.std(1, ddof=1) / math.sqrt(len(numbers)))
-
-
-def _stream(seed: int) -> int:
-    """Noise that is not the seed's own. A generator of torch looks at the last 32 bits of a seed alone."""
-    return int(np.random.SeedSequence([seed % 2**64, ANEW]).generate_state(1)[0])

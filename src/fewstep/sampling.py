@@ -191,8 +191,8 @@ def unit_noise(
     """
     if not dtype.is_floating_point:
         raise TypeError(f"dtype must be floating point; got {dtype}")
-    hashed = (seed if 0 <= seed < 2**32 else _word(seed % 2**64) for seed in _integers(seeds))
-    generators = [torch.Generator().manual_seed(seed) for seed in hashed]
+    fitting = (seed if 0 <= seed < 2**32 else hashed_seed(seed % 2**64) for seed in _integers(seeds))
+    generators = [torch.Generator().manual_seed(seed) for seed in fitting]
     if not generators:
         raise ValueError("seeds must hold at least one; got none")
     try:
@@ -204,8 +204,8 @@ def unit_noise(
     return _drawn(generators, sizes).to(device=device, dtype=dtype)
 
 
-def _word(*entropy: int) -> int:
-    """32 bits that depend on all bits of these."""
+def hashed_seed(*entropy: int) -> int:
+    """A seed for torch's generator, which looks at 32 bits alone: they depend on all bits of these."""
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
@@ -253,7 +253,7 @@ def step_noise(seeds: Iterable[int], x: Tensor) -> Callable[[Node], Tensor]:
     def draw(node: Node) -> Tensor:
         (level,) = np.array([node.lam]).view(np.uint64).tolist()
         drawn[level] = drawn.get(level, -1) + 1
-        words = (_word(seed % 2**64, STEP_NOISE, level, drawn[level]) for seed in numbers)
+        words = (hashed_seed(seed % 2**64, STEP_NOISE, level, drawn[level]) for seed in numbers)
         return _drawn((torch.Generator().manual_seed(word) for word in words), x.shape[1:]).to(x)
 
     return draw

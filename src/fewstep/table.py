@@ -79,6 +79,10 @@ class Entry:
     def on_flow(self) -> Solver:
         return self.flow or self.solver
 
+    def suited(self, flow: bool) -> Solver:
+        """In the form for a flow, or for the rest."""
+        return self.on_flow if flow else self.solver
+
     @property
     def stochastic(self) -> bool:
         return len(self.orders) == 3

@@ -15,7 +15,7 @@ from rich.table import Table
 from ..models import DEFAULT_MODEL
 from .options import AsJson, Debug, Device, Guidance, Label, Model, Seed, path
 from .parse import conditioned, load
-from .show import errors, progress, say
+from .show import Reached, errors, progress, say
 
 if TYPE_CHECKING:
     from ..analysis import Analysis
@@ -57,17 +57,11 @@ def analyze(
             _pyplot()
         loaded = load(model, device)
         denoiser = conditioned(loaded, label, guidance)
-        made = 0
-        with progress("analyzing", n * (TEACHER + levels), "samples") as advance:
-
-            def report(done: int, total: int) -> None:
-                nonlocal made
-                advance(done - made)
-                made = done
-
+        total = n * (TEACHER + levels)
+        with progress("analyzing", total, "samples") as advance:
             found = measure(
                 denoiser, loaded.schedule, shape=loaded.shape, seeds=range(seed, seed + n), levels=levels, by_seed=True,
-                batch=batch_size, device=device, progress=report,
+                batch=batch_size, device=device, progress=Reached(advance, total),
             )  # fmt: skip
         if out is not None:
             write_atomically(out, _picture(found))

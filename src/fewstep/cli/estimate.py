@@ -11,7 +11,7 @@ import typer
 from ..models import CIFAR10, DEFAULT_MODEL
 from .options import MAX_SEED, Debug, Device, Guidance, Model, path
 from .parse import load, subject
-from .show import errors, progress, say
+from .show import Reached, errors, progress, say
 
 app = typer.Typer(help="What DPM-Solver-v3 and Analytic-DPM need to know of a model.", no_args_is_help=True)
 
@@ -100,14 +100,7 @@ def _estimate(
     images = resized(to_unit_range(pixels), loaded.shape[-1]).to(device)
     denoiser = loaded if labels is None else lambda chosen: loaded.conditioned(chosen, guidance)
     with progress("estimating", points, "points") as advance:
-        shown = 0
-
-        def report(done: int, total: int) -> None:
-            nonlocal shown
-            now = points * done // total
-            advance(now - shown)
-            shown = now
-
+        reached = Reached(advance, points)
         try:
             found = estimator(
                 denoiser,
@@ -119,11 +112,11 @@ def _estimate(
                 seed=seed,
                 fingerprint=subject(loaded, label, guidance),
                 out=out,
-                progress=report,
+                progress=reached,
                 **options,
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"{shown} of {points} points are kept; the same command goes on from there"
+                f"{reached.units} of {points} points are kept; the same command goes on from there"
             ) from None
     say(f"{found!r} in {out}: give it to a solver by --statistics")

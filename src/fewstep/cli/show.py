@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,6 +40,17 @@ def errors(debug: bool) -> Iterator[None]:
             reason = f"{type(error).__name__}: {reason} (unexpected; --debug shows where)"
         log.print(Text.assemble(("error: ", "red"), reason), soft_wrap=True)
         raise typer.Exit(EXIT_FAILED) from error
+
+
+class Reached:
+    """A progress function that is told how much of all is done, for a bar of `units` that is told what is added."""
+
+    def __init__(self, advance: Callable[[int], object], units: int):
+        self._advance, self._units, self.units = advance, units, 0
+
+    def __call__(self, done: int, total: int) -> None:
+        before, self.units = self.units, self._units * done // total
+        self._advance(self.units - before)
 
 
 class _Rate(ProgressColumn):

@@ -15,7 +15,7 @@ from rich.table import Table
 from ..models import DEFAULT_MODEL
 from .options import AsJson, Debug, Device, Guidance, Label, Model, Seed, path
 from .parse import conditioned, load, pick_budgets, subject
-from .show import errors, progress, say
+from .show import Reached, errors, progress, say
 
 if TYPE_CHECKING:
     from ..solvers import Tuned
@@ -62,15 +62,10 @@ def tune(
         total = cost(sorted(set(budgets)), n, most)
         twice = ", each two of the network" if guidance != 1 else ""
         say(f"at most {total:,} evaluations of a sample{twice}")
-        started, told = time.perf_counter(), 0
+        started = time.perf_counter()
         with progress("tuning", total, "samples") as advance, warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-
-            def report(done: int, total: int) -> None:
-                nonlocal told
-                advance(done - told)
-                told = done
-
+            reached = Reached(advance, total)
             try:
                 found = measure(
                     denoiser,
@@ -85,10 +80,12 @@ def tune(
                     device=device,
                     fingerprint=subject(loaded, label, guidance),
                     out=out,
-                    progress=report,
+                    progress=reached,
                 )
             except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"{told:,} evaluations are kept; the same command goes on from there") from None
+                raise KeyboardInterrupt(
+                    f"{reached.units:,} evaluations are kept; the same command goes on from there"
+                ) from None
     for warning in warned:
         say(f"warning: {warning.message}")
     evaluations = sum(each.evaluations for each in found.report)

@@ -39,7 +39,7 @@ __all__ = [
 
 
 DENSITY_POINTS = 4001  # of a grid that is given by its density
-FALL, FALL_OF_LONG = 0.22, 0.09  # of `focused`
+CENTER, RISE, FALL, FALL_OF_LONG = 4.0, 0.6, 0.22, 0.09  # of `focused`
 
 
 class GridFunction(Protocol):
@@ -107,6 +107,11 @@ def between(
     return (*nodes, schedule.node(schedule.t_clean)) if closing else nodes
 
 
+def fall_of(length: float, n: int) -> float:
+    """The `fall` of `focused` for n steps over `length` in log-SNR."""
+    return FALL + FALL_OF_LONG * length / max(n, 1)
+
+
 def evenly(at: Callable[[float], float]) -> Callable[[int], Iterable[float]]:
     """The times `at(u)` for the n - 1 values of u evenly between 1 and 0."""
     return lambda n: (at(1 - i / n) for i in range(1, n))
@@ -152,8 +157,8 @@ def focused(
     steps: int,
     *,
     data_std: float | None = None,
-    center: float = 4.0,
-    rise: float = 0.6,
+    center: float = CENTER,
+    rise: float = RISE,
     fall: float | None = None,
     to_zero: bool | None = None,
 ) -> tuple[Node, ...]:
@@ -181,7 +186,7 @@ def focused(
     z = -lams - math.log(center * (data_std or schedule.data_scale) / DATA_STD)
 
     def inner(n: int) -> Iterable[float]:
-        power = FALL + FALL_OF_LONG * (lams[-1] - lams[0]) / max(n, 1) if fall is None else fall
+        power = fall_of(lams[-1] - lams[0], n) if fall is None else fall
         density = 1 / (np.exp(rise * z) + np.exp(-power * z))
         share = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
         return evenly(lambda u: schedule.time_at(float(np.interp(1 - u, share / share[-1], lams))))(n)

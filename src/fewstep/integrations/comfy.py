@@ -59,15 +59,18 @@ def _labels() -> dict[str, str]:
 LABELS = _labels()
 
 
-class FewstepSampler:
-    DESCRIPTION = (
-        "EVODiff, or another solver of one model call a step, as a SAMPLER. It knows from the model whether that is "
-        "a flow (Flux, SD3, Wan) or not (SD, SDXL). Give it the sigmas of 'fewstep sigmas'."
-    )
+class _SamplerNode:
     CATEGORY = "sampling/custom_sampling/samplers"
     FUNCTION = "get_sampler"
     RETURN_TYPES = ("SAMPLER",)
     OUTPUT_TOOLTIPS = ("For SamplerCustom or SamplerCustomAdvanced.",)
+
+
+class FewstepSampler(_SamplerNode):
+    DESCRIPTION = (
+        "EVODiff, or another solver of one model call a step, as a SAMPLER. It knows from the model whether that is "
+        "a flow (Flux, SD3, Wan) or not (SD, SDXL). Give it the sigmas of 'fewstep sigmas'."
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -85,15 +88,11 @@ class FewstepSampler:
         return (_ksampler(solver=solver, eta=eta),)
 
 
-class FewstepAnySampler:
+class FewstepAnySampler(_SamplerNode):
     DESCRIPTION = (
         "Every solver of fewstep as a SAMPLER, those of one model call a step first. One of n calls a step is as slow "
         "as n times as many steps: give it fewer."
     )
-    CATEGORY = "sampling/custom_sampling/samplers"
-    FUNCTION = "get_sampler"
-    RETURN_TYPES = ("SAMPLER",)
-    OUTPUT_TOOLTIPS = ("For SamplerCustom or SamplerCustomAdvanced.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -208,10 +207,10 @@ def sample(
     Sample i draws from a generator of the seed + i. A half that goes on where the last one stopped knows of it.
     """
     law = model.inner_model.model_patcher.get_model_object("model_sampling")
-    entry, flow = SOLVERS[solver], _is_flow(law)
+    flow = _is_flow(law)
     seed = (extra_args or {}).get("seed") or 0
     seeds = None if "noise_sampler" in options else [(seed + i) % 2**64 for i in range(len(x))]
-    chosen = sampler(entry.on_flow if flow else entry.solver, flow=flow, sigma_min=float(law.sigma_min))
+    chosen = sampler(SOLVERS[solver].suited(flow), flow=flow, sigma_min=float(law.sigma_min))
     return chosen(model, x, sigmas, extra_args, callback, disable, **{"seeds": seeds, "history": HISTORY, **options})
 
 

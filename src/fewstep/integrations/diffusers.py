@@ -444,8 +444,7 @@ def _measures(solver: Solver) -> bool:
 
 
 def _solver(config: Any, flow: bool, channels: int | None) -> Solver:
-    entry = SOLVERS[config.solver]
-    solver: Any = entry.on_flow if flow else entry.solver
+    solver: Any = SOLVERS[config.solver].suited(flow)
     if _measures(solver) and solver.channel_dim is not None:
         solver = replace(solver, channel_dim=channels)
     if not config.lower_order_final:

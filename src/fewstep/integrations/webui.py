@@ -36,9 +36,8 @@ def sample(
     solver: str = "evodiff",
 ) -> Tensor:
     """What their samplers call: without the `eta` that they would give to every function that has one."""
-    entry, flow = SOLVERS[solver], _is_flow(model.inner_model)
-    low = float(model.inner_model.sigmas[0])
-    chosen = sampler(entry.on_flow if flow else entry.solver, flow=flow, sigma_min=low)
+    flow = _is_flow(model.inner_model)
+    chosen = sampler(SOLVERS[solver].suited(flow), flow=flow, sigma_min=float(model.inner_model.sigmas[0]))
     return chosen(model, x, sigmas, extra_args, callback, disable)
 
 

@@ -72,8 +72,9 @@ class Stochastic:
             raise ValueError(f"eta={self.eta!r} needs nodes of falling noise; to invert, use eta=0")
         stages: list[Any] = []
         correction: Correction = {}
+        trusting = isinstance(whole[0], TrustingStage)
         for i, calls in enumerate(self._calls(nodes, whole)):
-            (first, *more), corrected = self._step(schedule, nodes, i, calls)
+            (first, *more), corrected = self._step(schedule, nodes, i, calls, trusting)
             first = first._replace(**correction)
             if isinstance(first, LinearStage) and self.calls_per_step == 1 and stages:
                 longest = max(len(row.weights) for row in (first.move, first.correct) if row)
@@ -96,10 +97,11 @@ class Stochastic:
             raise ValueError(f"eta needs a solver of one call a step, or of single steps; got {self!r}")
         return found
 
-    def _step(self, schedule: Schedule, nodes: Sequence[Node], i: int, calls: int) -> tuple[Sequence[Any], Correction]:
+    def _step(
+        self, schedule: Schedule, nodes: Sequence[Node], i: int, calls: int, trusting: bool
+    ) -> tuple[Sequence[Any], Correction]:
         """The stages of the step from node i, and what the next call corrects of it."""
         s, t = nodes[i : i + 2]
-        trusting = isinstance(self.solver.plan(schedule, (s, t))[0], TrustingStage)
         if not s.alpha or not t.sigma:
             limit = TrustingStage(s, 0.0, t.alpha) if trusting else LinearStage(s, Row(0.0, (t.alpha,)))
             return [limit._replace(noise=t.sigma)], {}

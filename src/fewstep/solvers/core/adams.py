@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from ...schedule import Node
-from .base import Field, euler_row, scale_and_level
+from .base import Field, departure, scale_and_level
 
 __all__ = ["CONSTANT_STEP", "adams_orders", "expected", "lagrange", "matching", "points_of", "variable_step"]
 
@@ -56,8 +56,8 @@ def expected(field: Field, nodes: Sequence[Node]) -> list[float]:
 
 def points_of(field: Field, nodes: Sequence[Node]) -> list[float]:
     """p_k of all but the last of `nodes`, newest first."""
-    euler_row(field, *nodes[:2])  # which refuses nodes that the field has no step from
-    *used, start, end = (level / scale for scale, level in (scale_and_level(field, node) for node in nodes))
+    known = [departure(field, node) for node in nodes[:-1]]
+    *used, start, end = (level / scale for scale, level in (*known, scale_and_level(field, nodes[-1])))
     return [(c - start) / (end - start) for c in (start, *reversed(used))]
 
 

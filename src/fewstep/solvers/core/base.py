@@ -153,14 +153,20 @@ def scale_and_level(field: Field, node: Node) -> tuple[float, float]:
     return (alpha, sigma) if field == "noise" else (alpha + sigma, sigma)
 
 
-def euler_row(field: Field, s: Node, t: Node, weights: Sequence[float] = (1.0,)) -> Row:
-    """From s to t with a weighted mean of predictions; weights (1,) is DDIM. Exact and finite at sigma_t = 0."""
-    (scale_s, level_s), (scale_t, level_t) = scale_and_level(field, s), scale_and_level(field, t)
-    if scale_s == 0:
+def departure(field: Field, s: Node) -> tuple[float, float]:
+    """`scale_and_level` where a step begins; ValueError where the field has none, at a scale of 0."""
+    scale, level = scale_and_level(field, s)
+    if scale == 0:
         raise ValueError(
             f"the {field} field has no step away from alpha = 0 (time {s.time!r}): "
             'use field="velocity" for a flow, or start the grid below pure noise'
         )
+    return scale, level
+
+
+def euler_row(field: Field, s: Node, t: Node, weights: Sequence[float] = (1.0,)) -> Row:
+    """From s to t with a weighted mean of predictions; weights (1,) is DDIM. Exact and finite at sigma_t = 0."""
+    (scale_s, level_s), (scale_t, level_t) = departure(field, s), scale_and_level(field, t)
     scale = scale_t / scale_s
     gain = level_t - scale * level_s
     return Row(scale, tuple(w * gain for w in weights))
@@ -211,8 +217,8 @@ def psi(k: int, z: float) -> float:
 
 def choice(name: str, value: object, allowed: Sequence[object]) -> None:
     """ValueError unless `value` is one of `allowed`; True is no 1, and 2.0 no 2."""
-    same = any(value == each and isinstance(each, type(value)) for each in allowed)
-    if value not in allowed or (isinstance(value, bool | float) and not same):
+    exact = isinstance(value, bool | float)
+    if not any(value == each and (not exact or type(value) is type(each)) for each in allowed):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
 
 

@@ -11,14 +11,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from ...grid.base import FALL, FALL_OF_LONG, closes, focused, lam_ends
+from ...grid.base import CENTER, RISE, closes, fall_of, focused, lam_ends
 from ...schedule import Node, Schedule
 from .trust import TrustingStage
 from .variance import PRIOR, REACH, stages
 
 __all__ = ["Family"]
-
-CENTER, RISE = 4.0, 0.6  # of `focused`
 
 
 class Family(NamedTuple):
@@ -42,7 +40,7 @@ class Family(NamedTuple):
         """The grid. It ends where the default's ends, whatever the scale."""
         start, end = lam_ends(schedule)
         closing = closes(schedule.data_std, end, None)
-        fall = FALL + FALL_OF_LONG * (end.lam - start.lam) / max(steps - closing, 1)
+        fall = fall_of(end.lam - start.lam, steps - closing)
         return focused(
             schedule,
             steps,

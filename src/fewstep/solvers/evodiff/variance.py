@@ -46,6 +46,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -93,15 +94,23 @@ def stages(
     """
     last = len(nodes) - 1 - (nodes[-1].sigma == 0)  # the last noisy node
     lams = [node.lam + math.log(data_std / DATA_STD) for node in nodes[: last + 1]]  # the prior is of DATA_STD
-    step = mean_step(lams)
-    options = prior, history, reach, restored, corrected
+    window = partial(
+        _window,
+        step=mean_step(lams),
+        data_std=data_std,
+        prior=prior,
+        history=history,
+        reach=reach,
+        restored=restored,
+        corrected=corrected,
+    )
     plan: list[TrustingStage] = []
     windows = max(1, last // WINDOW)
     for begin in range(0, windows * WINDOW, WINDOW):
         first, final = max(0, begin - BEFORE), begin == (windows - 1) * WINDOW
         # One node too many, so that none is taken for the end.
         stop = len(nodes) if final else begin + WINDOW + 2
-        part = _window(nodes[first:stop], lams[first:stop], step, extra and final, data_std, *options)
+        part = window(nodes[first:stop], lams[first:stop], extra and final)
         plan += part[begin - first : None if final else -1]
     return plan
 
@@ -109,8 +118,9 @@ def stages(
 def _window(
     nodes: Sequence[Node],
     lams: Sequence[float],
-    step: float,
     extra: bool,
+    *,
+    step: float,
     data_std: float,
     prior: PathPrior,
     history: int,
