@@ -15,7 +15,15 @@ from typing import IO
 import numpy as np
 
 __all__ = [
-    "append", "check_file", "check_writable", "locked", "read_npz", "remove_leftovers", "write_all", "write_atomically",
+    "appearing",
+    "append",
+    "check_file",
+    "check_writable",
+    "locked",
+    "read_npz",
+    "remove_leftovers",
+    "write_all",
+    "write_atomically",
 ]  # fmt: skip
 
 LOCK = ".fewstep.lock"  # stays when the lock is gone: unlinking it would let two processes lock different files
@@ -80,17 +88,24 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_all(folder: Path, contents: Mapping[str, bytes]) -> None:
     """The same for several files of a folder, in order."""
     for name, content in contents.items():
-        temporary = folder / f".{name}.{secrets.token_hex(TAG_BYTES)}.part"
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                flush(file)
-            os.replace(temporary, folder / name)
-        except OSError as error:
-            raise unwritable(folder / name, error) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        with appearing(folder / name) as temporary:
+            temporary.write_bytes(content)
     flush_folder(folder)
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """The name under which to write a file, which is moved to `path` once its content is on the disk."""
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(TAG_BYTES)}.part"
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            flush(file)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def append(path: Path, content: bytes) -> None:

@@ -17,7 +17,7 @@ except ImportError:
 
 from .. import __version__
 from ..signals import INTERRUPTED
-from . import analyze, bench, compare, estimate, grids, models, sample, solvers, tune
+from . import analyze, bench, compare, convert, estimate, grids, models, sample, solvers, tune
 from .show import say
 
 
@@ -59,3 +59,4 @@ app.command()(solvers.solvers)
 app.command()(grids.grids)
 app.add_typer(estimate.app, name="estimate")
 app.add_typer(bench.app, name="bench")
+app.add_typer(convert.app, name="convert")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import time
@@ -111,6 +112,7 @@ def _fill(run: Run, seed: int, batch_size: int, draw: Callable[[list[int]], np.n
 
 
 def _digest(network: Any) -> str:
-    """Of the configuration of a network of diffusers, without diffusers' own notes on it."""
-    facts = {key: value for key, value in network.config.items() if not key.startswith("_")}
+    """Of the configuration of a network, without diffusers' own notes on it."""
+    config = dataclasses.asdict(network.config) if dataclasses.is_dataclass(network.config) else network.config
+    facts = {key: value for key, value in config.items() if not key.startswith("_")}
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -20,7 +21,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from ...files import check_writable, write_all
+from ...files import appearing, check_writable, write_all
 from ...models import read_json
 
 __all__ = ["FORMAT", "build", "read_config", "read_fields", "shapes", "write_folder"]
@@ -86,23 +87,21 @@ def _read(hint: Any, value: Any, where: str) -> Any:
 
 
 def _short(value: Any) -> str:
-    return textwrap.shorten(repr(value), 60, placeholder=" ...")
+    return reprlib.repr(value)  # which does not spell out what is long
 
 
 def write_folder(folder: Path, facts: Mapping[str, Any], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """config.json of `facts`, whose dataclasses become objects, and a file of each of `weights`, by its stem.
+    """config.json of `facts`, and a file of each of `weights`, by its name.
 
     The configuration comes last: without it a folder is none.
     """
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
     check_writable(folder)
-    plain = {key: asdict(value) if is_dataclass(value) else value for key, value in facts.items()}  # type: ignore[arg-type]
-    for stem, tensors in weights.items():
-        whole = {name: each.detach().cpu().contiguous().clone() for name, each in tensors.items()}
-        write_all(folder, {f"{stem}.safetensors": save(whole)})
-        del whole
-    write_all(folder, {CONFIG: (json.dumps({"format": FORMAT, **plain}, indent=1) + "\n").encode()})
+    for name, tensors in weights.items():
+        with appearing(folder / name) as temporary:
+            save_file({key: each.contiguous() for key, each in tensors.items()}, temporary)
+    write_all(folder, {CONFIG: (json.dumps({"format": FORMAT, **facts}, indent=1) + "\n").encode()})
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
