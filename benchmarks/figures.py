@@ -88,7 +88,8 @@ def drawing(title: str, told: str, across: Axis, up: Axis, series: Sequence[Seri
         parts.append(f'<text x="{x:.1f}" y="{height - BOTTOM + 18}" text-anchor="middle">{value:g}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{height - 10}" text-anchor="middle">{escape(across.name)}</text>')
-    parts.append(f'<text x="{LEFT}" y="{TOP - 6}" text-anchor="start">{escape(up.name)}</text>')
+    if up.name:
+        parts.append(f'<text x="{LEFT}" y="{TOP - 6}">{escape(up.name)}</text>')
     for each in series:
         if each.under:
             area = f"M{path(each.points)}L{path(each.under[::-1])}Z"
