@@ -102,7 +102,7 @@ foretold. 1 is a prior that knows; below 1 it is too careful, above too sure.
 READING = """## What it says
 
 - On the packaged network without guidance the prior is nearly right: {mean:.2f} in geometric mean over all schedules
-  and calls, {low:.2f} to {high:.2f}. It was not told the network's errors; it has five numbers, chosen on other classes.
+  and calls, {low:.2f} to {high:.2f}. It was not told of the network; its numbers were chosen on other classes.
 - On Gaussians and mixtures of them it is too careful: they have less surprise than images have. That costs little,
   since the weights change slowly with the prior.
 - Where single samples decide late and at once (a finite set of images, strong guidance) it is far too sure, the more so
