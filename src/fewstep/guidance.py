@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .answers import check_answer
-from .prediction import Denoiser, agreed
+from .prediction import Denoiser, agreed, each
 from .schedule import Node, Schedule
 
 __all__ = ["cfgpp", "clip", "guided", "magnitude", "threshold"]
@@ -29,7 +29,7 @@ class Guided:
     weight: float | Tensor  # scale - 1, one for all or one a sample in float64
     schedule: Schedule | None
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         # Copies: a model may work in place on its input, and both may answer in one buffer.
         denoised = answer(self.denoiser, x.clone(), t).clone()
         change = denoised - answer(self.uncond, x, t, "the unconditional denoiser")
@@ -66,10 +66,15 @@ class Plus:
     weights: Mapping[float, float]  # by the time of a call
     schedule: Schedule | None
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
+        found = each(self._weight, t)
+        weight = torch.tensor(found, dtype=torch.float64) if isinstance(found, list) else found
+        return Guided(self.denoiser, self.uncond, weight, self.schedule)(x, t)
+
+    def _weight(self, t: float) -> float:
         if t not in self.weights:
             raise ValueError(f"CFG++ was made for calls at other nodes; got time {t!r}: give it the nodes of this run")
-        return Guided(self.denoiser, self.uncond, self.weights[t] - 1, self.schedule)(x, t)
+        return self.weights[t] - 1
 
 
 def cfgpp(denoiser: Denoiser, uncond: Denoiser, scale: float, nodes: Sequence[Node]) -> Denoiser:
@@ -101,7 +106,7 @@ def cfgpp(denoiser: Denoiser, uncond: Denoiser, scale: float, nodes: Sequence[No
     return Plus(denoiser, uncond, weights, agreed((denoiser, uncond)))
 
 
-def answer(denoiser: Denoiser, x: Tensor, t: float, who: str = "the denoiser") -> Tensor:
+def answer(denoiser: Denoiser, x: Tensor, t: float | Tensor, who: str = "the denoiser") -> Tensor:
     """What `denoiser` makes of x; DenoiserError if that is not a tensor like x."""
     denoised = denoiser(x, t)
     check_answer(denoised, x, who, t)
@@ -117,7 +122,7 @@ class Thresholded:
     floor: float
     schedule: Schedule | None
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         denoised = answer(self.denoiser, x, t)
         limit = magnitude(denoised, self.quantile).clamp_min(self.floor)
         return (denoised.clamp(-limit, limit) / (limit / self.floor)).to(denoised.dtype)
@@ -155,7 +160,7 @@ class Clipped:
     high: float
     schedule: Schedule | None
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         return answer(self.denoiser, x, t).clamp(self.low, self.high)
 
 
