@@ -1,5 +1,6 @@
 """The public names, which `fewstep` hands out. Importing this imports torch."""
 
+from . import edit
 from .analysis import Analysis, analyze
 from .grid import focused, from_times, karras, log_snr, time_quadratic, time_uniform, uniform
 from .guidance import cfgpp, clip, guided, threshold
@@ -90,6 +91,7 @@ __all__ = [
     "as_denoiser",
     "cfgpp",
     "clip",
+    "edit",
     "estimate_ems",
     "estimate_gamma",
     "fingerprint",
