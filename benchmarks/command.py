@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fewstep.adapters import load_model
-from fewstep.adapters.edm import BATCH, EDMModel
+from fewstep.adapters.unet2d import BATCH, EDMModel
 from fewstep.bench.images import load_images
 from fewstep.files import check_file, write_atomically
 

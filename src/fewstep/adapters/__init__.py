@@ -1,6 +1,6 @@
 """Other people's models as denoisers. Imported only when asked for; each needs the extra that it names."""
 
 from ..models import packaged_models
-from .edm import EDMModel, load_model
+from .unet2d import EDMModel, load_model
 
 __all__ = ["EDMModel", "load_model", "packaged_models"]

@@ -62,7 +62,7 @@ def load(model: str, device: str) -> EDMModel:
     import torch
 
     from ..adapters import load_model
-    from ..adapters.edm import BATCH
+    from ..adapters.unet2d import BATCH
 
     try:
         torch.device(device)
