@@ -156,8 +156,8 @@ maps = edit.invert(model.conditioned(cat), images, nodes[6:], seeds=range(len(im
 ```
 
 Each costs one call a step; the maps, as much memory as the image times the nodes. `solver=` is DDPM if not given, and
-may be `SDEDPMSolverPP()`, `ERSDE()`, `SASolver()` or `Stochastic(EVODiff(), eta)`. Other seeds give other maps, and other
-edits of the same image, where the inversion of the ODE has one.
+may be `SDEDPMSolverPP()`, `ERSDE()`, `SASolver()` or `Stochastic(EVODiff(), eta)`. Other seeds give other maps, and
+other edits of the same image, where the inversion of the ODE has one.
 
 `python -m benchmarks.edit --data DATA --out docs/edit.md` measures the table and draws the picture: {edits}, {each}
 images each, which the packaged classifier is sure of, in Karras' {steps} steps of the packaged model. Layout is

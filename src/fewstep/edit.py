@@ -5,9 +5,9 @@ For the nodes s_0 ... s_N of a run and an image x_0, every state is drawn apart 
     x_i = alpha_i x_0 + sigma_i e_i,   x_N = x_0
 
 and the map of a step is what its mean lacks of the next state: r_i = x_(i+1) - mean_i, the solver's step from x_i and
-the answers before. In the paper the map is z_i = r_i / noise_i; here r_i is kept, as the last step, which draws no noise,
-has one too, and the run leads back to the image to rounding. The z_i of an image are no unit noise: they are larger, and
-opposed in neighbouring steps, and so hold its layout. Another denoiser run with them keeps it.
+the answers before. In the paper the map is z_i = r_i / noise_i; here r_i is kept, as the last step, which draws none,
+has one too, and the run leads back to the image to rounding. The z_i of an image are no unit noise: they are larger,
+and opposed in neighbouring steps, and so hold its layout. Another denoiser run with them keeps it.
 
 Huberman-Spiegelglas, Kulikov & Michaeli, An Edit Friendly DDPM Noise Space: Inversion and Manipulations (2024),
 Algorithm 1, there for DDPM; here for each solver of one call a step that draws noise.
