@@ -34,6 +34,7 @@ class Bent:
         return alpha, alpha / (alpha**2 + 4 * sigma**2)
 
     def __call__(self, x, t):
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         alpha, gain = spread(each(self._gain, t), x)
         self.batches.append(len(x))
         y = self.mean + gain * (x - alpha * self.mean)
