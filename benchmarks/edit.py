@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -114,7 +115,7 @@ def measured(
     ]
     pictures = [source.images[::EACH]]
     methods = {"UniPC, there and back": inverted} | {
-        name: lambda *args, solver=solver: friendly(*args, solver) for name, solver in SOLVERS.items()
+        name: partial(friendly, solver=solver) for name, solver in SOLVERS.items()
     }
     for skip in skips:
         for name, method in methods.items():

@@ -102,7 +102,7 @@ def sample(
         UserWarning: noise of 128 elements or more whose root mean square is not within 0.7 and 1.4.
     """
     solver = EVODiff() if solver is None else solver
-    schedule = _check_parts(denoiser, solver, schedule)
+    schedule = check_parts(denoiser, solver, schedule)
     name, start = ("noise", noise) if x is None else ("x", x)
     if start is None or (noise is not None and x is not None):
         raise TypeError("give either noise, unit Gaussian, or x, the state at the grid's first node")
@@ -167,7 +167,7 @@ def _steps_of(
 ) -> tuple[Iterator[Step], int]:
     """The run over given nodes and its number of calls, with everything checked before the first."""
     solver = EVODiff() if solver is None else solver
-    schedule = _check_parts(denoiser, solver, schedule)
+    schedule = check_parts(denoiser, solver, schedule)
     check_tensor("x", x, differentiable)
     grid = _of(schedule, checked(nodes), "nodes")
     stages = solver.plan(schedule, grid, None if nfe is None else _budget(nfe))
@@ -427,7 +427,7 @@ def _working(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _check_parts(denoiser: object, solver: object, schedule: Schedule | None) -> Schedule:
+def check_parts(denoiser: object, solver: object, schedule: Schedule | None) -> Schedule:
     """The schedule of the run."""
     if not callable(denoiser):
         raise TypeError(f"denoiser must be a function denoiser(x, t); got {type(denoiser).__name__}")
