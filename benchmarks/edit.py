@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ GUIDANCES = (1.0, 3.0)
 SHOWN = 6, 3.0  # the skip and the guidance of the picture
 LAYOUT = 8  # squares on a side, in which layout is compared
 INVERTING = fs.UniPC(3, field="noise")
-SOLVERS = {
+SOLVERS: Mapping[str, fs.Solver] = {
     "DDPM": fs.DDIM(eta=1.0),
     "SDE-DPM-Solver++ 2M": fs.SDEDPMSolverPP(),
     "EVODiff, eta 1": fs.Stochastic(fs.EVODiff(), 1.0),

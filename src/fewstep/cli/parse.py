@@ -70,7 +70,8 @@ def load(model: str, device: str) -> EDMModel:
         raise typer.BadParameter(
             f"{device!r} is not a device; choose cpu, cuda, mps ...", param_hint="--device"
         ) from error
-    return load_model(model, device=device, batch=BATCH)
+    loaded: EDMModel = load_model(model, device=device, batch=BATCH)
+    return loaded
 
 
 def conditioned(model: EDMModel, label: str, guidance: float) -> Callable[[Iterable[int]], Denoiser]:

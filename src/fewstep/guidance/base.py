@@ -42,7 +42,7 @@ class Batched:
 
     def beside(self, other: Denoiser, x: Tensor, t: float | Tensor) -> Tensor | None:
         """The answers of both, (2 B, *), from one evaluation; None if `other` is not of the same network."""
-        if not isinstance(other, Batched) or other.network is not self.network:
+        if not isinstance(other, Batched) or other.network != self.network:
             return None
         times = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
         return self.network(torch.cat([x, x]), times, torch.cat([self._of(x), other._of(x)]))
