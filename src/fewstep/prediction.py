@@ -129,7 +129,7 @@ def as_denoiser(
     `network(x, t)` gets the schedule's clock as a float and returns a tensor of x's shape; where the denoiser is given
     times (B,), one a sample, so is the network. The denoiser carries `schedule`, and can be pickled if the network can.
 
-    data_at: the network's time of clean data. 1 is for networks whose clock runs the other way (torchcfm, Meta's
+    `data_at`: the network's time of clean data. 1 is for networks whose clock runs the other way (torchcfm, Meta's
         flow_matching, Lumina, F5-TTS): the network is told 1 - t, and its flow_prediction is x_0 - noise, the velocity
         on its own clock. The denoiser stays on the clock of `schedule`, one of [0, 1].
     """

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ..answers import DenoiserError, how_to_convert
 from ..grid import GridFunction
-from ..guidance import answer, guided
+from ..guidance import guided
+from ..guidance.base import answer
 from ..prediction import Denoiser
 from ..sampling import check_parts, plan, solve, step_noise, unit_noise
 from ..schedule import Schedule

@@ -19,6 +19,7 @@ from ..models import DEFAULT_MODEL, MODELS, packaged_models, read_json
 from ..prediction import Denoiser, each, spread
 from ..schedule import EDM
 from ..statistics import fingerprint
+from .devices import check_device
 
 __all__ = ["BATCH", "EDMModel", "load_model"]
 
@@ -148,7 +149,7 @@ def load_model(
     except ImportError as error:
         raise ImportError("loading a model needs diffusers: pip install 'fewstep[diffusers]'") from error
 
-    _check_device(device)
+    check_device(device)
     config, card = read_json(folder / "config.json"), Card.read(folder / "fewstep.json")
     if config.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{folder / 'config.json'} must describe a UNet2DModel; got {config.get('_class_name')!r}")
@@ -273,11 +274,3 @@ def _check_sizes(config: Mapping[str, Any], path: Path) -> None:
             raise ValueError(
                 f"{name} is {stored.get(name, 'not')} in the weights, {wanted.get(name, 'not')} in the configuration"
             )
-
-
-def _check_device(device: str | torch.device) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:  # the former from a torch built without CUDA
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}): use 'cpu'") from error

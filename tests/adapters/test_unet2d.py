@@ -13,7 +13,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 import fewstep as fs
 from fewstep.adapters import EDMModel, load_model, packaged_models
-from fewstep.adapters.edm import MODELS
+from fewstep.adapters.unet2d import MODELS
 from tiny import CLASSES, DAMAGES, SIDE, WEIGHTS, save_model
 
 LEVELS = (0.002, 0.3, 1.0, 7.7, 80.0)
