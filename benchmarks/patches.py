@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from fewstep.adapters.edm import EDMModel
+from fewstep.adapters.unet2d import EDMModel
 from fewstep.bench.markdown import table
 from fewstep.prediction import Denoiser
 from fewstep.sampling import sample, unit_noise
@@ -61,7 +60,7 @@ def divided(model: EDMModel) -> tuple[EDMModel, list[Late]]:
 def _mixing(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
     for layer in module.children():
         wide = isinstance(layer, torch.nn.Conv2d) and max(layer.kernel_size) > 1
-        if wide or isinstance(layer, Attention | torch.nn.GroupNorm):
+        if wide or isinstance(layer, torch.nn.GroupNorm) or type(layer).__name__ == "Attention":
             yield layer
         else:
             yield from _mixing(layer)

@@ -13,7 +13,7 @@ import typer
 from torch import Tensor
 
 from fewstep.adapters import load_model
-from fewstep.adapters.edm import EDMModel
+from fewstep.adapters.unet2d import EDMModel
 from fewstep.bench.markdown import table
 from fewstep.grid import focused
 from fewstep.guidance import guided
@@ -117,7 +117,7 @@ def main(out: Out = None) -> None:
     """Measure docs/stream.md; ten minutes on two cores."""
 
     def measured() -> str:
-        model = load_model()
+        model: EDMModel = load_model()
         frames = horses(model, FRAMES)
         return page(throughput(model, frames), guidance(model, frames), patches.errors(model))
 

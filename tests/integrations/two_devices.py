@@ -1,6 +1,7 @@
-"""One of two processes that share a tiny Flux, each with half of the tokens: two_devices.py RANK FILE. Prints the error.
+"""One of two processes that share a tiny Flux, each with half of the tokens: two_devices.py RANK FILE.
 
-`FILE` is where they meet. diffusers counts accelerators and divides by their number, so that on a CPU it is told of one.
+`FILE` is where they meet. It prints the share of the tokens and the error. diffusers divides by the number of
+accelerators, so that on a CPU it is told of one.
 """
 
 import sys
@@ -11,9 +12,9 @@ import torch.distributed as dist
 from diffusers import ContextParallelConfig, FluxPipeline
 
 sys.path[:0] = [str(Path(__file__).parent)]
-from pipelines import flux_parts, pooled, prompts
+from pipelines import flux_parts, pooled, prompts  # noqa: E402, its folder has to be known first
 
-from fewstep.integrations.diffusers import EVODiffScheduler
+from fewstep.integrations.diffusers import EVODiffScheduler  # noqa: E402
 
 
 def main(rank, meeting):
