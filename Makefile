@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: help demo test check numerics ablation bench bench-overhead bench-imports stress robustness levels variance \
-	tune entropy flow comfyui quality quality-quick docs figures dist clean
+	tune entropy flow edit comfyui quality quality-quick docs figures dist clean
 help:
 	@echo "make demo            compare solvers on the packaged model; says where the picture is"
 	@echo "make test            everything that CI runs: lint, types, tests"
@@ -20,6 +20,7 @@ help:
 	@echo "make comfyui         measure docs/comfyui.md, in the ComfyUI at COMFYUI_SRC by the Python at COMFYUI_PYTHON"
 	@echo "make variance        measure what each part of EVODiff's default is worth (docs/least-variance.md)"
 	@echo "make flow            measure docs/flow.md: what users of flow models choose from, on the grid that they have"
+	@echo "make edit            edit images with the packaged model (docs/edit.md)"
 	@echo "make bench           solvers on the packaged model, 1,000 images a row (docs/bench/): an hour; goes on"
 	@echo "make quality         measure docs/quality.md: hours; goes on where it was interrupted"
 	@echo "make docs            the site of docs/, in site/: strict, without network"
@@ -87,6 +88,9 @@ variance: $(VENV)/.installed
 
 flow: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.flow --data $(DATA) --out docs/flow.md
+
+edit: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.edit --data $(DATA) --out docs/edit.md
 
 BENCH ?= samples/bench
 bench: $(VENV)/.installed
