@@ -15,7 +15,7 @@ from rich.table import Table
 from ..models import DEFAULT_MODEL
 from .options import AsJson, Debug, Device, Guidance, Label, Model, Seed, path
 from .parse import conditioned, load, pick_budgets, subject
-from .show import Reached, errors, progress, say
+from .show import Reached, errors, peak, progress, say
 
 if TYPE_CHECKING:
     from ..solvers import Tuned
@@ -95,7 +95,7 @@ def tune(
     else:
         Console().print(_table(found))
     seconds = time.perf_counter() - started
-    say(f"{evaluations:,} evaluations besides reference and report, {seconds:.0f} s, {_peak(device)}")
+    say(f"{evaluations:,} evaluations besides reference and report, {seconds:.0f} s, {peak(device)}")
     better = [str(each.calls) for each in found.report if each.kept]
     if better:
         say(f"the plan for {', '.join(better)} calls is {out}: --solver tuned --plan {out}")
@@ -114,18 +114,3 @@ def _table(found: Tuned) -> Table:
         values = (f"{each.default:.4g}", f"{each.tuned:.4g}", f"{each.ratio:.2f}", interval, f"{each.evaluations:,}")
         table.add_row(str(each.calls), *values, kept)
     return table
-
-
-def _peak(device: str) -> str:
-    import torch
-
-    if torch.device(device).type == "cuda":
-        return f"at most {torch.cuda.max_memory_allocated(device) / 1e6:,.0f} MB of the device"
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return "peak memory unknown"
-    import sys
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6:,.0f} MB in all"
