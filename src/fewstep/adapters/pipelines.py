@@ -16,7 +16,7 @@ import hashlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -155,13 +155,21 @@ class PipelineModel:
     def conditioned(self, labels: Sequence[int] | Tensor | int, guidance: float = 1.0) -> Denoiser:
         raise ValueError("this model has no classes: call it as it is, or with prompts")
 
-    def _rows(self, count: int) -> Iterator[Tensor]:
-        """The numbers of the samples that are evaluated together; the last ones fill up."""
-        size = self.batch or count
-        return iter(torch.arange(-(-count // size) * size).clamp_max(count - 1).split(size))
+    def _each(self, x: Tensor, function: Callable[[Tensor, Tensor], Tensor], size: int | None = None) -> Tensor:
+        """`function(x[rows], rows)` of `size` samples, or `batch`, together; the last ones fill up."""
+        size = size or self.batch or len(x)
+        every = torch.arange(-(-len(x) // size) * size).clamp_max(len(x) - 1)
+        return torch.cat([function(x[rows.to(x.device)], rows) for rows in every.split(size)])[: len(x)]
 
-    def _each(self, x: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        return torch.cat([function(x[rows.to(x.device)], rows) for rows in self._rows(len(x))])[: len(x)]
+    def _asked(self, x: Tensor, t: float | Tensor, function: Callable[[Any, Tensor, Tensor], Tensor]) -> Tensor:
+        """`function(asking, latents, rows)` at `t`; a pipeline knows one time, so samples with their own go alone."""
+        times = t.tolist() if isinstance(t, Tensor) and t.ndim else None
+
+        def ask(latents: Tensor, rows: Tensor) -> Tensor:
+            asking = self.asking.at(float(t) if times is None else times[int(rows[0])], latents)
+            return function(asking, latents, rows).to(x.dtype)
+
+        return self._each(x, ask, None if times is None else 1)
 
     def _check_guidance(self, guidance: float | Tensor) -> float:
         if isinstance(guidance, Tensor) or not 1 <= guidance < math.inf:
@@ -172,7 +180,7 @@ class PipelineModel:
 class TextModel(PipelineModel):
     """A pipeline from text to image: `prompted(...)` is what to sample."""
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         return self._plain(x, t)
 
     @cached_property
@@ -238,17 +246,15 @@ class Prompted:
     def schedule(self) -> Schedule:
         return self.model.schedule
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         if len(self.prompts) not in (1, len(x)):
             raise ValueError(f"prompts must be one for all or one a sample, {len(x)}; got {len(self.prompts)}")
 
-        def ask(latents: Tensor, rows: Tensor) -> Tensor:
-            asking = self.model.asking.at(t, latents)
+        def ask(asking: Any, latents: Tensor, rows: Tensor) -> Tensor:
             self.run(asking, len(rows), rows, latents=latents.to(self.model.network.dtype))
-            answer: Tensor = asking.denoised.to(x.dtype)
-            return answer
+            return asking.denoised  # type: ignore[no-any-return]
 
-        return self.model._each(x, ask)
+        return self.model._asked(x, t, ask)
 
     def run(self, asking: Any, count: int, rows: Tensor | None = None, steps: int = 1, **options: Any) -> Tensor:
         """What the pipeline's own call makes with this scheduler, for the prompts of `rows`, or the first for all."""
@@ -321,7 +327,7 @@ class LabelModel(PipelineModel):
 
         return (x if autoencoder is None else self._each(x, images)).float().clamp(-1, 1)
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         return Labelled(self, torch.tensor(len(self.classes)), 1.0)(x, t)
 
     def conditioned(self, labels: Sequence[int] | Tensor | int, guidance: float = 1.0) -> Labelled:
@@ -346,19 +352,18 @@ class Labelled:
     def schedule(self) -> Schedule:
         return self.model.schedule
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         if self.labels.ndim and self.labels.shape != x.shape[:1]:
             raise ValueError(
                 f"labels must be one for all or one a sample, shape {(len(x),)}; got shape {tuple(self.labels.shape)}"
             )
         labels = self.labels.expand(len(x))
 
-        def ask(latents: Tensor, rows: Tensor) -> Tensor:
-            asking, given = self.model.asking.at(t, latents), labels[rows].to(x.device)
-            answer: Tensor = asking.answered(self._output(latents, asking.timesteps.to(x.device), given))
-            return answer.to(x.dtype)
+        def ask(asking: Any, latents: Tensor, rows: Tensor) -> Tensor:
+            output = self._output(latents, asking.timesteps.to(x.device), labels[rows].to(x.device))
+            return asking.answered(output)  # type: ignore[no-any-return]
 
-        return self.model._each(x, ask)
+        return self.model._asked(x, t, ask)
 
     def _output(self, x: Tensor, timestep: Tensor, labels: Tensor) -> Tensor:
         network = self.model.network
