@@ -130,7 +130,7 @@ def ddpm():
 TEXT = {"sd1": sd1, "sd2": sd2, "sdxl": sdxl, "sd3": sd3, "flux": flux, "sana": sana, "pixart": pixart}
 OTHERS = {"dit": dit, "ldm": ldm, "ddpm": ddpm}
 PIPELINES = {**TEXT, **OTHERS}
-SIZES = {"flux": (8, 8)}  # height, width; of others, what they say themselves
+SIZES = {"flux": (8, 8), "sana": (32, 32)}  # height, width; of others, what they say themselves
 
 
 @cache

@@ -310,7 +310,7 @@ def test_a_network_that_answers_in_other_channels_is_refused(tmp_path):
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no model 'cifar61': give a folder, or .*: cifar32"):
+    with pytest.raises(FileNotFoundError, match=r"no model 'cifar61': give a folder, .*: cifar32"):
         load_model("cifar61")
 
 

@@ -26,6 +26,8 @@ OURS = "fewstep.integrations.diffusers"  # of pipelines that were saved with EVO
 # The stems of weights' files, in diffusers and transformers.
 STEMS = ("diffusion_pytorch_model", "model")
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5")
+# Parameters for each number and each tensor of a file: shared ones are stored once, and may be laid out twice.
+SHARED = 2
 # Modules for each tensor of a file: published networks have up to 2, most of them blocks and activations.
 MODULES = 50
 # Numbers in tables that a network computes for itself: positions, frequencies. The largest published have 6e7.
@@ -208,7 +210,7 @@ def _check_sizes(kind: Any, config: Mapping[str, Any], files: list[Path]) -> Non
         else:
             network = kind.from_config(dict(config))
     wanted = sum(each.numel() for each in network.parameters())
-    if wanted > numbers:
+    if wanted > SHARED * numbers:
         raise ValueError(f"the configuration is of {wanted:,} numbers, the weights are {numbers:,}")
     tables = sum(each.numel() for each in network.buffers())
     if tables > numbers + TABLES:
@@ -230,8 +232,7 @@ def _at_most(tensors: int) -> Iterator[None]:
     def parameter(*_: Any) -> None:
         nonlocal parameters
         parameters += 1
-        # Shared ones are stored once, and some are registered twice.
-        if parameters > 2 * tensors:
+        if parameters > SHARED * tensors:
             raise ValueError(f"the configuration has more layers than the weights, which are {tensors} tensors")
 
     def module(*_: Any) -> None:

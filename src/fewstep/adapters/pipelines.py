@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..models import read_json
 from ..prediction import Denoiser
 from ..schedule import Node, Schedule
 from ..statistics import fingerprint
@@ -92,7 +93,8 @@ def load(
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)
-    model = kind(pipe, asking, call, batch)
+    names = read_json(folder / INDEX).get("id2label") or {}
+    model = kind(pipe, asking, call, batch, {int(number): str(name).split(",")[0] for number, name in names.items()})
     if torch.device(device).type != "cpu":  # where convolutions are faster in it; here they are not always
         model.network.to(memory_format=torch.channels_last)
     return model
@@ -110,6 +112,7 @@ class PipelineModel:
     asking: Any
     call: Mapping[str, Any] = field(default_factory=dict)
     batch: int | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
     classes: ClassVar[Sequence[str]] = ()
     unit_start: ClassVar[bool] = True  # pipelines begin with unit noise, whatever the first level's sigma
 
@@ -246,6 +249,20 @@ class Prompted:
     def schedule(self) -> Schedule:
         return self.model.schedule
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.model.shape
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model, the prompts and the guidance."""
+        facts = (self.model.fingerprint, self.prompts, self.negatives, sorted(self.options.items()))
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Images in [-1, 1] of samples."""
+        return self.model.decode(x)
+
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         if len(self.prompts) not in (1, len(x)):
             raise ValueError(f"prompts must be one for all or one a sample, {len(x)}; got {len(self.prompts)}")
@@ -305,11 +322,7 @@ class LabelModel(PipelineModel):
     def classes(self) -> Sequence[str]:  # type: ignore[override]
         """Their names, or their numbers where the folder tells none."""
         count = getattr(self.network.config, "num_embeds_ada_norm", None) or 0
-        names = getattr(self.pipe, "labels", None) or {}
-        first: dict[int, str] = {}
-        for name, number in names.items():
-            first.setdefault(number, name)
-        return tuple(first.get(i, str(i)) for i in range(count))
+        return tuple(self.names.get(i, str(i)) for i in range(count))
 
     @cached_property
     def shape(self) -> tuple[int, ...]:

@@ -76,7 +76,7 @@ def sample(
     plan: Plan = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Images at a time; of pipelines 1, of others 16, where it changes no pixel on a CPU."),
+        typer.Option(min=1, help="Images at a time; of pipelines 1, of others 8, where it changes no pixel on a CPU."),
     ] = None,
     device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help=f"In which the network computes: {', '.join(DTYPES)}.")] = DTYPES[0],
