@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: help demo test check numerics ablation bench bench-overhead bench-imports stress robustness levels variance \
-	tune entropy flow memory comfyui quality quality-quick clean
+	tune entropy flow memory comfyui quality quality-quick docs figures dist clean
 help:
 	@echo "make demo            compare solvers on the packaged model; says where the picture is"
 	@echo "make test            everything that CI runs: lint, types, tests"
@@ -23,13 +23,17 @@ help:
 	@echo "make flow            measure docs/flow.md: what users of flow models choose from, on the grid that they have"
 	@echo "make bench           solvers on the packaged model, 1,000 images a row (docs/bench/): an hour; goes on"
 	@echo "make quality         measure docs/quality.md: hours; goes on where it was interrupted"
+	@echo "make docs            the site of docs/, in site/: strict, without network"
+	@echo "make figures         draw docs/figures anew from the pages that hold the numbers"
+	@echo "make dist            both packages in dist/: built twice, compared, checked, installed and used (docs/release.md)"
 	@echo "make quality-quick   a reduced table of it, printed, in minutes"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fewstep needs Python 3.11 or later")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[all]' pytest pytest-xdist hypothesis mpmath transformers mypy ruff pre-commit
+		--editable '.[all]' pytest pytest-xdist hypothesis mpmath transformers mypy ruff pre-commit hatchling \
+		mkdocs-material mkdocstrings-python
 	touch $@
 
 demo: $(VENV)/.installed
@@ -99,5 +103,15 @@ quality: $(VENV)/.installed
 quality-quick: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.quality --quick --data $(DATA) --results $$(mktemp -d)
 
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 PATH="$$PWD/$(BIN):$$PATH" $(BIN)/mkdocs build --strict
+	@echo "open site/index.html, or: $(BIN)/mkdocs serve"
+
+figures: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.figures
+
+dist:
+	PYTHON=$(PYTHON) scripts/dist.sh
+
 clean:
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

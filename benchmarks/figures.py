@@ -33,9 +33,9 @@ __all__ = ["DOCS", "INK", "PAPER", "drawings", "rows"]
 
 DOCS = Path(__file__).parents[1] / "docs"
 INK, RULE, PAPER = ("#1c1c1c", "#e8e8e8"), ("#c8c8c8", "#4a4d57"), ("#ffffff", "#1e2129")  # light, dark
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 660, 360, 64, 180, 44, 48
-LOW = 210  # the height of a drawing of a few rows
-LINE = 15  # pixels between labels
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 680, 380, 66, 210, 48, 54
+LOW = 230  # the height of a drawing of a few rows
+LINE = 18  # pixels between labels
 CALLS = 8  # of the runs whose paths are shown
 Points = Sequence[tuple[float, float]]
 
@@ -82,14 +82,14 @@ def drawing(title: str, told: str, across: Axis, up: Axis, series: Sequence[Seri
     for value in up.ticks:
         y = place((across.low, value))[1]
         parts.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" class="rule"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 5:.1f}" text-anchor="end">{value:g}</text>')
     for value in across.ticks:
         x = place((value, up.low))[0]
-        parts.append(f'<text x="{x:.1f}" y="{height - BOTTOM + 18}" text-anchor="middle">{value:g}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{height - BOTTOM + 20}" text-anchor="middle">{value:g}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{height - 10}" text-anchor="middle">{escape(across.name)}</text>')
     if up.name:
-        parts.append(f'<text x="{LEFT}" y="{TOP - 6}">{escape(up.name)}</text>')
+        parts.append(f'<text x="{LEFT}" y="{TOP - 8}">{escape(up.name)}</text>')
     for each in series:
         if each.under:
             area = f"M{path(each.points)}L{path(each.under[::-1])}Z"
@@ -103,7 +103,7 @@ def drawing(title: str, told: str, across: Axis, up: Axis, series: Sequence[Seri
     named = [(place(each.points[-1]), each) for each in series if each.name]
     for y, (_, each) in zip(_apart([at[1] for at, _ in named], height - BOTTOM), named, strict=True):
         parts.append(f'<path d="M{WIDTH - RIGHT + 8} {y:.1f}h10" stroke="{each.colour}" stroke-width="4"/>')
-        parts.append(f'<text x="{WIDTH - RIGHT + 22}" y="{y + 4:.1f}">{escape(each.name)}</text>')
+        parts.append(f'<text x="{WIDTH - RIGHT + 22}" y="{y + 5:.1f}">{escape(each.name)}</text>')
     return _svg(title, told, parts, height)
 
 
@@ -111,7 +111,7 @@ def _svg(title: str, told: str, parts: Sequence[str], height: int) -> str:
     text, rule = (f"{{fill:{INK[k]}}}" for k in (0, 1)), (f"{{stroke:{RULE[k]}}}" for k in (0, 1))
     (light, dark), (thin, thin_dark) = text, rule
     style = (
-        f"text{light}text{{font:13px sans-serif}}.title{{font:bold 15px sans-serif}}.rule{thin}"
+        f"text{light}text{{font:15px sans-serif}}.title{{font:bold 17px sans-serif}}.rule{thin}"
         f"@media(prefers-color-scheme:dark){{text{dark}.rule{thin_dark}}}"
     )
     return (

@@ -153,8 +153,9 @@ def page() -> str:
 For people whose model hardly fits. You get what a run needs beside diffusers' own pipeline: the same.
 
 Written by `make memory`: a random model like Stable Diffusion, smaller ({weights / 2**20:,.0f} MiB of
-weights), {STEPS} calls with guidance and the decoding of the images, on a CPU. MiB that the process holds beyond its imports, the mapped
-files of the weights apart; medians of {ROUNDS} processes. "Loading" is the most while the folder is loaded.
+weights), {STEPS} calls with guidance and the decoding of the images, on a CPU. MiB that the process holds beyond its
+imports, the mapped files of the weights apart; medians of {ROUNDS} processes. "Loading" is the most while the folder is
+loaded.
 
 | batch | | loading | loaded | peak of the run | of diffusers' |
 |---|---|---|---|---|---|

@@ -43,7 +43,7 @@ def test_it_says_what_it_shows_and_keeps_within_its_paper(name):
     assert len(root.findtext(f"{SVG}desc").split()) > 8
     _, _, width, height = map(float, root.get("viewBox").split())
     for text in root.iter(f"{SVG}text"):
-        length = 7.2 * len(text.text) * (1.15 if text.get("class") else 1)  # pixels, of wide letters
+        length = 7.5 * len(text.text) * (1.15 if text.get("class") else 1)  # pixels, of wide letters
         left = float(text.get("x")) - length * {"middle": 0.5, "end": 1}.get(text.get("text-anchor"), 0)
         assert left > -8
         assert left + length < width + 8
