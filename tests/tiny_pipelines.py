@@ -1,5 +1,6 @@
 """Pipelines of diffusers with their text encoders, tiny and untrained, in their own file format. Nothing is fetched."""
 
+import inspect
 from functools import cache
 from pathlib import Path
 
@@ -7,10 +8,12 @@ import diffusers as df
 import torch
 import transformers as tf
 
+from fewstep.integrations.diffusers import EVODiffScheduler
 from integrations import pipelines as bare
 
 CHARACTERS = [chr(code) for code in range(33, 127)]
 WORDS = ["<|startoftext|>", "<|endoftext|>", *CHARACTERS, *(f"{c}</w>" for c in CHARACTERS)]
+NFE = 4
 LENGTH, WIDTH = 8, 8  # of a text, in tokens and numbers
 SMALL = {"hidden_size": WIDTH, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -144,3 +147,22 @@ def _built(name):
 def save_pipeline(name: str, folder: Path) -> Path:
     _built(name).save_pretrained(folder)
     return folder
+
+
+def reference(folder, name, guidance, negative=None, prompts=("a cat", "two"), **options):
+    """The pipeline's own run from the noise of seeds 0 and 1."""
+    pipe = df.DiffusionPipeline.from_pretrained(folder)
+    pipe.scheduler = EVODiffScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    takes = inspect.signature(type(pipe).__call__).parameters
+    call = {"num_inference_steps": NFE, "output_type": "np", **options}
+    if name in TEXT:
+        call |= {"prompt": list(prompts), "true_cfg_scale" if name == "flux" else "guidance_scale": guidance}
+        call |= {"use_resolution_binning": False} if "use_resolution_binning" in takes else {}
+        call |= dict(zip(("height", "width"), SIZES[name], strict=True)) if name in SIZES else {}
+        if negative is not None or (name == "flux" and guidance > 1):
+            call["negative_prompt"] = [negative or ""] * 2
+    else:
+        call |= {"class_labels": [1, 7], "guidance_scale": guidance} if name == "dit" else {"batch_size": 2}
+        call["generator"] = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    return torch.as_tensor(pipe(**call, return_dict=False)[0])

@@ -1,7 +1,6 @@
 """Pipelines of diffusers as denoisers: what they draw is what the pipeline draws under EVODiffScheduler."""
 
 import functools
-import inspect
 import json
 import pickle
 import shutil
@@ -16,11 +15,9 @@ from safetensors.torch import load_file, save_file
 
 import fewstep as fs
 from fewstep.adapters import load_model
-from fewstep.integrations.diffusers import EVODiffScheduler
-from tiny_pipelines import PIPELINES, SIZES, TEXT, save_pipeline
+from tiny_pipelines import NFE, PIPELINES, SIZES, TEXT, reference, save_pipeline
 
 UNET, CLIP = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
-NFE = 4
 
 
 @pytest.fixture(scope="module")
@@ -45,25 +42,6 @@ def model(folder):
         return kept[name]
 
     return loaded
-
-
-def reference(folder, name, guidance, negative=None, prompts=("a cat", "two"), **options):
-    """The pipeline's own run from the noise of seeds 0 and 1."""
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
-    pipe.scheduler = EVODiffScheduler.from_config(pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
-    takes = inspect.signature(type(pipe).__call__).parameters
-    call = {"num_inference_steps": NFE, "output_type": "np", **options}
-    if name in TEXT:
-        call |= {"prompt": list(prompts), "true_cfg_scale" if name == "flux" else "guidance_scale": guidance}
-        call |= {"use_resolution_binning": False} if "use_resolution_binning" in takes else {}
-        call |= dict(zip(("height", "width"), SIZES[name], strict=True)) if name in SIZES else {}
-        if negative is not None or (name == "flux" and guidance > 1):
-            call["negative_prompt"] = [negative or ""] * 2
-    else:
-        call |= {"class_labels": [1, 7], "guidance_scale": guidance} if name == "dit" else {"batch_size": 2}
-        call["generator"] = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
-    return torch.as_tensor(pipe(**call, return_dict=False)[0])
 
 
 def pushed(model, denoiser, **options):

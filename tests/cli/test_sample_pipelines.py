@@ -9,13 +9,10 @@ import torch
 pytest.importorskip("transformers", reason="needs the extra pipelines")
 
 import fewstep as fs
-from adapters.test_pipelines import reference
 from cli.commands import DONE, FAILED, USAGE, assert_refused, content, names, record, run, stored
 from fewstep.adapters import load_model
 from fewstep.bench.subjects import load_subject
-from tiny_pipelines import SIZES, TEXT, save_pipeline
-
-NFE = 4
+from tiny_pipelines import NFE, SIZES, TEXT, reference, save_pipeline
 
 
 @pytest.fixture(scope="module")
