@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: help demo test check numerics ablation bench bench-overhead bench-imports stress robustness levels variance \
-	tune entropy flow edit comfyui quality quality-quick docs figures dist clean
+	tune entropy flow edit comfyui quality quality-quick docs figures dist clean memory
 help:
 	@echo "make demo            compare solvers on the packaged model; says where the picture is"
 	@echo "make test            everything that CI runs: lint, types, tests"
@@ -19,6 +19,7 @@ help:
 	@echo "make levels          measure what noise levels are worth to the scheduler for diffusers (docs/levels.md)"
 	@echo "make comfyui         measure docs/comfyui.md, in the ComfyUI at COMFYUI_SRC by the Python at COMFYUI_PYTHON"
 	@echo "make variance        measure what each part of EVODiff's default is worth (docs/least-variance.md)"
+	@echo "make memory          measure what a run needs beside diffusers' own pipeline (docs/memory.md)"
 	@echo "make flow            measure docs/flow.md: what users of flow models choose from, on the grid that they have"
 	@echo "make edit            edit images with the packaged model (docs/edit.md)"
 	@echo "make bench           solvers on the packaged model, 1,000 images a row (docs/bench/): an hour; goes on"
@@ -85,6 +86,9 @@ comfyui:
 
 variance: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.variance --data $(DATA) --out docs/least-variance.md
+
+memory: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.memory --out docs/memory.md
 
 flow: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.flow --data $(DATA) --out docs/flow.md

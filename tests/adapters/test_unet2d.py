@@ -13,7 +13,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 import fewstep as fs
 from fewstep.adapters import EDMModel, load_model, packaged_models
-from fewstep.adapters.unet2d import MODELS
+from fewstep.models import MODELS
 from tiny import CLASSES, DAMAGES, SIDE, WEIGHTS, save_model
 
 LEVELS = (0.002, 0.3, 1.0, 7.7, 80.0)
@@ -310,7 +310,7 @@ def test_a_network_that_answers_in_other_channels_is_refused(tmp_path):
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no model 'cifar61': give a folder, or .*: cifar32"):
+    with pytest.raises(FileNotFoundError, match=r"no model 'cifar61': give a folder, .*: cifar32"):
         load_model("cifar61")
 
 

@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from ..guidance import guided
-from ..models import DEFAULT_MODEL, MODELS, packaged_models, read_json
+from ..models import read_json
 from ..prediction import Denoiser, each, spread
 from ..schedule import EDM
 from ..statistics import fingerprint
 from .devices import check_device
 
-__all__ = ["BATCH", "EDMModel", "load_model"]
+__all__ = ["BATCH", "EDMModel", "load", "recognises"]
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 BATCH = 8  # images per evaluation in the command line and the benchmarks, always: a pixel depends on its seed alone
@@ -41,6 +41,7 @@ class EDMModel:
     image is then the same, bit for bit, whatever it is batched with. Otherwise it may differ in the last bits.
     """
 
+    family: ClassVar[str] = "UNet2DModel of diffusers with EDM preconditioning"
     network: torch.nn.Module
     shape: tuple[int, int, int]
     schedule: EDM
@@ -127,22 +128,23 @@ class Conditioned:
         return self.model._denoised(x, t, self.labels)
 
 
-def load_model(
-    name: str | Path = DEFAULT_MODEL,
+def recognises(folder: Path) -> bool:
+    """Whether it is the folder of a UNet2DModel."""
+    return (folder / "config.json").is_file() and read_json(folder / "config.json").get("_class_name") == "UNet2DModel"
+
+
+def load(
+    folder: Path,
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     batch: int | None = None,
 ) -> EDMModel:
-    """Load a packaged model by name, or a folder with config.json and safetensors weights.
+    """The model in a folder with config.json and safetensors weights.
 
     A `fewstep.json` in the folder gives sigma_data, noise_scale, sigma_min, sigma_max, classes, null_label and patch;
     without one, EDM's values, no classes and no folding are assumed. Nothing in a folder is executed.
     """
-    folder = MODELS / name if str(name) in packaged_models() else Path(name)
-    if not folder.is_dir():
-        known = ", ".join(packaged_models())
-        raise FileNotFoundError(f"no model {str(name)!r}: give a folder, or one of the packaged models: {known}")
     try:
         from diffusers import UNet2DModel
         from safetensors.torch import load_file
