@@ -14,7 +14,7 @@ SOURCE = Path(fewstep.__file__).parent
 ROOMS = [
     "signals", "files", "store", "models", "schedule", "grid", "answers", "prediction", "statistics", "solvers",
     "table", "sampling", "tuning", "analysis", "guidance", "api", "pictures", "runs", "integrations", "adapters",
-    "bench", "cli", "__main__",
+    "cheaper", "bench", "cli", "__main__",
 ]  # fmt: skip
 TENSOR_FREE = ["signals", "files", "store", "models", "schedule", "grid", "prediction"]
 
