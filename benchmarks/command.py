@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fewstep.adapters import load_model
-from fewstep.adapters.edm import BATCH, EDMModel
+from fewstep.adapters.unet2d import BATCH, EDMModel
 from fewstep.bench.images import load_images
 from fewstep.files import check_file, write_atomically
 
@@ -23,7 +23,8 @@ Data = Annotated[str, typer.Option(help="Training images: an npz file, or a name
 
 
 def packaged() -> EDMModel:
-    return load_model(batch=BATCH)
+    loaded: EDMModel = load_model(batch=BATCH)
+    return loaded
 
 
 def source(data: str, split: str) -> Source:

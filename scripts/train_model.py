@@ -48,7 +48,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from fewstep.adapters.edm import WEIGHTS
+from fewstep.adapters.unet2d import WEIGHTS
 from fewstep.bench.classifier import Classifier, load_classifier
 from fewstep.bench.images import CLASSES, load_images, to_unit_range
 from fewstep.files import check_writable, locked, write_atomically

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cli.commands import DONE, FAILED, INTERRUPTED, USAGE, assert_refused, names, run
-from fewstep.adapters.edm import EDMModel
+from fewstep.adapters.unet2d import EDMModel
 from fewstep.statistics import load_statistics
 from fewstep.table import SOLVERS
 from tiny import CLASSES, SIDE

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cli.commands import FAILED, INTERRUPTED, USAGE, assert_refused, content, names, run
-from fewstep.adapters.edm import EDMModel
+from fewstep.adapters.unet2d import EDMModel
 from tiny import DAMAGES, save_model
 
 

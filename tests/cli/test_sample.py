@@ -12,7 +12,7 @@ import pytest
 
 import fewstep
 from cli.commands import DONE, FAILED, INTERRUPTED, assert_refused, content, names, record, run, stored
-from fewstep.adapters.edm import EDMModel
+from fewstep.adapters.unet2d import EDMModel
 from fewstep.pictures import png
 from fewstep.table import SOLVERS
 from tiny import CLASSES, SIDE
@@ -242,7 +242,7 @@ def test_a_failure_half_way_keeps_what_was_made_and_the_next_run_goes_on(sample,
 STALLING = """
 import signal, sys, time
 from fewstep.__main__ import main
-from fewstep.adapters.edm import EDMModel
+from fewstep.adapters.unet2d import EDMModel
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
 evaluate, left = EDMModel._evaluate, int(sys.argv.pop(1))
 def stalling(self, *args):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cli.commands import DONE, FAILED, INTERRUPTED, USAGE, assert_refused, names, record, run, stored
-from fewstep.adapters.edm import EDMModel
+from fewstep.adapters.unet2d import EDMModel
 from fewstep.solvers import Tuned
 from fewstep.tuning import cost
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..adapters.edm import BATCH
+from ..adapters.unet2d import BATCH
 from ..prediction import Denoiser
 from ..schedule import Schedule
 

@@ -62,7 +62,7 @@ def load(model: str, device: str) -> EDMModel:
     import torch
 
     from ..adapters import load_model
-    from ..adapters.edm import BATCH
+    from ..adapters.unet2d import BATCH
 
     try:
         torch.device(device)
@@ -70,7 +70,8 @@ def load(model: str, device: str) -> EDMModel:
         raise typer.BadParameter(
             f"{device!r} is not a device; choose cpu, cuda, mps ...", param_hint="--device"
         ) from error
-    return load_model(model, device=device, batch=BATCH)
+    loaded: EDMModel = load_model(model, device=device, batch=BATCH)
+    return loaded
 
 
 def conditioned(model: EDMModel, label: str, guidance: float) -> Callable[[Iterable[int]], Denoiser]:
