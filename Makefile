@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: help demo test check numerics ablation bench bench-overhead bench-imports stress robustness levels variance \
-	tune entropy flow comfyui quality quality-quick clean
+	tune entropy cheaper flow comfyui quality quality-quick clean
 help:
 	@echo "make demo            compare solvers on the packaged model; says where the picture is"
 	@echo "make test            everything that CI runs: lint, types, tests"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench-imports   time imports, the command line's help and the loading of the model (docs/imports.md)"
 	@echo "make tune            measure what tuning gains (docs/tune.md); hours"
 	@echo "make entropy         measure where the packaged network decides (docs/entropy.md)"
+	@echo "make cheaper         measure docs/cheaper.md: error against seconds of calls, caching and precision"
 	@echo "make stress          measure docs/stress.md: problems that are nothing like images, with networks from PyPI"
 	@echo "make robustness      kill runs of the command line, fill their disk, begin two at once; says what was lost"
 	@echo "make levels          measure what noise levels are worth to the scheduler for diffusers (docs/levels.md)"
@@ -63,6 +64,9 @@ robustness: $(VENV)/.installed
 
 tune: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.tune --out docs/tune.md
+
+cheaper: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.cheaper
 
 entropy: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.entropy --out docs/entropy.md

@@ -70,6 +70,23 @@ def unet():
     )  # fmt: skip
 
 
+def own():
+    from fewstep.adapters.unet2d_network import UNet2D
+
+    return UNet2D(
+        {
+            "sample_size": 8, "in_channels": 3, "out_channels": 3, "block_out_channels": (8, 8), "layers_per_block": 1,
+            "norm_num_groups": 4, "norm_eps": 1e-5, "attention_head_dim": 4, "num_class_embeds": None,
+            "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+            "flip_sin_to_cos": True, "freq_shift": 0, "resnet_time_scale_shift": "scale_shift",
+        }
+    )  # fmt: skip
+
+
+def call_own(network, x, t):
+    return network(x, t)
+
+
 def call_dit(network, x, t):
     return network(x, timestep=t.expand(len(x)), class_labels=torch.zeros(len(x), dtype=torch.long)).sample
 
@@ -86,7 +103,12 @@ def call_unet(network, x, t):
     return network(x, t, encoder_hidden_states=torch.ones(len(x), 2, 8)).sample
 
 
-NETWORKS = {"dit": (dit, call_dit, (3, 8, 8)), "flux": (flux, call_flux, (6, 4)), "unet": (unet, call_unet, (3, 8, 8))}
+NETWORKS = {
+    "dit": (dit, call_dit, (3, 8, 8)),
+    "flux": (flux, call_flux, (6, 4)),
+    "unet": (unet, call_unet, (3, 8, 8)),
+    "own": (own, call_own, (3, 8, 8)),
+}
 
 
 @pytest.fixture(params=NETWORKS, scope="module")
@@ -300,6 +322,8 @@ def test_calls_that_the_plan_does_not_foresee_are_refused(model):
     wrapped(x, first)
     with pytest.raises(cheaper.CacheError, match="times"):
         wrapped(x[:2], times(model)[1])
+    with pytest.raises(TypeError, match="has one time a call"):
+        wrapped(x, torch.full((4,), first))
 
 
 # Plans

@@ -84,7 +84,9 @@ class Cached:
         self._next = 0
         self._branches: list[Branch] = []
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
+        if isinstance(t, Tensor):
+            raise TypeError("a plan has one time a call; of a stream, with times (B,), nothing can be reused")
         if t == self.times[0]:
             self.reset()
         if self._next == len(self.times) or t != self.times[self._next]:
