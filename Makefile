@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: help demo test check numerics ablation bench bench-overhead bench-imports stress robustness levels variance \
-	tune entropy flow edit comfyui quality quality-quick docs figures dist clean memory
+	tune entropy cheaper flow edit comfyui memory quality quality-quick docs figures dist clean
 help:
 	@echo "make demo            compare solvers on the packaged model; says where the picture is"
 	@echo "make test            everything that CI runs: lint, types, tests"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench-imports   time imports, the command line's help and the loading of the model (docs/imports.md)"
 	@echo "make tune            measure what tuning gains (docs/tune.md); hours"
 	@echo "make entropy         measure where the packaged network decides (docs/entropy.md)"
+	@echo "make cheaper         measure docs/cheaper.md: error against seconds of calls, caching and precision"
 	@echo "make stress          measure docs/stress.md: problems that are nothing like images, with networks from PyPI"
 	@echo "make robustness      kill runs of the command line, fill their disk, begin two at once; says what was lost"
 	@echo "make levels          measure what noise levels are worth to the scheduler for diffusers (docs/levels.md)"
@@ -33,7 +34,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fewstep needs Python 3.11 or later")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[all]' pytest pytest-xdist hypothesis mpmath transformers mypy ruff pre-commit hatchling \
+		--editable '.[all,cheaper]' pytest pytest-xdist hypothesis mpmath transformers mypy ruff pre-commit hatchling \
 		mkdocs-material mkdocstrings-python
 	touch $@
 
@@ -69,6 +70,9 @@ robustness: $(VENV)/.installed
 
 tune: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.tune --out docs/tune.md
+
+cheaper: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.cheaper
 
 entropy: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.entropy --out docs/entropy.md
