@@ -23,7 +23,7 @@ help:
 	@echo "make memory          measure what a run needs beside diffusers' own pipeline (docs/memory.md)"
 	@echo "make flow            measure docs/flow.md: what users of flow models choose from, on the grid that they have"
 	@echo "make edit            edit images with the packaged model (docs/edit.md)"
-	@echo "make bench           solvers on the packaged model, 1,000 images a row (docs/bench/): an hour; goes on"
+	@echo "make bench           solvers on the packaged model, 1,000 images a row (benchmarks/report/): an hour; goes on"
 	@echo "make quality         measure docs/quality.md: hours; goes on where it was interrupted"
 	@echo "make docs            the site of docs/, in site/: strict, without network"
 	@echo "make figures         draw docs/figures anew from the pages that hold the numbers"
@@ -103,7 +103,7 @@ edit: $(VENV)/.installed
 BENCH ?= samples/bench
 bench: $(VENV)/.installed
 	$(BIN)/fewstep bench run benchmarks/bench.toml --out $(BENCH)
-	$(BIN)/fewstep bench report $(BENCH) --out docs/bench --title "Six solvers on the packaged model"
+	$(BIN)/fewstep bench report $(BENCH) --out benchmarks/report --title "Six solvers on the packaged model"
 
 quality: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.quality --data $(DATA) --results $(RESULTS) --out docs/quality.md

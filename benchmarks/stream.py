@@ -110,7 +110,43 @@ def page(
     )
 
 
-TEXT = """TODO"""
+TEXT = """# Streams
+
+For people whose images come one after another, from a camera or a video, and who want each soon. You get frames in
+different phases of their runs served by one call of the model, and the image that each would have had alone.
+
+```python
+from fewstep.stream import Similar, Stream
+
+line = Stream(denoiser, nfe=8, start=4, skip=Similar())
+for frame in camera:
+    for result in line.push(frame):
+        show(result)
+```
+
+A result says whether its frame was done, skipped, dropped or failed: the queue is bounded, and NaN in one frame does
+not touch the others. `residual` is the negative of residual guidance, which costs no call (StreamDiffusion, 2023).
+
+**When not to use it.** Where all images are there at once, a batch is as fast and simpler. Where a call of one image
+uses the whole machine, phases gain nothing.
+
+Written by `python -m benchmarks.stream`: {frames} frames of {calls} calls each, medians of {rounds} rounds in turn,
+{threads} threads on {machine}.
+
+{throughput}
+## Residual guidance
+
+RMSE to guidance that asks the model twice:
+
+{guidance}
+## Several devices
+
+Independent images: data parallel, by `accelerate` and `fewstep bench --shard`. One large image on several devices:
+patch parallel of transformers, by xDiT, which takes a diffusers pipeline with `EVODiffScheduler`. PCPP and ASGDiffusion
+let patches see each other's features of the call before; simulated here with two halves of {images} images:
+
+{patches}
+"""
 
 
 def main(out: Out = None) -> None:
