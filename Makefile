@@ -34,7 +34,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fewstep needs Python 3.11 or later")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[all,cheaper]' pytest pytest-xdist hypothesis mpmath transformers mypy ruff pre-commit hatchling \
+		--editable '.[all]' pytest pytest-xdist hypothesis mpmath transformers mypy ruff pre-commit hatchling \
 		mkdocs-material mkdocstrings-python
 	touch $@
 
