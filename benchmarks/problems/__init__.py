@@ -2,7 +2,6 @@
 
 from .base import Problem
 from .empirical import Empirical
-from .local import Local
 from .mixtures import ClassGaussians, GaussianMixture, fitted, gaussian
 from .products import Product, product
 from .suite import PROBLEMS, SPLITS, Entry, Source, Split
@@ -14,7 +13,6 @@ __all__ = [
     "Empirical",
     "Entry",
     "GaussianMixture",
-    "Local",
     "Problem",
     "Product",
     "Source",

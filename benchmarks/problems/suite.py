@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from fewstep.adapters.locality import Local
 from fewstep.bench.classifier import Classifier, load_classifier
 from fewstep.bench.images import resized, to_unit_range
 from fewstep.bench.metrics import Moments
@@ -18,7 +19,6 @@ from fewstep.schedule import EDM
 
 from .base import Problem, batches, pooled
 from .empirical import Empirical
-from .local import Local
 from .mixtures import ClassGaussians, fitted
 from .network import Reclocked
 

@@ -334,6 +334,9 @@ def _agreement(measured: Measurement) -> str:
 
 INTRODUCTION = """# Image quality
 
+For people who want to know how good images are, and for reviewers. You get EVODiff's default beside ten solvers on
+problems made of real images, cell by cell, with every loss; [evidence.md](evidence.md) says how to read such tables.
+
 EVODiff's default beside the field, on problems whose solution is known. This page is written by `{command}`; no figure
 in its tables is typed by hand. It is of the split "{split}". Solvers are developed on "dev" and reported on "report",
 which share neither classes nor noise: {splits}.
@@ -351,7 +354,7 @@ chosen for each run (`solvers/core/last_steps.py`). `python -m benchmarks.qualit
 - *ideal*: the denoiser of exactly {ideal} images at 16×16, which ends at one of them.
 - *blurred-τ*: the same with each image replaced by N(image, τ²).
 - *local*: the analytical denoiser of Lukoianov et al. (2025) with {local} images at 16×16: each pixel a posterior mean
-  over the pixels that a Wiener filter depends on. `benchmarks.problems.local` says what is theirs and what ours.
+  over the pixels that a Wiener filter depends on. `fewstep.adapters.Local` says what is theirs and what ours.
 - *model*, *guided-s*: the packaged network without a class, and with the split's classes at guidance s.
 
 **Schedules.** VE is EDM's from 80 to 0.002, VP is linear, flow is α = 1 - t. The denoiser is the same on all of them,

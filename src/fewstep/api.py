@@ -1,5 +1,6 @@
 """The public names, which `fewstep` hands out. Importing this imports torch."""
 
+from . import edit
 from .analysis import Analysis, analyze
 from .grid import focused, from_times, karras, log_snr, time_quadratic, time_uniform, uniform
 from .guidance import Batched, apg, cfgpp, classifier_guided, clip, guidance_interval, guided, rescaled, threshold
@@ -93,6 +94,7 @@ __all__ = [
     "cfgpp",
     "classifier_guided",
     "clip",
+    "edit",
     "estimate_ems",
     "estimate_gamma",
     "fingerprint",

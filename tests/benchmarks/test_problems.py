@@ -10,15 +10,14 @@ from benchmarks.problems import (
     ClassGaussians,
     Empirical,
     GaussianMixture,
-    Local,
     Source,
     fitted,
     gaussian,
     suite,
 )
-from benchmarks.problems.local import THRESHOLD
 from benchmarks.problems.network import Reclocked
 from fewstep.adapters import load_model
+from fewstep.adapters.locality import THRESHOLD, Local
 from fewstep.bench.metrics import Moments
 from fewstep.schedule import Node
 from fewstep.table import SOLVERS

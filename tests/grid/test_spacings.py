@@ -206,9 +206,9 @@ def test_beta_of_one_and_one_is_time_uniform():
         assert a.time == pytest.approx(b.time, rel=8 * EPS)
 
 
-@pytest.mark.parametrize(("a", "b"), [(0, 1), (1, -1.0), (math.nan, 1)])
-def test_beta_parameters_must_be_positive(a, b):
-    with pytest.raises(ValueError, match=rf"^a and b must be positive; got a={a!r}, b={b!r}$"):
+@pytest.mark.parametrize(("a", "b"), [(0, 1), (1, -1.0), (math.nan, 1), (math.inf, 1)])
+def test_beta_parameters_must_be_positive_and_finite(a, b):
+    with pytest.raises(ValueError, match=rf"^a and b must be positive and finite; got a={a!r}, b={b!r}$"):
         beta(EDM(), 5, a=a, b=b)
 
 

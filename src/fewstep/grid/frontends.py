@@ -99,8 +99,8 @@ def beta57(schedule: Schedule, steps: int, *, a: float = 0.5, b: float = 0.7) ->
 
     `fewstep.grid.beta` is the same without a table, between the schedule's own ends.
     """
-    if not (a > 0 and b > 0):
-        raise ValueError(f"a and b must be positive; got a={a!r}, b={b!r}")
+    if not (0 < a < math.inf and 0 < b < math.inf):
+        raise ValueError(f"a and b must be positive and finite; got a={a!r}, b={b!r}")
     quantile = need_scipy("special", "beta57").betaincinv
     n, at = _table(schedule)
     places = [round(float(quantile(a, b, 1 - i / steps)) * (n - 1)) for i in range(steps)]

@@ -14,6 +14,7 @@ Trailing at N of 61, 103, 121, ... has an entry -1 too many in diffusers 0.42, w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -72,8 +73,8 @@ def beta(
     ComfyUI does this with a table's index, and rounds it. diffusers does it with sigma / alpha in place of the
     clock, which is this grid on EDM(sigma_min, sigma_max).
     """
-    if not (a > 0 and b > 0):
-        raise ValueError(f"a and b must be positive; got a={a!r}, b={b!r}")
+    if not (0 < a < math.inf and 0 < b < math.inf):
+        raise ValueError(f"a and b must be positive and finite; got a={a!r}, b={b!r}")
     quantile = need_scipy("special", "beta").betaincinv
     at = evenly(lambda u: schedule.ramp(float(quantile(a, b, u))))
     nodes = between(schedule, steps, to_zero, time_ends(schedule), at)

@@ -26,11 +26,11 @@ class Batched:
     conditions of another number.
     """
 
-    network: Callable[[Tensor, float, Tensor], Tensor]
+    network: Callable[[Tensor, Any, Tensor], Tensor]
     condition: Tensor
     schedule: Schedule | None = None
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         return self.network(x, t, self._of(x))
 
     def _of(self, x: Tensor) -> Tensor:
@@ -40,21 +40,22 @@ class Batched:
             )
         return self.condition.to(x.device).expand(len(x), *self.condition.shape[1:])
 
-    def beside(self, other: Denoiser, x: Tensor, t: float) -> Tensor | None:
+    def beside(self, other: Denoiser, x: Tensor, t: float | Tensor) -> Tensor | None:
         """The answers of both, (2 B, *), from one evaluation; None if `other` is not of the same network."""
         if not isinstance(other, Batched) or other.network != self.network:
             return None
-        return self.network(torch.cat([x, x]), t, torch.cat([self._of(x), other._of(x)]))
+        times = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
+        return self.network(torch.cat([x, x]), times, torch.cat([self._of(x), other._of(x)]))
 
 
-def answer(denoiser: Denoiser, x: Tensor, t: float, who: str = "the denoiser") -> Tensor:
+def answer(denoiser: Denoiser, x: Tensor, t: float | Tensor, who: str = "the denoiser") -> Tensor:
     """What `denoiser` makes of x; DenoiserError if that is not a tensor like x."""
     denoised = denoiser(x, t)
     check_answer(denoised, x, who, t)
     return denoised
 
 
-def pair(denoiser: Denoiser, uncond: Denoiser, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+def pair(denoiser: Denoiser, uncond: Denoiser, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
     """Both answers at x: from one evaluation if both are `Batched` of one network, else from one each."""
     if isinstance(denoiser, Batched) and (both := denoiser.beside(uncond, x, t)) is not None:
         check_answer(both, torch.cat([x, x]), "the network", t)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..answers import DenoiserError
-from ..prediction import Denoiser, agreed
+from ..prediction import Denoiser, agreed, each, spread
 from ..schedule import Schedule
 from .base import answer, checked, times
 
@@ -21,32 +22,37 @@ class ClassifierGuided:
     """What `classifier_guided` returns."""
 
     denoiser: Denoiser
-    classifier: Callable[[Tensor, float], Tensor]
+    classifier: Callable[[Tensor, Any], Tensor]
     scale: float | Tensor
     schedule: Schedule
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
-        node = self.schedule.node(t)
-        if node.alpha == 0:
-            raise ValueError(f"a classifier says nothing at alpha = 0 (time {t!r}): start the grid below pure noise")
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
+        (reach,) = spread(each(self._reach, t), x)
         with torch.enable_grad():
             noisy = x.detach().clone().requires_grad_(True)
             told = self.classifier(noisy, t)
             if not isinstance(told, Tensor) or told.shape != x.shape[:1]:
                 got = f"shape {tuple(told.shape)}" if isinstance(told, Tensor) else type(told).__name__
                 raise DenoiserError(
-                    f"the classifier returned {got} at time {t:g}; it must return log p(y | x), one a sample: "
+                    f"the classifier returned {got} at time {t}; it must return log p(y | x), one a sample: "
                     f"{tuple(x.shape[:1])}"
                 )
             (gradient,) = torch.autograd.grad(told.sum(), noisy)
         denoised = answer(self.denoiser, x, t)
         # The product in float32 or better: sigma^2 / alpha is thousands near pure noise.
         push = times(self.scale, gradient.to(torch.promote_types(x.dtype, torch.float32)))
-        return (denoised + node.sigma**2 / node.alpha * push).to(denoised.dtype)
+        guided: Tensor = (denoised + reach * push).to(denoised.dtype)
+        return guided
+
+    def _reach(self, t: float) -> tuple[float]:
+        node = self.schedule.node(t)
+        if node.alpha == 0:
+            raise ValueError(f"a classifier says nothing at alpha = 0 (time {t!r}): start the grid below pure noise")
+        return (node.sigma**2 / node.alpha,)
 
 
 def classifier_guided(
-    denoiser: Denoiser, classifier: Callable[[Tensor, float], Tensor], scale: float | Tensor = 1.0
+    denoiser: Denoiser, classifier: Callable[[Tensor, Any], Tensor], scale: float | Tensor = 1.0
 ) -> Denoiser:
     """Classifier guidance: D + scale (sigma^2 / alpha) grad_x log p(y | x_t), scale 0 being none.
 

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..prediction import KINDS, Denoiser, Prediction, agreed, from_denoised, to_denoised
+from ..prediction import KINDS, Denoiser, Prediction, agreed, each, from_denoised, to_denoised
 from ..schedule import Node, Schedule
 from ..solvers.core.inner import Inner, floored
 from .base import answer, checked, pair, times
@@ -27,7 +28,7 @@ class Guided:
     weight: float | Tensor  # scale - 1
     schedule: Schedule | None
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         denoised, plain = pair(self.denoiser, self.uncond, x, t)
         return denoised + times(self.weight, denoised - plain)
 
@@ -54,13 +55,13 @@ class Rescaled:
     of: Prediction
     schedule: Schedule | None
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         denoised, plain = pair(self.denoiser, self.uncond, x, t)
         strong = denoised + times(self.weight, denoised - plain)
         if self.of == "sample" or self.schedule is None:
             return self._rescaled(denoised, strong)
-        node = self.schedule.node(t)
-        outputs = (from_denoised(self.of, each, x, node) for each in (denoised, strong))
+        node = each(self.schedule.node, t)
+        outputs = (from_denoised(self.of, answered, x, node) for answered in (denoised, strong))
         return to_denoised(self.of, self._rescaled(*outputs), x, node).to(x.dtype)
 
     def _rescaled(self, denoised: Tensor, strong: Tensor) -> Tensor:
@@ -116,9 +117,15 @@ class Interval:
     high: float
     schedule: Schedule
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
-        within = self.low < self.schedule.node(t).nsr <= self.high
-        return answer(self.inside if within else self.outside, x, t)
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
+        within = each(self._within, t)
+        if not isinstance(within, list) or len(set(within)) == 1:
+            return answer(self.inside if np.all(within) else self.outside, x, t)
+        inside, outside = pair(self.inside, self.outside, x, t)
+        return torch.where(torch.tensor(within, device=x.device).reshape(-1, *[1] * (x.ndim - 1)), inside, outside)
+
+    def _within(self, t: float) -> bool:
+        return self.low < self.schedule.node(t).nsr <= self.high
 
 
 def guidance_interval(inside: Denoiser, outside: Denoiser, low: float, high: float) -> Denoiser:
@@ -149,7 +156,7 @@ class Projected:
     parallel: float | Tensor
     schedule: Schedule | None
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         denoised, plain = pair(self.denoiser, self.uncond, x, t)
         wide = torch.promote_types(x.dtype, torch.float32)
         along, change = denoised.to(wide), (denoised - plain).to(wide)
@@ -193,10 +200,15 @@ class Plus:
     weights: Mapping[float, float]  # by the time of a call
     schedule: Schedule | None
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
+        found = each(self._weight, t)
+        weight = torch.tensor(found, dtype=torch.float64) if isinstance(found, list) else found
+        return Guided(self.denoiser, self.uncond, weight, self.schedule)(x, t)
+
+    def _weight(self, t: float) -> float:
         if t not in self.weights:
             raise ValueError(f"CFG++ was made for calls at other nodes; got time {t!r}: give it the nodes of this run")
-        return Guided(self.denoiser, self.uncond, self.weights[t] - 1, self.schedule)(x, t)
+        return self.weights[t] - 1
 
 
 def cfgpp(denoiser: Denoiser, uncond: Denoiser, scale: float, nodes: Sequence[Node]) -> Denoiser:

@@ -24,7 +24,7 @@ class Thresholded:
     floor: float
     schedule: Schedule | None
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         denoised = answer(self.denoiser, x, t)
         limit = magnitude(denoised, self.quantile).clamp_min(self.floor)
         return (denoised.clamp(-limit, limit) / (limit / self.floor)).to(denoised.dtype)
@@ -62,7 +62,7 @@ class Clipped:
     high: float
     schedule: Schedule | None
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         return answer(self.denoiser, x, t).clamp(self.low, self.high)
 
 

@@ -49,6 +49,10 @@ class DDIM:
         lost = 1 - (t.nsr / s.nsr) ** 2  # the share of the noise variance that the step removes
         if lost < 0:
             raise ValueError(f"eta={self.eta!r} needs nodes of falling noise; to invert, use eta=0")
-        scale = t.sigma * math.sqrt(1 - self.eta**2 * lost) / s.sigma
-        row = Row(scale, (t.alpha - scale * s.alpha,))
-        return LinearStage(s, row, noise=self.eta * t.sigma * math.sqrt(lost))
+        return noisy(s, t, self.eta**2 * lost)
+
+
+def noisy(s: Node, t: Node, share: float) -> LinearStage:
+    """The step s -> t whose noise at t is fresh by this share of its variance, 0 to 1, the rest predicted."""
+    scale = t.sigma * math.sqrt(1 - share) / s.sigma
+    return LinearStage(s, Row(scale, (t.alpha - scale * s.alpha,)), noise=t.sigma * math.sqrt(share))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...guidance import Batched, classifier_guided
-from ...prediction import Denoiser, to_denoised
+from ...prediction import Denoiser, each, to_denoised
 from ...schedule import Discrete
 from .folder import CLASSIFIER, NETWORK, build, read_fields
 from .model import Networked, in_batches
@@ -64,15 +64,15 @@ class ADMNetwork(Networked):
     family: ClassVar[str] = "a network of guided diffusion (ADM)"
     classifier: ADMClassifier | None = None
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         if self.card.network.num_classes:
             raise ValueError("this network was trained with labels alone: give them, by conditioned(labels)")
         return self.denoised(x, t)
 
-    def denoised(self, x: Tensor, t: float, *labels: Tensor) -> Tensor:
+    def denoised(self, x: Tensor, t: float | Tensor, *labels: Tensor) -> Tensor:
         """labels: (B,), if the network has classes."""
         epsilon = self.asked(x, self.level(x, t), *labels)[:, : x.shape[1]]
-        return to_denoised("epsilon", epsilon, x, self.schedule.node(t))
+        return to_denoised("epsilon", epsilon, x, each(self.schedule.node, t))
 
     def conditioned(self, labels: Sequence[int] | Tensor | int, guidance: float | Tensor = 1.0) -> Denoiser:
         """The denoiser of the classes `labels`, one a sample or one for all.
@@ -96,7 +96,7 @@ class Judged:
     model: ADMNetwork
     labels: Tensor
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         classifier = self.model.classifier
         if classifier is None:
             raise ValueError("the model has no classifier")

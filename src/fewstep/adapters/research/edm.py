@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ...guidance import Batched, guided
-from ...prediction import Denoiser
+from ...prediction import Denoiser, each, spread
 from ...schedule import EDM
 from .folder import NETWORK, build, read_fields
 from .model import Networked
@@ -59,14 +59,14 @@ class EDMNetwork(Networked):
 
     family: ClassVar[str] = "a network of EDM"
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         return self.denoised(x, t, torch.zeros(len(x), len(self.classes), device=x.device))
 
-    def denoised(self, x: Tensor, t: float, told: Tensor) -> Tensor:
+    def denoised(self, x: Tensor, t: float | Tensor, told: Tensor) -> Tensor:
         """told (B, classes), one-hot."""
-        skip, out, scale, noise = self.card.coefficients(t)
-        answer = self.asked(x * scale, self.level(x, noise), told)
-        return x * float(skip) + answer * float(out)
+        skip, out, scale, noise = spread(each(self.card.coefficients, t), x)
+        denoised: Tensor = x * skip + self.asked(x * scale, self.level(x, noise), told) * out
+        return denoised.to(x.dtype)
 
     def conditioned(self, labels: Sequence[int] | Tensor | int, guidance: float | Tensor = 1.0) -> Denoiser:
         """The denoiser of the classes `labels`, one a sample or one for all; guidance, too, and 1 adds nothing.

@@ -43,8 +43,9 @@ class Networked:
         inner = x.to(next(self.network.parameters()).dtype)
         return in_batches(self.network, self.batch, inner, *told).to(x.dtype)
 
-    def level(self, x: Tensor, value: float) -> Tensor:
-        return torch.full((len(x),), value, dtype=torch.float32, device=x.device)
+    def level(self, x: Tensor, value: float | Tensor) -> Tensor:
+        """What the network is told, (B,), of one value for all or one a sample."""
+        return torch.as_tensor(value, dtype=torch.float32, device=x.device).flatten().expand(len(x))
 
     def conditioned(self, labels: Sequence[int] | Tensor | int, guidance: float | Tensor = 1.0) -> Denoiser:
         """The denoiser of the classes `labels`, one a sample or one for all."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...prediction import to_denoised
+from ...prediction import each, spread, to_denoised
 from ...schedule import DATA_STD, EDM, VPLinear
 from .folder import NETWORK, build, read_fields
 from .model import Networked
@@ -44,13 +44,17 @@ class ScoreSDENetwork(Networked):
 
     family: ClassVar[str] = "a network of ScoreSDE"
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         if self.card.sde == "vpsde":
-            return to_denoised("epsilon", self.asked(x, self.level(x, TOLD_VP * t)), x, self.schedule.node(t))
+            node = each(self.schedule.node, t)
+            return to_denoised("epsilon", self.asked(x, self.level(x, TOLD_VP * t)), x, node)
+        (square,) = spread(each(lambda time: (time**2,), t), x)
         if self.card.network.centered:
-            return x + t**2 * self.asked(x, self.level(x, t))
-        # y = (x + 1) / 2 has the level t / 2, and 2 (y + (t / 2)^2 score) - 1 is
-        return x + t**2 / 2 * self.asked((x + 1) / 2, self.level(x, t / 2))
+            denoised: Tensor = x + square * self.asked(x, self.level(x, t))
+        else:
+            # y = (x + 1) / 2 has the level t / 2, and 2 (y + (t / 2)^2 score) - 1 is
+            denoised = x + square / 2 * self.asked((x + 1) / 2, self.level(x, t / 2))
+        return denoised.to(x.dtype)
 
 
 def load(

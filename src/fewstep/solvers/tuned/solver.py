@@ -12,117 +12,22 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from ..files import write_atomically
-from ..grid import Grid, checked
-from ..schedule import Node, Schedule
-from ..statistics.tables import describe
-from .core.base import euler_row, spend
-from .evodiff import EVODiff
-from .evodiff.family import Family
-from .evodiff.trust import Split, TrustingStage
+from ...files import write_atomically
+from ...grid import Grid, checked
+from ...schedule import Node, Schedule
+from ...statistics.tables import describe
+from ..core.base import spend
+from ..evodiff import EVODiff
+from ..evodiff.trust import TrustingStage
+from .measured import Measured
 
-__all__ = ["Measured", "Numbers", "Outcome", "Tuned"]
+__all__ = ["Outcome", "Tuned"]
 
 FORMAT, VERSION = "fewstep Tuned", 1
-DIFFERENCES = 3  # that a step of EVODiff weighs, at most
-# In half log-SNR. Levels that went through float32 are off by 1e-6, tuned ones are 0.02 apart at least.
-SAME = 1e-3
-OTHER = 0.1  # the ends of ranges differ by 1e-4 in rounding, those of models by 0.3 and more
-
-
-class Numbers(NamedTuple):
-    """Of one stage: the weights of differences of answers in the prediction and the correction, over alpha, the newest
-    first, and what trust needs, as in `TrustingStage`. No weights, no correction."""
-
-    predict: tuple[float, ...] = ()
-    correct: tuple[float, ...] = ()
-    foretold: tuple[float, ...] = ()
-    surprise: float = 0.0
-
-    @classmethod
-    def of(cls, stage: TrustingStage, t: Node) -> Numbers:
-        """Of the stage from its node to `t`."""
-        predict, correct = (
-            () if split is None else tuple(weight / node.alpha for weight in (split.lead, *split.rest))
-            for split, node in ((stage.predict, t), (stage.correct, stage.node))
-        )
-        return cls(predict, correct, stage.foretold, stage.surprise)
-
-    @property
-    def reach(self) -> int:
-        """How many differences of answers it takes."""
-        return max(1, len(self.predict) - 1, len(self.correct) - 1, 1 + len(self.foretold))
-
-
-class Measured(NamedTuple):
-    """What was found for one number of calls.
-
-    lams: half log-SNRs of the nodes, inf where the run ends at sigma = 0. data_std: of the data. family: what plans
-    other budgets.
-    """
-
-    lams: tuple[float, ...]
-    numbers: tuple[Numbers, ...]
-    data_std: float
-    family: Family
-
-    @classmethod
-    def of(cls, nodes: Sequence[Node], stages: Sequence[TrustingStage], data_std: float, family: Family) -> Measured:
-        numbers = (Numbers.of(stage, t) for stage, t in zip(stages, nodes[1:], strict=True))
-        return cls(tuple(node.lam for node in nodes), tuple(numbers), data_std, family)
-
-    def nodes(self, schedule: Schedule) -> tuple[Node, ...]:
-        return tuple(schedule.node(schedule.t_clean if math.isinf(lam) else schedule.time_at(lam)) for lam in self.lams)
-
-    def fits(self, nodes: Sequence[Node]) -> bool:
-        """Whether `nodes` are its levels."""
-        return len(nodes) == len(self.lams) and all(
-            lam == node.lam or abs(lam - node.lam) <= SAME for lam, node in zip(self.lams, nodes, strict=True)
-        )
-
-    def stages(self, nodes: Sequence[Node]) -> list[TrustingStage]:
-        plan: list[TrustingStage] = []
-        reaches = [*(numbers.reach for numbers in self.numbers[1:]), 1]
-        for (s, t), numbers, next_reach in zip(pairwise(nodes), self.numbers, reaches, strict=True):
-            scale, (move,) = euler_row("data", s, t)
-            predict, correct = (
-                Split(node.alpha * weights[0], tuple(node.alpha * weight for weight in weights[1:]))
-                if weights
-                else None
-                for weights, node in ((numbers.predict, t), (numbers.correct, s))
-            )
-            gain = plan[-1].move if plan else 0.0
-            plan.append(
-                TrustingStage(
-                    s, scale, move, gain, correct, predict, numbers.foretold, numbers.surprise, self.data_std,
-                    next_reach - 1,
-                )
-            )  # fmt: skip
-        return plan
-
-    def check(self, calls: int) -> None:
-        """ValueError unless it is a plan of so many calls."""
-        if len(self.numbers) != calls or len(self.lams) != calls + 1:
-            raise ValueError(f"a plan of {calls} calls has {len(self.lams)} levels and {len(self.numbers)} stages")
-        rising = all(t > s for s, t in pairwise(self.lams))
-        if not rising or not all(map(math.isfinite, self.lams[:-1])):
-            raise ValueError(f"levels must rise in half log-SNR; got {self.lams}")
-        if not 0 < self.data_std < math.inf:
-            raise ValueError(f"data_std must be positive and finite; got {self.data_std!r}")
-        for i, (predict, correct, foretold, surprise) in enumerate(self.numbers):
-            known = min(i, DIFFERENCES)
-            if not all(map(math.isfinite, (*predict, *correct, *foretold, surprise, *self.family))):
-                raise ValueError(f"stage {i} of {calls} holds NaN or inf")
-            if max(len(predict) - 1, len(correct) - 1, len(foretold) + 1 if foretold else 0) > known or (
-                not known and (predict or correct)
-            ):
-                raise ValueError(f"stage {i} of {calls} weighs more than the {known} differences that are known")
-            if not foretold and max(len(predict), len(correct)) > 2:
-                raise ValueError(f"stage {i} of {calls} weighs old differences, of which nothing is foretold")
+OTHER = 0.1  # in half log-SNR: the ends of ranges differ by 1e-4 in rounding, those of models by 0.3 and more
 
 
 class Outcome(NamedTuple):
@@ -234,15 +139,7 @@ class Tuned:
             "fingerprint": self.fingerprint,
             "facts": dict(self.facts),
             "report": [outcome._asdict() for outcome in self.report],
-            "plans": {
-                str(calls): {
-                    "lams": [None if math.isinf(lam) else lam for lam in each.lams],
-                    "data_std": each.data_std,
-                    "family": each.family._asdict(),
-                    "stages": [numbers._asdict() for numbers in each.numbers],
-                }
-                for calls, each in sorted(self.plans.items())
-            },
+            "plans": {str(calls): each.written() for calls, each in sorted(self.plans.items())},
         }
         write_atomically(Path(path), (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
@@ -259,7 +156,7 @@ class Tuned:
             if content["format"] != FORMAT or content["version"] != VERSION:
                 raise ValueError(f"it is {content['format']!r} of version {content['version']!r}")
             tuned = cls(
-                {int(calls): _measured(each) for calls, each in content["plans"].items()},
+                {int(calls): Measured.read(each) for calls, each in content["plans"].items()},
                 _word(content["schedule"]),
                 _word(content["fingerprint"]),
                 dict(content["facts"]),
@@ -279,26 +176,6 @@ class Tuned:
                 stacklevel=2,
             )
         return tuned
-
-
-def _measured(each: Mapping[str, Any]) -> Measured:
-    *inner, last = each["lams"]
-    lams = (*map(float, inner), math.inf if last is None else float(last))
-    numbers = [
-        Numbers(
-            _weights(stage["predict"]),
-            _weights(stage["correct"]),
-            _weights(stage["foretold"]),
-            float(stage["surprise"]),
-        )
-        for stage in each["stages"]
-    ]
-    family = Family(**{name: float(value) for name, value in each["family"].items()})
-    return Measured(lams, tuple(numbers), float(each["data_std"]), family)
-
-
-def _weights(found: Sequence[float]) -> tuple[float, ...]:
-    return tuple(map(float, found))
 
 
 def _word(value: object) -> str | None:
