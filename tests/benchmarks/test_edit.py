@@ -20,12 +20,12 @@ class Model:
 
 def test_of_greys_an_edit_moves_all_by_the_difference_and_no_edit_moves_nothing():
     shown, wanted = torch.tensor([3, 5]), torch.tensor([5, 3])
-    source = Source((shown / 10).reshape(2, 1, 1, 1).expand(2, 3, 32, 32) + 0.05, shown, wanted)
+    source = Source((shown / 10).reshape(2, 1, 1, 1).expand(2, 3, 32, 32) + 0.03, shown, wanted)
     classifier = lambda x: -(x.mean((1, 2, 3))[:, None] * 10 - torch.arange(10)).abs()  # noqa: E731
     rows, pictures = measured(Model(), classifier, source, skips=[6])
-    # Samples are of the class's own grey, the images 0.05 beside theirs.
+    # Samples are of the class's own grey, the images 0.03 beside theirs.
     assert rows[0][4] == "0.000"
-    assert abs(float(rows[1][4]) - (0.2**2 + 0.05**2) ** 0.5) < 0.01
+    assert abs(float(rows[1][4]) - (0.2**2 + 0.03**2) ** 0.5) < 0.01
     for row in rows[2:]:
         assert float(row[3]) < 0.01  # the image comes back
         assert abs(float(row[4]) - 0.2) < 0.01
