@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: help demo test check numerics ablation bench bench-overhead bench-imports stress robustness levels variance \
-	tune entropy flow edit comfyui quality quality-quick clean
+	tune entropy cheaper flow edit comfyui memory quality quality-quick docs figures dist clean
 help:
 	@echo "make demo            compare solvers on the packaged model; says where the picture is"
 	@echo "make test            everything that CI runs: lint, types, tests"
@@ -14,22 +14,28 @@ help:
 	@echo "make bench-imports   time imports, the command line's help and the loading of the model (docs/imports.md)"
 	@echo "make tune            measure what tuning gains (docs/tune.md); hours"
 	@echo "make entropy         measure where the packaged network decides (docs/entropy.md)"
+	@echo "make cheaper         measure docs/cheaper.md: error against seconds of calls, caching and precision"
 	@echo "make stress          measure docs/stress.md: problems that are nothing like images, with networks from PyPI"
 	@echo "make robustness      kill runs of the command line, fill their disk, begin two at once; says what was lost"
 	@echo "make levels          measure what noise levels are worth to the scheduler for diffusers (docs/levels.md)"
 	@echo "make comfyui         measure docs/comfyui.md, in the ComfyUI at COMFYUI_SRC by the Python at COMFYUI_PYTHON"
 	@echo "make variance        measure what each part of EVODiff's default is worth (docs/least-variance.md)"
+	@echo "make memory          measure what a run needs beside diffusers' own pipeline (docs/memory.md)"
 	@echo "make flow            measure docs/flow.md: what users of flow models choose from, on the grid that they have"
 	@echo "make edit            edit images with the packaged model (docs/edit.md)"
-	@echo "make bench           solvers on the packaged model, 1,000 images a row (docs/bench/): an hour; goes on"
+	@echo "make bench           solvers on the packaged model, 1,000 images a row (benchmarks/report/): an hour; goes on"
 	@echo "make quality         measure docs/quality.md: hours; goes on where it was interrupted"
+	@echo "make docs            the site of docs/, in site/: strict, without network"
+	@echo "make figures         draw docs/figures anew from the pages that hold the numbers"
+	@echo "make dist            both packages in dist/: built twice, compared, checked, installed and used (docs/release.md)"
 	@echo "make quality-quick   a reduced table of it, printed, in minutes"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fewstep needs Python 3.11 or later")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[all]' pytest pytest-xdist hypothesis mpmath transformers mypy ruff pre-commit
+		--editable '.[all]' pytest pytest-xdist hypothesis mpmath transformers mypy ruff pre-commit hatchling \
+		mkdocs-material mkdocstrings-python
 	touch $@
 
 demo: $(VENV)/.installed
@@ -65,6 +71,9 @@ robustness: $(VENV)/.installed
 tune: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.tune --out docs/tune.md
 
+cheaper: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.cheaper
+
 entropy: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.entropy --out docs/entropy.md
 
@@ -82,6 +91,9 @@ comfyui:
 variance: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.variance --data $(DATA) --out docs/least-variance.md
 
+memory: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.memory --out docs/memory.md
+
 flow: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.flow --data $(DATA) --out docs/flow.md
 
@@ -91,7 +103,7 @@ edit: $(VENV)/.installed
 BENCH ?= samples/bench
 bench: $(VENV)/.installed
 	$(BIN)/fewstep bench run benchmarks/bench.toml --out $(BENCH)
-	$(BIN)/fewstep bench report $(BENCH) --out docs/bench --title "Six solvers on the packaged model"
+	$(BIN)/fewstep bench report $(BENCH) --out benchmarks/report --title "Six solvers on the packaged model"
 
 quality: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.quality --data $(DATA) --results $(RESULTS) --out docs/quality.md
@@ -99,5 +111,15 @@ quality: $(VENV)/.installed
 quality-quick: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.quality --quick --data $(DATA) --results $$(mktemp -d)
 
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 PATH="$$PWD/$(BIN):$$PATH" $(BIN)/mkdocs build --strict
+	@echo "open site/index.html, or: $(BIN)/mkdocs serve"
+
+figures: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.figures
+
+dist:
+	PYTHON=$(PYTHON) scripts/dist.sh
+
 clean:
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

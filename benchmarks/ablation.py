@@ -135,6 +135,9 @@ def rmses(denoiser: Denoiser, noise: Tensor, schedule: Schedule, exact: Tensor) 
 
 INTRODUCTION = """# The EVODiff papers, equation by equation
 
+For people who read the EVODiff papers and want each equation as a call, or a table reproduced. You get the equations,
+what the print leaves open, and what each iteration is worth. To make images, take the default instead.
+
 Two texts describe the method: "Improving Denoising Diffusion with Efficient Conditional Entropy Reduction" (ICLR 2025
 submission; below "ICLR") and "EVODiff: Entropy-aware Variance Optimized Diffusion Inference" (NeurIPS 2025;
 "NeurIPS"). Each of their iterations is one constructor call here. This page is written by `make ablation`.

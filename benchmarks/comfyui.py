@@ -157,6 +157,10 @@ def _find_comfyui() -> None:
 TITLES = {"SD": "Stable Diffusion's levels", "Flux": "Flux, shift 1.15"}
 INTRODUCTION = """# In ComfyUI
 
+For people who use ComfyUI, Forge or Automatic1111. You get the names in KSampler's dropdowns, what to choose, and how
+the samplers compare with ComfyUI's own. Not for distilled models (LCM, Turbo, Lightning), which want their own
+sampler.
+
 ## Install
 
 - **Clone**: `git clone` this repository into `ComfyUI/custom_nodes`, and restart ComfyUI. It brings its own sources.

@@ -23,7 +23,8 @@ Data = Annotated[str, typer.Option(help="Training images: an npz file, or a name
 
 
 def packaged() -> EDMModel:
-    return load_model(batch=BATCH)
+    loaded: EDMModel = load_model(batch=BATCH)
+    return loaded
 
 
 def source(data: str, split: str) -> Source:

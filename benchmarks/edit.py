@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ GUIDANCES = (1.0, 3.0)
 SHOWN = 6, 3.0  # the skip and the guidance of the picture
 LAYOUT = 8  # squares on a side, in which layout is compared
 INVERTING = fs.UniPC(3, field="noise")
-SOLVERS = {
+SOLVERS: Mapping[str, fs.Solver] = {
     "DDPM": fs.DDIM(eta=1.0),
     "SDE-DPM-Solver++ 2M": fs.SDEDPMSolverPP(),
     "EVODiff, eta 1": fs.Stochastic(fs.EVODiff(), 1.0),
@@ -115,7 +116,7 @@ def measured(
     ]
     pictures = [source.images[::EACH]]
     methods = {"UniPC, there and back": inverted} | {
-        name: lambda *args, solver=solver: friendly(*args, solver) for name, solver in SOLVERS.items()
+        name: partial(friendly, solver=solver) for name, solver in SOLVERS.items()
     }
     for skip in skips:
         for name, method in methods.items():

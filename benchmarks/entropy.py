@@ -56,6 +56,9 @@ def _table(found: Analysis, nodes: Sequence[Node]) -> str:
 
 INTRODUCTION = """# Where a model decides
 
+For people who ask where in a run calls are worth making. You get the speed at which an image is decided, by noise
+level, for the packaged network; a command draws it for yours.
+
 `fewstep analyze` measures where the conditional entropy of what a model makes falls. This page is that of the packaged
 network, of {seeds} samples of its own, written by `python -m benchmarks.entropy`. `fewstep analyze --out entropy.png`
 draws it for yours.

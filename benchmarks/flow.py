@@ -105,6 +105,9 @@ def _shown(value: float | None) -> str:
 
 INTRODUCTION = """# Samplers of flow models, as users have them
 
+For people with a flow model (Flux, SD3, Wan) who keep their front end's noise levels. You get what each sampler
+leaves there, by shift and by the number of calls.
+
 Every figure was measured by `python -m benchmarks.flow`, which writes this page. A flow at the shifts that well-known
 models have; the samplers that ComfyUI's templates set, in this library's own form of them, each on the grid "simple",
 which the templates set, too; EVODiff's default there and on its own grid. RMSE per pixel to the ODE's solution from the

@@ -41,6 +41,8 @@ def page(rounds: int = ROUNDS) -> str:
 
 INTRODUCTION = """# Imports
 
+For people who start many short processes. You get what imports and the command line's help cost.
+
 Seconds until a new process has done this and ended, written by `make bench-imports`: medians of {rounds} runs of each
 in turn. Compare ratios, not seconds.
 

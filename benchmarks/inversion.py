@@ -27,6 +27,9 @@ LOST = 0.5  # of the noise in the fewest steps from the lowest level
 
 INTRODUCTION = f"""# Inversion
 
+For people who edit an image by way of its noise. You get which solver finds that noise best, in how many steps, and
+which must not be used.
+
 `python -m benchmarks.inversion > docs/inversion.md` writes this page within a minute on two cores.
 
 Which noise leads to given data? `integrate` over rising levels, and ComfyUI's FlipSigmas, ask so. The table has the

@@ -96,6 +96,9 @@ def _pulled(scheduler: Any, law: Reclocked, x: Tensor, nfe: int) -> Tensor:
 
 INTRODUCTION = """# Noise levels in diffusers' pipelines
 
+For people with a pipeline of diffusers who must pick its noise levels. You get what four kinds of levels are worth on
+three schedules, by the number of calls; [choose.md](choose.md) has the answer in a picture.
+
 What a scheduler's noise levels are worth, beside its solver. `EVODiffScheduler` is configured as the pipelines of these
 models configure theirs, and pulls the packaged network ({images} images of all classes at guidance {guidance:g}) as
 if it were theirs: under the noise of their schedule, predicting what they predict. Figures are RMSE per pixel to the

@@ -186,6 +186,9 @@ def _short(solver: Solver) -> str:
 
 INTRODUCTION = """# Numerics
 
+For people who must rely on a solver's order, or compare ours with another's code. You get every configuration with
+its measured orders, cost and state, and what the tests hold it against.
+
 Every figure on this page was measured by `make numerics`, which writes it.
 
 ## Orders of convergence

@@ -123,6 +123,9 @@ def page() -> str:
 
 INTRODUCTION = """# Overhead
 
+For people with a fast model, who ask what the solver costs beside it. You get microseconds a call, of our solvers and
+of diffusers' schedulers; with a large model they do not matter.
+
 What the solvers themselves cost, written by `make bench-overhead`: runs of {calls} calls of a denoiser that returns a
 ready tensor, medians of {rounds} runs of each in turn, {few} of large tensors, {threads} threads ({machine}). Ours is
 the whole loop of `fewstep.sample`, without the model; of schedulers it is `step` and `scale_model_input` alone. "With

@@ -226,6 +226,10 @@ def _cells(gains: Sequence[Gain]) -> str:
 
 INTRODUCTION = """# Tune your model
 
+For people with one model, one guidance scale and some minutes. You get a plan that was measured on that model: its
+noise levels and weights, what it gained on other seeds, and that in numbers. If the model changes often, take the
+default.
+
 `EVODiff()` plans with a fixed prior, that of images in [-1, 1]. `fewstep tune` measures one for your model: where the
 nodes should be and how the answers are weighed, for each number of calls, with your guidance. It needs the model and
 minutes; nothing is trained and no data are needed. This page is written by `python -m benchmarks.tune`.

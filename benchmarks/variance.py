@@ -169,6 +169,9 @@ def ratios(problem: Problem) -> dict[str, float]:
 
 RULE = """# The weights of least variance
 
+For people who want the default in formulas, and for whoever would improve it. You get the derivation, what each part
+is worth, and what was tried and dropped. [how.md](how.md) has the idea in pictures, without formulas.
+
 What `EVODiff()` does, why, and what each part of it is worth. The equations as coded are in
 `solvers/evodiff/variance.py`, the prior in `solvers/evodiff/path_prior.py`, the grid is `fewstep.grid.focused`.
 

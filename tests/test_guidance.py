@@ -253,3 +253,29 @@ def test_cfgpp_refuses():
 def test_cfgpp_asks_for_the_nodes_of_a_run(nodes):
     with pytest.raises(TypeError, match="nodes must be those of the run, as a grid makes them"):
         fs.cfgpp(lambda x, t: x, lambda x, t: x, 0.5, nodes)
+
+
+@pytest.mark.parametrize("wrap", ["guided", "a scale each", "cfgpp", "clip", "threshold"])
+def test_one_call_with_times_of_each_sample_is_as_many_calls_apart(wrap):
+    x, nodes = images(4, 3, 5), fs.log_snr(EDM(), 4)
+    t = torch.tensor([node.time for node in nodes[:4]], dtype=torch.float64)
+
+    def of(model):
+        return lambda x, t: model(x, torch.as_tensor(t, dtype=x.dtype).reshape(-1, 1, 1))
+
+    def wrapped(row):
+        scale = torch.tensor([1.0, 2.0, 0.5, 7.5])[row] if wrap == "a scale each" else 2.0
+        if wrap == "cfgpp":
+            return fs.cfgpp(of(cond), of(uncond), 0.7, nodes)
+        return {"clip": clip, "threshold": threshold}.get(wrap, lambda d: guided(d, of(uncond), scale))(of(cond))
+
+    apart = [wrapped(slice(i, i + 1))(x[i : i + 1], time) for i, time in enumerate(t.tolist())]
+    want = torch.cat(apart)
+    # The sine of an element is that of its place in a vector, to a rounding.
+    torch.testing.assert_close(wrapped(slice(4))(x, t), want, rtol=0, atol=1e-12 * want.abs().max().item())
+
+
+def test_cfgpp_names_the_one_time_that_is_at_no_node():
+    nodes = fs.log_snr(EDM(), 4)
+    with pytest.raises(ValueError, match=r"CFG\+\+ was made for calls at other nodes; got time 0\.7:"):
+        fs.cfgpp(cond, uncond, 0.7, nodes)(images(2, 3), torch.tensor([nodes[0].time, 0.7], dtype=torch.float64))

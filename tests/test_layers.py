@@ -14,7 +14,7 @@ SOURCE = Path(fewstep.__file__).parent
 ROOMS = [
     "signals", "files", "store", "models", "schedule", "grid", "answers", "prediction", "statistics", "solvers",
     "table", "sampling", "tuning", "analysis", "guidance", "edit", "api", "pictures", "runs", "integrations",
-    "adapters", "bench", "cli", "__main__",
+    "adapters", "stream", "cheaper", "bench", "cli", "__main__",
 ]  # fmt: skip
 TENSOR_FREE = ["signals", "files", "store", "models", "schedule", "grid", "prediction"]
 

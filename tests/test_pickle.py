@@ -46,10 +46,10 @@ def test_denoisers(name):
 
 def test_every_public_callable():
     """Functions and classes of the package, its schedules, solvers and grids, plans, nodes, steps and errors."""
-    for name in fs.__all__:
-        value = getattr(fs, name)
-        if name not in ("Denoiser", "Prediction"):  # names of types
-            assert again(value) is value or again(value) == value, name
+    public = {name: getattr(fs, name) for name in fs.__all__ if name not in ("Denoiser", "Prediction", "edit")}
+    public |= {name: getattr(fs.edit, name) for name in fs.edit.__all__}  # a module; the others are names of types
+    for name, value in public.items():
+        assert again(value) is value or again(value) == value, name
     for value in SCHEDULES:
         assert again(value) == value
         assert again(value.node(value.t_max)) == value.node(value.t_max)

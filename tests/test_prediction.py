@@ -268,3 +268,72 @@ def test_denoisers_made_of_such_are_named_in_the_same_words(output, message):
         guided(right, wrong, 2.0)(IMAGES, 0.5)
     with pytest.raises(DenoiserError, match=r"the denoiser returned .* at call 0 \(time 80, sigma 80\)"):
         sample(wrong, IMAGES, schedule=EDM())
+
+
+# Times (B,), one a sample
+
+
+def spread_times(schedule, count):
+    """From the noisy end to the clean one, but for pure noise, of which epsilon says nothing."""
+    return torch.tensor([schedule.ramp(u) for u in torch.linspace(0.99, 0.01, count).tolist()], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("dtype", "exact"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@over_kinds
+@over_schedules
+def test_one_call_with_times_of_each_sample_is_as_many_calls_apart(kind, schedule, dtype, exact):
+    t = spread_times(schedule, 5)
+    x = torch.randn(5, 2, 3, 4, dtype=dtype)
+
+    def network(x, t):  # no sample knows of another; the clock in it makes a wrong time count
+        return x.tanh() + torch.as_tensor(t, dtype=x.dtype).reshape(-1, 1, 1, 1) / schedule.t_max
+
+    denoiser = as_denoiser(network, kind, schedule)
+    one, apart = denoiser(x, t), torch.cat([denoiser(x[i : i + 1], time) for i, time in enumerate(t.tolist())])
+    for got, want in zip(one, apart, strict=True):  # each by its own size: at high noise epsilon is large
+        assert (got - want).abs().max() <= exact * want.abs().max()
+    assert one.dtype == dtype
+
+
+@over_kinds
+@over_schedules
+def test_from_denoised_inverts_at_levels_of_each_sample(kind, schedule):
+    nodes = [schedule.node(time) for time in spread_times(schedule, 3).tolist()]
+    x, output = torch.randn(2, 3, 2, 4, dtype=torch.float64).unbind()
+    back = from_denoised(kind, to_denoised(kind, output, x, nodes), x, nodes)
+    for i, node in enumerate(nodes):
+        alone = from_denoised(kind, to_denoised(kind, output[i : i + 1], x[i : i + 1], node), x[i : i + 1], node)
+        torch.testing.assert_close(back[i : i + 1], alone, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_with_times_of_each_sample_is_combined_in_float32(dtype):
+    schedule = VPLinear()
+    nodes = [schedule.node(1.0), schedule.node(0.1)]
+    x, output = x_0.to(dtype), noise.to(dtype)
+    exact = to_denoised("epsilon", output.double(), x.double(), nodes)
+    got = to_denoised("epsilon", output, x, nodes)
+    size = (x.double().abs() + output.double().abs()) / torch.tensor([[node.alpha] for node in nodes])
+    assert got.dtype == torch.float32
+    assert ((got - exact).abs() <= 4 * 2.0**-24 * size).all()
+
+
+def test_a_network_whose_data_are_at_time_1_is_told_each_samples_own_time():
+    seen, schedule = [], Flow()
+    t = torch.tensor([0.25, 0.5], dtype=torch.float64)
+    output = -(noise - x_0)
+    x = torch.stack([(1 - s) * a + s * n for s, a, n in zip(t, x_0, noise, strict=True)])
+    denoiser = as_denoiser(lambda x, t: seen.append(t) or output, "flow_prediction", schedule, data_at=1)
+    close(denoiser(x, t), x_0, 2 * BIGGEST)
+    assert seen[0].tolist() == [0.75, 0.5]
+
+
+def test_times_that_are_not_one_a_sample_are_named():
+    denoiser = as_denoiser(lambda x, t: x, "epsilon", EDM())
+    with pytest.raises(ValueError, match=r"times must be one for all or one a sample, shape \(2,\); got 3"):
+        denoiser(x_0, torch.tensor([1.0, 2.0, 3.0]))
+    with pytest.raises(ValueError, match=r"time must be finite and lie in \[0, inf\] for EDM.*got -1"):
+        denoiser(x_0, torch.tensor([1.0, -1.0]))
+    wrong = as_denoiser(lambda x, t: x[:1], "epsilon", EDM())
+    with pytest.raises(DenoiserError, match=r"shape \(1, 3\) for x of shape \(2, 3\) at time 1, 0\.5;"):
+        wrong(x_0, torch.tensor([1.0, 0.5]))

@@ -334,6 +334,9 @@ def _agreement(measured: Measurement) -> str:
 
 INTRODUCTION = """# Image quality
 
+For people who want to know how good images are, and for reviewers. You get EVODiff's default beside ten solvers on
+problems made of real images, cell by cell, with every loss; [evidence.md](evidence.md) says how to read such tables.
+
 EVODiff's default beside the field, on problems whose solution is known. This page is written by `{command}`; no figure
 in its tables is typed by hand. It is of the split "{split}". Solvers are developed on "dev" and reported on "report",
 which share neither classes nor noise: {splits}.

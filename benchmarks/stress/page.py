@@ -100,6 +100,9 @@ def _errors(found: Measured) -> str:
 
 INTRODUCTION = """# Under stress
 
+For people who wonder whether a default that was tuned on images fails elsewhere. You get every kind of problem that
+it was tried on, over whom, and how often and how badly it loses.
+
 How `EVODiff()`, with no options, does where it was not tuned: on problems that are nothing like images, at noise levels
 that no one chose for it, under guidance of up to 7.5. Only in **units** and **scale** are the schedules told the data's
 standard deviation, `data_std`; elsewhere they keep that of images. [quality.md](quality.md) has the other story, of

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import NoReturn
 
+import torch
 from torch import Tensor
 
 __all__ = ["DenoiserError", "check_answer", "how_to_convert"]
+
+
+Times = float | list[float] | Tensor  # of a call: one, or one a sample
 
 
 class DenoiserError(ValueError):
@@ -14,7 +18,7 @@ class DenoiserError(ValueError):
 
 
 def check_answer(
-    answer: object, x: Tensor, who: str, time: float, *, sigma: float | None = None, index: int | None = None
+    answer: object, x: Tensor, who: str, time: Times, *, sigma: float | None = None, index: int | None = None
 ) -> None:
     """DenoiserError unless `answer` is floating point, of the shape and on the device of `x`, which `who` was given."""
     if not isinstance(answer, Tensor):
@@ -31,8 +35,9 @@ def check_answer(
         _refuse(who, str(answer.dtype), "it must return floating point", time, sigma, index)
 
 
-def _refuse(who: str, what: str, remedy: str, time: float, sigma: float | None, index: int | None) -> NoReturn:
-    place = f"time {time:g}" + ("" if sigma is None else f", sigma {sigma:g}")
+def _refuse(who: str, what: str, remedy: str, time: Times, sigma: float | None, index: int | None) -> NoReturn:
+    place = "time " + ", ".join(f"{one:g}" for one in torch.as_tensor(time, dtype=torch.float64).flatten().tolist())
+    place += "" if sigma is None else f", sigma {sigma:g}"
     where = place if index is None else f"call {index} ({place})"
     raise DenoiserError(f"{who} returned {what} at {where}; {remedy}")
 

@@ -3,7 +3,7 @@
 from . import edit
 from .analysis import Analysis, analyze
 from .grid import focused, from_times, karras, log_snr, time_quadratic, time_uniform, uniform
-from .guidance import cfgpp, clip, guided, threshold
+from .guidance import Batched, apg, cfgpp, classifier_guided, clip, guidance_interval, guided, rescaled, threshold
 from .prediction import Denoiser, Prediction, as_denoiser, from_denoised, to_denoised
 from .sampling import DenoiserError, Step, integrate, sample, trajectory, unit_noise
 from .schedule import EDM, Discrete, Flow, Node, Schedule, VPCosine, VPLinear
@@ -59,6 +59,7 @@ __all__ = [
     "STORK",
     "Analysis",
     "AnalyticDPM",
+    "Batched",
     "DPMSolver",
     "DPMSolverPP",
     "DPMSolverV3",
@@ -88,8 +89,10 @@ __all__ = [
     "VPCosine",
     "VPLinear",
     "analyze",
+    "apg",
     "as_denoiser",
     "cfgpp",
+    "classifier_guided",
     "clip",
     "edit",
     "estimate_ems",
@@ -98,10 +101,12 @@ __all__ = [
     "focused",
     "from_denoised",
     "from_times",
+    "guidance_interval",
     "guided",
     "integrate",
     "karras",
     "log_snr",
+    "rescaled",
     "sample",
     "threshold",
     "time_quadratic",

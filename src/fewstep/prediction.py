@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from .answers import check_answer
 from .schedule import Node, Schedule, contradicts
@@ -25,13 +26,39 @@ from .schedule import Node, Schedule, contradicts
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Denoiser", "Prediction", "agreed", "as_denoiser", "from_denoised", "to_denoised"]
+__all__ = ["Denoiser", "Prediction", "agreed", "as_denoiser", "each", "from_denoised", "spread", "to_denoised"]
+
+T = TypeVar("T")
 
 Prediction = Literal["sample", "epsilon", "score", "v_prediction", "flow_prediction"]
 KINDS = get_args(Prediction)
 
-Denoiser = Callable[["Tensor", float], "Tensor"]
-"""denoiser(x, t): x (B, *) noisy, t a float on the schedule's clock -> E[x_0 | x], of x's shape."""
+Denoiser = Callable[["Tensor", Any], "Tensor"]
+"""denoiser(x, t): x (B, *) noisy, t a float on the schedule's clock -> E[x_0 | x], of x's shape.
+
+`fewstep.stream`, whose samples are in different phases of their runs, gives times (B,), one a sample, in float64 on the
+CPU. What fewstep makes of a model takes both, and nothing else asks for them.
+"""
+
+
+def each(numbers: Callable[[Any], T], of: Any) -> T | list[T]:
+    """`numbers` of a time or a node, or a list of those of each, if there are several: times (B,), a list of nodes."""
+    if getattr(of, "ndim", 0):
+        of = of.tolist()
+    return [numbers(one) for one in of] if isinstance(of, list) else numbers(of)
+
+
+def spread(rows: Sequence[Any], x: Tensor) -> Sequence[Any]:
+    """A row of numbers as it is; of a list of rows, one a sample, tensors (B, 1, ...) on x's device.
+
+    They are of x's dtype, float32 or better, so that each number, made in float64, is rounded once.
+    """
+    if not isinstance(rows, list):
+        return rows
+    if len(rows) != len(x):
+        raise ValueError(f"times must be one for all or one a sample, shape {(len(x),)}; got {len(rows)}")
+    like = x[:0].float() if x.element_size() < 4 else x
+    return like.new_tensor(rows).T.reshape(-1, len(x), *[1] * (x.ndim - 1)).unbind()
 
 
 def _coefficients(kind: Prediction, node: Node) -> tuple[float, float]:
@@ -54,39 +81,55 @@ def _coefficients(kind: Prediction, node: Node) -> tuple[float, float]:
     raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
 
 
-def to_denoised(kind: Prediction, output: Tensor, x: Tensor, node: Node) -> Tensor:
-    """The denoised x, of its shape, in a network's `output` at the noisy `x` of `node`.
+def _invertible(kind: Prediction, node: Node) -> tuple[float, float]:
+    a, b = _coefficients(kind, node)
+    if b == 0:
+        raise ValueError(f"{kind} cannot be read off the denoised image at sigma = 0 (time {node.time!r})")
+    return a, b
+
+
+def _check(answer: object, x: Tensor, who: str, node: Node | list[Node]) -> None:
+    if isinstance(node, list):
+        check_answer(answer, x, who, [one.time for one in node])
+    else:
+        check_answer(answer, x, who, node.time, sigma=node.sigma)
+
+
+def to_denoised(kind: Prediction, output: Tensor, x: Tensor, node: Node | list[Node]) -> Tensor:
+    """The denoised x, of its shape, in a network's `output` at the noisy `x` of `node`, or of a list, one a sample.
 
     Half precision is combined in float32 and returned so: near pure noise, epsilon is a difference of large numbers.
     DenoiserError for an output that is not a tensor like x.
     """
-    a, b = _coefficients(kind, node)
-    check_answer(output, x, "the network", node.time, sigma=node.sigma)
+    a, b = spread(each(partial(_coefficients, kind), node), x)
+    _check(output, x, "the network", node)
     if kind == "sample":
         return output
     if x.element_size() < 4:
         x = x.float()
-    return (a * x).add(output, alpha=b)
+    scaled: Tensor = a * x
+    return scaled.addcmul(b, output) if isinstance(node, list) else scaled.add(output, alpha=b)
 
 
-def from_denoised(kind: Prediction, denoised: Tensor, x: Tensor, node: Node) -> Tensor:
+def from_denoised(kind: Prediction, denoised: Tensor, x: Tensor, node: Node | list[Node]) -> Tensor:
     """The inverse of `to_denoised`: what a network of this kind would have returned."""
-    a, b = _coefficients(kind, node)
-    if b == 0:
-        raise ValueError(f"{kind} cannot be read off the denoised image at sigma = 0 (time {node.time!r})")
-    check_answer(denoised, x, "the denoiser", node.time, sigma=node.sigma)
-    return denoised if kind == "sample" else (denoised - a * x) / b
+    a, b = spread(each(partial(_invertible, kind), node), x)
+    _check(denoised, x, "the denoiser", node)
+    if kind == "sample":
+        return denoised
+    output: Tensor = (denoised - a * x) / b
+    return output
 
 
 def as_denoiser(
-    network: Callable[[Tensor, float], Tensor], kind: Prediction, schedule: Schedule, *, data_at: Literal[0, 1] = 0
+    network: Callable[[Tensor, Any], Tensor], kind: Prediction, schedule: Schedule, *, data_at: Literal[0, 1] = 0
 ) -> Denoiser:
     """A denoiser from a network that predicts something else: `as_denoiser(unet, "epsilon", schedule)`.
 
-    `network(x, t)` gets the schedule's clock as a float and returns a tensor of x's shape. The denoiser carries
-    `schedule`, and can be pickled if the network can.
+    `network(x, t)` gets the schedule's clock as a float and returns a tensor of x's shape; where the denoiser is given
+    times (B,), one a sample, so is the network. The denoiser carries `schedule`, and can be pickled if the network can.
 
-    data_at: the network's time of clean data. 1 is for networks whose clock runs the other way (torchcfm, Meta's
+    `data_at`: the network's time of clean data. 1 is for networks whose clock runs the other way (torchcfm, Meta's
         flow_matching, Lumina, F5-TTS): the network is told 1 - t, and its flow_prediction is x_0 - noise, the velocity
         on its own clock. The denoiser stays on the clock of `schedule`, one of [0, 1].
     """
@@ -105,17 +148,17 @@ def as_denoiser(
 class Predicted:
     """What `as_denoiser` returns."""
 
-    network: Callable[[Tensor, float], Tensor]
+    network: Callable[[Tensor, Any], Tensor]
     kind: Prediction
     schedule: Schedule
     data_at: Literal[0, 1] = 0
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
-        node = self.schedule.node(t)
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
+        node = each(self.schedule.node, t)
         # A copy: a network may work in place on its input.
         output = self.network(x.clone(), 1 - t if self.data_at else t)
         if self.data_at and self.kind == "flow_prediction":
-            check_answer(output, x, "the network", t, sigma=node.sigma)
+            _check(output, x, "the network", node)
             output = -output
         return to_denoised(self.kind, output, x, node)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from .files import read_npz
 from .pictures import png, read, sheet
 from .store import Store
 
-__all__ = ["Run", "versions"]
+__all__ = ["IMAGES", "LATENTS", "Run", "versions"]
 
 SHEET = 256  # images on grid.png
 GRID, NPZ = "grid.png", "samples.npz"
+IMAGES, LATENTS = "images", "latents"
 
 
 def versions() -> dict[str, str]:
@@ -31,15 +32,24 @@ class Run(Store):
     """`run.json`, `SHA256SUMS`, `grid.png` (the first 256) and one PNG an image, or one `samples.npz`, in a folder.
 
     `settings` is everything that the pixels depend on, and `n`, which may grow. `missing` are the numbers of images
-    that are not there, or damaged. An npz run keeps its images in memory until `finish`.
+    that are not there, or damaged. `keep` says what is kept of each: its image, its latents, one `.npz` an image, or
+    both. An npz run keeps its arrays in memory until `finish`.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], as_npz: bool = False, overwrite: bool = False):
-        n = settings["n"]
-        names = [GRID, NPZ] if as_npz else [GRID, *map(_name, range(n))]
-        super().__init__(folder, settings, names=names, extends=("n",), overwrite=overwrite)
-        self.as_npz = as_npz
-        self._kept = list(read_npz(folder / NPZ)["images"]) if as_npz and self.holds(NPZ) else []
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        as_npz: bool = False,
+        overwrite: bool = False,
+        keep: Sequence[str] = (IMAGES,),
+    ):
+        self.as_npz, self.keep = as_npz, tuple(keep)
+        sheet_name = [GRID] if IMAGES in keep else []
+        files = [NPZ] if as_npz else [name for i in range(settings["n"]) for name in self._names(i)]
+        super().__init__(folder, settings, names=sheet_name + files, extends=("n",), overwrite=overwrite)
+        found = read_npz(folder / NPZ) if as_npz and self.holds(NPZ) else {}
+        self._kept: dict[str, list[np.ndarray]] = {kind: list(found.get(kind, ())) for kind in self.keep}
         self.missing = self._count()
 
     @property
@@ -51,35 +61,39 @@ class Run(Store):
         """The record of the run in the folder, if it is done."""
         previous = self.previous
         whole = previous is not None and previous["settings"] == self.settings and previous.get("status") == "done"
-        return previous if whole and not self.missing and self.holds(GRID) else None
+        return previous if whole and not self.missing and (IMAGES not in self.keep or self.holds(GRID)) else None
 
     def _count(self) -> list[int]:
         n = self.settings["n"]
         if self.as_npz:
-            return list(range(len(self._kept), n))
-        return [i for i in range(n) if not self.holds(_name(i))]
+            return list(range(min(map(len, self._kept.values())), n))
+        return [i for i in range(n) if not all(map(self.holds, self._names(i)))]
 
-    def add(self, array: np.ndarray) -> None:
-        """Keep the first of the missing images, (B, H, W, 3) uint8; PNG files are written at once."""
-        numbers = self.missing[: len(array)]
-        if len(numbers) < len(array):
-            raise ValueError(f"{len(numbers)} images are missing; got {len(array)}")
+    def add(self, images: np.ndarray | None = None, latents: np.ndarray | None = None) -> None:
+        """Keep the first of the missing images, (B, H, W, 3) uint8, or their latents; files are written at once."""
+        given = {kind: array for kind, array in ((IMAGES, images), (LATENTS, latents)) if array is not None}
+        if given.keys() != set(self.keep):
+            raise ValueError(f"this run keeps {' and '.join(self.keep)}; got {' and '.join(given)}")
+        count = min(map(len, given.values()))
+        numbers = self.missing[:count]
+        if len(numbers) < count:
+            raise ValueError(f"{len(numbers)} images are missing; got {count}")
         if self.as_npz:
-            self._kept.extend(array)
+            for kind, array in given.items():
+                self._kept[kind].extend(array)
         else:
-            self.write({_name(i): png(image) for i, image in zip(numbers, array, strict=True)})
-        del self.missing[: len(array)]
+            parts = {kind: map(png if kind == IMAGES else _latents, array) for kind, array in given.items()}
+            self.write({_name(i, kind): next(parts[kind]) for i in numbers for kind in self.keep})
+        del self.missing[:count]
 
     def finish(self, status: str, **facts: Any) -> dict[str, Any]:
         """Write the sheet, samples.npz and run.json for what was made so far, and return the last one's content."""
         self.missing = self._count()  # an interruption may have come between a file and its being counted
         contents = {}
-        if self._kept:
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, images=np.stack(self._kept))
-            contents[NPZ] = buffer.getvalue()
-        if self.made:
-            first = self._kept[:SHEET] or [read(self.folder / _name(i)) for i in self._first()]
+        if self.as_npz and self.made:
+            contents[NPZ] = _npz(**{kind: np.stack(arrays[: self.made]) for kind, arrays in self._kept.items()})
+        if self.made and IMAGES in self.keep:
+            first = self._kept[IMAGES][:SHEET] or [read(self.folder / _name(i)) for i in self._first()]
             contents[GRID] = png(sheet(np.stack(first)))
         if contents:
             self.write(contents)
@@ -89,6 +103,19 @@ class Run(Store):
         missing = set(self.missing)
         return [i for i in range(self.settings["n"]) if i not in missing][:SHEET]
 
+    def _names(self, index: int) -> list[str]:
+        return [_name(index, kind) for kind in self.keep]
 
-def _name(index: int) -> str:
-    return f"{index:06d}.png"
+
+def _name(index: int, kind: str = IMAGES) -> str:
+    return f"{index:06d}{'.png' if kind == IMAGES else '.npz'}"
+
+
+def _latents(array: np.ndarray) -> bytes:
+    return _npz(latents=array)
+
+
+def _npz(**arrays: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()

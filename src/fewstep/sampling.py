@@ -102,7 +102,7 @@ def sample(
         UserWarning: noise of 128 elements or more whose root mean square is not within 0.7 and 1.4.
     """
     solver = EVODiff() if solver is None else solver
-    schedule = _check_parts(denoiser, solver, schedule)
+    schedule = check_parts(denoiser, solver, schedule)
     name, start = ("noise", noise) if x is None else ("x", x)
     if start is None or (noise is not None and x is not None):
         raise TypeError("give either noise, unit Gaussian, or x, the state at the grid's first node")
@@ -167,7 +167,7 @@ def _steps_of(
 ) -> tuple[Iterator[Step], int]:
     """The run over given nodes and its number of calls, with everything checked before the first."""
     solver = EVODiff() if solver is None else solver
-    schedule = _check_parts(denoiser, solver, schedule)
+    schedule = check_parts(denoiser, solver, schedule)
     check_tensor("x", x, differentiable)
     grid = _of(schedule, checked(nodes), "nodes")
     stages = solver.plan(schedule, grid, None if nfe is None else _budget(nfe))
@@ -347,25 +347,47 @@ def drive(
     state: Any = None,
     hear: Callable[[int, Node, Tensor, Tensor], object] | None = None,
 ) -> Generator[Step, None, Any]:
-    """The loop. `x` is the state at `start` in working precision; the denoiser and the caller see `dtype`.
+    """The loop of one batch: `solve`, with the denoiser called at once; the solver's state at the end is returned."""
+    calling = nullcontext if differentiable else torch.no_grad
+    run = solve(x, start, stages, dtype, draw, differentiable, state, hear)
+    given, state = next(run)
+    for index, stage in enumerate(stages):
+        with calling():
+            denoised = denoiser(given, stage.node.time)
+        given, state = run.send(denoised)
+        yield Step(index, stage.node, denoised, given)
+    return state
 
-    `state` is the solver's, where the stages go on from others; what it is at the end is returned. `hear` is told of
-    every call before its answer is used, hear(index, node, x, denoised), and may edit both in place.
+
+def solve(
+    x: Tensor,
+    start: Node,
+    stages: Sequence[Stage],
+    dtype: torch.dtype,
+    draw: Callable[[Node], Tensor],
+    differentiable: bool,
+    state: Any = None,
+    hear: Callable[[int, Node, Tensor, Tensor], object] | None = None,
+) -> Generator[tuple[Tensor, Any], Tensor, None]:
+    """A run that waits: it yields the noisy x of each call, is sent what that denoises to, and yields the sample last.
+
+    With each goes the solver's state. `x` is the state at `start` in working precision; what is yielded is of `dtype`.
+    `state` is the solver's, where the stages go on from others. `hear` is told of every call before its answer is used,
+    hear(index, node, x, denoised), and may edit both in place.
 
     No tensor becomes a Python number before the last call, so an accelerator never waits: each answer
     leaves a sum on the device, and the sums are looked at together at the end. Inference mode spares the many
     small operations of a stage autograd's dispatch, a sixth of their time; it ends before x is handed out. State and
     history are copies: a model may work in place on its input, or answer in the same buffer every time.
     """
-    calling, stepping = (nullcontext, nullcontext) if differentiable else (torch.no_grad, torch.inference_mode)
+    stepping = nullcontext if differentiable else torch.inference_mode
     if stages[0].node != start:
         scale, added = renoise(start, stages[0].node)
         x = x * scale + draw(start) * added
     given = x.to(dtype, copy=True)
     sums: list[Tensor] = []
     for index, stage in enumerate(stages):
-        with calling():
-            denoised = denoiser(given, stage.node.time)
+        denoised = yield given, state
         check_answer(denoised, given, "the denoiser", stage.node.time, sigma=stage.node.sigma, index=index)
         if hear is not None:
             shown = x.to(dtype, copy=True)
@@ -380,8 +402,7 @@ def drive(
         given = x.to(dtype, copy=True)
         if index == len(stages) - 1:
             _check_finite([*sums, given.sum()], stages)
-        yield Step(index, stage.node, denoised, given)
-    return state
+    yield given, state
 
 
 def _last(steps: Iterator[Step], callback: Callable[[Step], object] | None) -> Tensor:
@@ -406,7 +427,7 @@ def _working(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _check_parts(denoiser: object, solver: object, schedule: Schedule | None) -> Schedule:
+def check_parts(denoiser: object, solver: object, schedule: Schedule | None) -> Schedule:
     """The schedule of the run."""
     if not callable(denoiser):
         raise TypeError(f"denoiser must be a function denoiser(x, t); got {type(denoiser).__name__}")

@@ -13,7 +13,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 import fewstep as fs
 from fewstep.adapters import EDMModel, load_model, packaged_models
-from fewstep.adapters.unet2d import MODELS
+from fewstep.models import MODELS
 from tiny import CLASSES, DAMAGES, SIDE, WEIGHTS, save_model
 
 LEVELS = (0.002, 0.3, 1.0, 7.7, 80.0)
@@ -310,7 +310,7 @@ def test_a_network_that_answers_in_other_channels_is_refused(tmp_path):
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no model 'cifar61': give a folder, or .*: cifar32"):
+    with pytest.raises(FileNotFoundError, match=r"no model 'cifar61': give a folder, .*: cifar32"):
         load_model("cifar61")
 
 
@@ -371,3 +371,21 @@ def test_guidance_may_be_one_a_sample(cifar):
     whole = cifar.conditioned([0, 1, 2], torch.tensor(scales))(x, 2.0)
     for i, scale in enumerate(scales):
         assert torch.equal(whole[i : i + 1], cifar.conditioned([i], scale)(x[i : i + 1], 2.0))
+
+
+def test_one_call_with_times_of_each_image_is_as_many_calls_apart(cifar):
+    """To the bit, as it evaluates by 8: images in different phases of their runs share the network's calls."""
+    x = torch.randn(5, *cifar.shape)
+    t = torch.tensor([80.0, 7.3, 1.0, 0.2, 0.002], dtype=torch.float64)
+    for denoiser in (cifar, cifar.conditioned(7), cifar.conditioned(7, 2.0)):
+        apart = [denoiser(x[i : i + 1], time) for i, time in enumerate(t.tolist())]
+        assert torch.equal(denoiser(x, t), torch.cat(apart))
+
+
+def test_the_network_is_told_each_images_own_level():
+    network, t = Network(), torch.tensor([0.002, 0.3, 1.0, 7.7, 80.0], dtype=torch.float64)
+    x = images()
+    got = model(network)(x, t)
+    assert network.time.tolist() == pytest.approx([250 * math.log(time) for time in t.tolist()], rel=2**-24)
+    apart = [model()(x[i : i + 1], time) for i, time in enumerate(t.tolist())]
+    assert torch.equal(got, torch.cat(apart))

@@ -1,7 +1,65 @@
 """Other people's models as denoisers. Imported only when asked for; each needs the extra that it names."""
 
-from ..models import packaged_models
-from .locality import Local, local
-from .unet2d import EDMModel, load_model
+from __future__ import annotations
 
-__all__ = ["EDMModel", "Local", "load_model", "local", "packaged_models"]
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..models import DEFAULT_MODEL, MODELS, packaged_models
+from .locality import Local, local
+from .unet2d import EDMModel
+
+__all__ = ["FAMILIES", "EDMModel", "Local", "found", "load_model", "local", "packaged_models"]
+
+# Each a module of this package, with `recognises(folder) -> bool`, `load(folder, *, device, dtype, batch)` and `BATCH`,
+# how many samples the command line evaluates together. The last takes what none recognises, and says what is wrong.
+FAMILIES = ("pipelines", "research", "unet2d")
+
+
+def load_model(
+    name: str | Path = DEFAULT_MODEL,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    batch: int | None = None,
+    **options: Any,
+) -> Any:
+    """Load a packaged model by name, or a folder: of a pipeline of diffusers, of a network that `fewstep convert` made,
+    or of a UNet2DModel; or a pipeline by its name on the Hugging Face hub.
+
+    The model is itself the denoiser of no prompt and no class, and has `family`, `schedule`, `shape` (of one sample),
+    `classes`, `conditioned(labels, guidance)`, `fingerprint`; models of text have `prompted(prompts, guidance,
+    negative)`, and those whose samples are not images `decode`. Nothing in a folder is executed.
+
+    Args:
+        batch: evaluate the network on exactly so many samples at a time, so that on a CPU a sample is the same, to the
+            bit, whatever it is batched with.
+        options: a family's own: `size`, height and width, of pipelines.
+
+    Raises:
+        FileNotFoundError, ValueError: in one line, saying which file is missing, damaged or refused.
+    """
+    folder, family = found(name)
+    loaded: Any = family.load(folder, device=device, dtype=dtype, batch=batch, **options)
+    return loaded
+
+
+def found(name: str | Path) -> tuple[Path, Any]:
+    """The folder of a model, and the module of its family."""
+    folder = MODELS / name if str(name) in packaged_models() else Path(name)
+    if not folder.is_dir():
+        from . import pipelines
+
+        fetched = None if folder.exists() else pipelines.fetched(str(name))
+        if fetched is None:
+            known = ", ".join(packaged_models())
+            raise FileNotFoundError(
+                f"no model {str(name)!r}: give a folder, the name of a pipeline on the Hugging Face hub, or one of the "
+                f"packaged models: {known}"
+            )
+        folder = fetched
+    modules = [import_module(f".{family}", __name__) for family in FAMILIES]
+    return folder, next((module for module in modules if module.recognises(folder)), modules[-1])

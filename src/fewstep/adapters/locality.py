@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..guidance import guided
-from ..prediction import Denoiser
+from ..prediction import Denoiser, each
 from ..schedule import EDM, Node, Schedule
 from ..statistics import fingerprint
 
@@ -76,8 +76,8 @@ class Local:
         held.register_buffer("labels", self.labels)
         return fingerprint(held, threshold=self.threshold)
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
-        return self.denoised(x, self.schedule.node(t))
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
+        return self.denoised(x, each(self.schedule.node, t))
 
     def conditioned(self, labels: Sequence[int] | Tensor | int, guidance: float | Tensor = 1.0) -> Denoiser:
         """The denoiser of the images of the classes `labels`, one a sample or one for all; guidance 1 adds nothing."""
@@ -89,16 +89,19 @@ class Local:
         one = Conditioned(self, wanted)
         return one if not isinstance(guidance, Tensor) and guidance == 1 else guided(one, self, guidance)
 
-    def denoised(self, x: Tensor, node: Node, labels: Tensor | None = None) -> Tensor:
-        """The mean at x = alpha x_0 + sigma noise, both (B, C, H, W); finite also at alpha = 0 and at sigma = 0."""
+    def denoised(self, x: Tensor, node: Node | list[Node], labels: Tensor | None = None) -> Tensor:
+        """The mean at x = alpha x_0 + sigma noise, both (B, C, H, W); finite also at alpha = 0 and at sigma = 0.
+
+        `node` is one for all, or a list of one a sample.
+        """
         if x.shape[1:] != self.images.shape[1:]:
             raise ValueError(f"x must be (B, {', '.join(map(str, self.shape))}) as the images; got {tuple(x.shape)}")
-        mask = self._mask(node.alpha, node.sigma)
+        nodes = node if isinstance(node, list) else [node] * len(x)
         wanted = None if labels is None else labels.to("cpu").expand(len(x)).tolist()
         samples = x.to(self.images.device).double().flatten(2).permute(0, 2, 1)
         means = [
-            self._mean(sample, mask, node, self._pixels(None if wanted is None else wanted[i]))
-            for i, sample in enumerate(samples)
+            self._mean(sample, self._mask(*at[1:]), at, self._pixels(None if wanted is None else wanted[i]))
+            for i, (sample, at) in enumerate(zip(samples, nodes, strict=True))
         ]
         return torch.stack(means).permute(0, 2, 1).reshape(x.shape).to(x)
 
@@ -158,10 +161,10 @@ class Conditioned:
     def schedule(self) -> Schedule:
         return self.model.schedule
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         if self.labels.ndim and self.labels.shape != x.shape[:1]:
             raise ValueError(f"labels must be one for all or one a sample, {len(x)}; got {tuple(self.labels.shape)}")
-        return self.model.denoised(x, self.schedule.node(t), self.labels)
+        return self.model.denoised(x, each(self.schedule.node, t), self.labels)
 
 
 def local(

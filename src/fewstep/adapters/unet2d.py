@@ -8,19 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from ..guidance import guided
-from ..models import DEFAULT_MODEL, MODELS, packaged_models, read_json
-from ..prediction import Denoiser
+from ..models import read_json
+from ..prediction import Denoiser, each, spread
 from ..schedule import EDM
 from ..statistics import fingerprint
+from .devices import check_device
 
-__all__ = ["BATCH", "EDMModel", "load_model"]
+__all__ = ["BATCH", "EDMModel", "load", "recognises"]
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 BATCH = 8  # images per evaluation in the command line and the benchmarks, always: a pixel depends on its seed alone
@@ -40,6 +41,7 @@ class EDMModel:
     image is then the same, bit for bit, whatever it is batched with. Otherwise it may differ in the last bits.
     """
 
+    family: ClassVar[str] = "UNet2DModel of diffusers with EDM preconditioning"
     network: torch.nn.Module
     shape: tuple[int, int, int]
     schedule: EDM
@@ -50,7 +52,7 @@ class EDMModel:
     batch: int | None = None
     patch: int = 1
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         return self._denoised(x, t, None)
 
     def conditioned(self, labels: Sequence[int] | Tensor | int, guidance: float | Tensor = 1.0) -> Denoiser:
@@ -76,16 +78,22 @@ class EDMModel:
         facts = {name: getattr(self, name) for name in ("sigma_data", "noise_scale", "null_label", "patch")}
         return fingerprint(self.network, **facts)
 
-    def _denoised(self, x: Tensor, t: float, labels: Tensor | None) -> Tensor:
+    def _numbers(self, t: float) -> tuple[float, float, float, float]:
+        """c_in, what the network is told of the time, c_skip and c_out."""
         norm = math.hypot(t, self.sigma_data)
+        return 1 / norm, self.noise_scale * math.log(t), self.sigma_data**2 / norm**2, t * self.sigma_data / norm
+
+    def _denoised(self, x: Tensor, t: float | Tensor, labels: Tensor | None) -> Tensor:
+        c_in, told, c_skip, c_out = spread(each(self._numbers, t), x)
         weight = next(self.network.parameters())
-        scaled = pixel_unshuffle((x * (1 / norm)).to(weight), self.patch)
+        scaled = pixel_unshuffle((x * c_in).to(weight), self.patch)
         wanted = self.null_label if labels is None else labels
         given = None if wanted is None else torch.as_tensor(wanted, device=x.device).expand(len(x))
         # A tensor: a number would be truncated to an integer by diffusers.
-        time = torch.tensor(self.noise_scale * math.log(t), dtype=torch.float32, device=x.device)
+        time = torch.as_tensor(told, dtype=torch.float32, device=x.device).squeeze()
         output = pixel_shuffle(self._evaluate(scaled, time, given), self.patch).to(x.dtype)
-        return x * (self.sigma_data**2 / norm**2) + output * (t * self.sigma_data / norm)
+        denoised: Tensor = x * c_skip + output * c_out
+        return denoised.to(x.dtype)
 
     def _evaluate(self, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
         if self.batch is None:
@@ -93,7 +101,9 @@ class EDMModel:
             return answer
         rows = torch.arange(-(-len(x) // self.batch) * self.batch, device=x.device).clamp_max(len(x) - 1)
         outputs = [
-            self.network(x[part], time, class_labels=None if labels is None else labels[part]).sample
+            self.network(
+                x[part], time[part] if time.ndim else time, class_labels=None if labels is None else labels[part]
+            ).sample
             for part in torch.split(rows, self.batch)
         ]
         return torch.cat(outputs)[: len(x)]
@@ -110,7 +120,7 @@ class Conditioned:
     def schedule(self) -> EDM:
         return self.model.schedule
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         if self.labels.ndim and self.labels.shape != x.shape[:1]:
             raise ValueError(
                 f"labels must be one for all or one a sample, shape {(len(x),)}; got shape {tuple(self.labels.shape)}"
@@ -118,29 +128,30 @@ class Conditioned:
         return self.model._denoised(x, t, self.labels)
 
 
-def load_model(
-    name: str | Path = DEFAULT_MODEL,
+def recognises(folder: Path) -> bool:
+    """Whether it is the folder of a UNet2DModel."""
+    return (folder / "config.json").is_file() and read_json(folder / "config.json").get("_class_name") == "UNet2DModel"
+
+
+def load(
+    folder: Path,
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     batch: int | None = None,
 ) -> EDMModel:
-    """Load a packaged model by name, or a folder with config.json and safetensors weights.
+    """The model in a folder with config.json and safetensors weights.
 
     A `fewstep.json` in the folder gives sigma_data, noise_scale, sigma_min, sigma_max, classes, null_label and patch;
     without one, EDM's values, no classes and no folding are assumed. Nothing in a folder is executed.
     """
-    folder = MODELS / name if str(name) in packaged_models() else Path(name)
-    if not folder.is_dir():
-        known = ", ".join(packaged_models())
-        raise FileNotFoundError(f"no model {str(name)!r}: give a folder, or one of the packaged models: {known}")
     try:
         from diffusers import UNet2DModel
         from safetensors.torch import load_file
     except ImportError as error:
         raise ImportError("loading a model needs diffusers: pip install 'fewstep[diffusers]'") from error
 
-    _check_device(device)
+    check_device(device)
     config, card = read_json(folder / "config.json"), Card.read(folder / "fewstep.json")
     if config.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{folder / 'config.json'} must describe a UNet2DModel; got {config.get('_class_name')!r}")
@@ -265,11 +276,3 @@ def _check_sizes(config: Mapping[str, Any], path: Path) -> None:
             raise ValueError(
                 f"{name} is {stored.get(name, 'not')} in the weights, {wanted.get(name, 'not')} in the configuration"
             )
-
-
-def _check_device(device: str | torch.device) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:  # the former from a torch built without CUDA
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}): use 'cpu'") from error

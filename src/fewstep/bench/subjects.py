@@ -52,10 +52,16 @@ def load_subject(name: str, device: str = "cpu", shape: tuple[int, ...] = (), ba
         if not callable(model) or not isinstance(schedule, Schedule):
             raise ValueError(f"{name} must return a denoiser and its schedule; got {model!r} and {schedule!r}")
     else:
-        from ..adapters import load_model
+        from ..adapters import found
 
         # Always so many at a time, so that an image depends on its seed alone; on a CPU few, for its caches.
-        model = load_model(name, device=device, batch=BATCH if device == "cpu" else batch)
+        folder, family = found(name)
+        model = family.load(folder, device=device, batch=family.BATCH if device == "cpu" else batch)
+        if hasattr(model, "prompted"):
+            raise ValueError(
+                f"{name} draws what a text says, and a bench has none: give module:function, a function that returns "
+                "load_model(...).prompted(text, guidance)"
+            )
         schedule = model.schedule
     shape = shape or tuple(getattr(model, "shape", ()))
     if not shape:

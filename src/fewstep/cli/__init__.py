@@ -6,6 +6,7 @@ A command imports what it needs when it runs, so that its help takes no seconds.
 from __future__ import annotations
 
 import sys
+from importlib.resources import files
 from typing import Annotated, Any
 
 try:
@@ -19,6 +20,8 @@ from .. import __version__
 from ..signals import INTERRUPTED
 from . import analyze, bench, compare, estimate, grids, models, sample, solvers, tune
 from .show import say
+
+COMMIT = "commit.txt"
 
 
 class Commands(TyperGroup):
@@ -44,9 +47,10 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version and its commit.")] = False) -> None:
     if version:
-        typer.echo(__version__)
+        commit = files("fewstep").joinpath(COMMIT)  # of hatch_build.py; an editable install has none
+        typer.echo(f"{__version__} {commit.read_text().strip()}" if commit.is_file() else __version__)
         raise typer.Exit
 
 

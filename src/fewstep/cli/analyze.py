@@ -13,8 +13,20 @@ from rich.console import Console
 from rich.table import Table
 
 from ..models import DEFAULT_MODEL
-from .options import AsJson, Debug, Device, Guidance, Label, Model, Seed, path
-from .parse import conditioned, load
+from .options import (
+    AsJson,
+    Debug,
+    Device,
+    Guidance,
+    Label,
+    Model,
+    Negative,
+    Prompt,
+    Prompts,
+    Seed,
+    path,
+)
+from .parse import conditioned, load, pick_device, pick_prompts
 from .show import Reached, errors, progress, say
 
 if TYPE_CHECKING:
@@ -29,6 +41,9 @@ def analyze(
     levels: Annotated[int, typer.Option(min=3, help="Noise levels, evenly in log-SNR.")] = 24,
     seed: Seed = 0,
     label: Label = "all",
+    prompt: Prompt = None,
+    prompts: Prompts = None,
+    negative: Negative = None,
     guidance: Guidance = 1.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 16,
     device: Device = "cpu",
@@ -55,8 +70,9 @@ def analyze(
         if out is not None:
             check_file(out)
             _pyplot()
+        texts, device = pick_prompts(prompt, prompts), pick_device(device)
         loaded = load(model, device)
-        denoiser = conditioned(loaded, label, guidance)
+        denoiser = conditioned(loaded, label, guidance, texts, negative, seed)
         total = n * (TEACHER + levels)
         with progress("analyzing", total, "samples") as advance:
             found = measure(

@@ -14,8 +14,24 @@ from rich.table import Table
 from rich.text import Text
 
 from ..models import DEFAULT_MODEL
-from .options import ALL_SOLVERS, AsJson, Debug, Device, GridName, Guidance, Label, Model, Plan, Seed, Statistics, path
-from .parse import conditioned, informed, load, pick_budgets, pick_grid, pick_solvers
+from .options import (
+    ALL_SOLVERS,
+    AsJson,
+    Debug,
+    Device,
+    GridName,
+    Guidance,
+    Label,
+    Model,
+    Negative,
+    Plan,
+    Prompt,
+    Prompts,
+    Seed,
+    Statistics,
+    path,
+)
+from .parse import conditioned, digest, informed, load, pick_budgets, pick_device, pick_grid, pick_prompts, pick_solvers
 from .show import count, errors, progress, say
 
 if TYPE_CHECKING:
@@ -34,6 +50,9 @@ def compare(
     seed: Seed = 0,
     grid: GridName = None,
     label: Label = "all",
+    prompt: Prompt = None,
+    prompts: Prompts = None,
+    negative: Negative = None,
     guidance: Guidance = 1.0,
     statistics: Statistics = None,
     plan: Plan = None,
@@ -59,10 +78,11 @@ def compare(
         from ..sampling import unit_noise
 
         picked, chosen_grid = pick_solvers("--solvers", map(str.strip, solvers.split(","))), pick_grid(grid)
+        texts, device = pick_prompts(prompt, prompts), pick_device(device)
         loaded = load(model, device)
         seeds = range(seed, seed + n)
-        model_denoiser = conditioned(loaded, label, guidance)(seeds)
-        chosen = informed(picked, statistics, plan, loaded, label, guidance)
+        model_denoiser = conditioned(loaded, label, guidance, texts, negative, seed)(seeds)
+        chosen = informed(picked, statistics, plan, loaded, label, guidance, texts, negative)
         check_file(out)
         for each, budget in product(chosen.values(), budgets):  # what cannot be planned is told before the long run
             planned(loaded.schedule, each, nfe=budget, grid=chosen_grid)
@@ -79,7 +99,8 @@ def compare(
             results = list(measure(denoiser, noise, loaded.schedule, chosen, budgets, exact, chosen_grid, seeds))
 
         def picture(images: Tensor) -> Any:
-            return sheet(pixels(images[:SHOWN]), columns=SHOWN)
+            shown = images[:SHOWN]
+            return sheet(pixels(loaded.decode(shown) if hasattr(loaded, "decode") else shown), columns=SHOWN)
 
         rows = {
             name: [Cell(picture(r.images), r.rmse, r.seconds, r.calls) for r in results if r.solver == name]
@@ -94,6 +115,7 @@ def compare(
         cells = [{field: getattr(result, field) for field in fields} for result in results]
         facts = {
             "model": model, "n": n, "seed": seed, "guidance": guidance, "label": label, "grid": grid, "device": device,
+            "prompts": digest(texts, negative),
         }  # fmt: skip
         typer.echo(json.dumps({"out": str(out), **facts, "versions": versions(), "cells": cells}))
     else:

@@ -10,7 +10,7 @@ import typer
 
 from ..models import CIFAR10, DEFAULT_MODEL
 from .options import MAX_SEED, Debug, Device, Guidance, Model, path
-from .parse import load, subject
+from .parse import load, pick_device, subject
 from .show import Reached, errors, progress, say
 
 app = typer.Typer(help="What DPM-Solver-v3 and Analytic-DPM need to know of a model.", no_args_is_help=True)
@@ -89,7 +89,12 @@ def _estimate(
     if label not in ("all", "none"):
         raise typer.BadParameter(f"{label!r} must be 'all' or 'none'", param_hint="--label")
     check_file(out)
+    device = pick_device(device)
     loaded = load(model, device)
+    if hasattr(loaded, "pipe"):
+        raise typer.BadParameter(
+            f"{model} is a pipeline; statistics are estimated of models of images", param_hint="--model"
+        )
     pixels, labels = load_images(data)
     if label == "none" or not loaded.classes:
         labels = None

@@ -9,6 +9,13 @@ import typer
 from ..models import packaged_models
 from .options import AsJson
 
+FOLDERS = (
+    ("FOLDER", "a pipeline of diffusers, as save_pretrained writes it: Stable Diffusion and its kin, DiT, DDPM"),
+    ("OWNER/NAME", "the same on the Hugging Face hub, fetched once and kept in its cache"),
+    ("FOLDER", "a network of EDM, ADM or ScoreSDE, converted"),
+    ("FOLDER", "a diffusers UNet2DModel with EDM preconditioning: config.json, safetensors, fewstep.json"),
+)
+
 
 def models(as_json: AsJson = False) -> None:
     """List what can be loaded, and how."""
@@ -16,7 +23,8 @@ def models(as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(packaged))
         return
-    folder = "a diffusers UNet2DModel with EDM preconditioning: config.json, safetensors, fewstep.json"
-    for name, summary in {**packaged, "FOLDER": folder}.items():
+    for name, summary in (*packaged.items(), *FOLDERS):
         typer.echo(f"{name:12}{summary}")
-    typer.echo("\nLoad one by --model NAME or, in Python, fewstep.adapters.load_model(NAME).")
+    typer.echo(
+        "\nLoad one by --model NAME or, in Python, fewstep.adapters.load_model(NAME). docs/checkpoints.md has more."
+    )

@@ -24,12 +24,19 @@ def path(text: str) -> Path:
     return Path(text)
 
 
-Model = Annotated[str, typer.Option(help="A packaged model (see `fewstep models`) or a folder.")]
+Model = Annotated[str, typer.Option(help="A packaged model, a folder, or a name on the Hub: see `fewstep models`.")]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the first image; the next has the next seed.")]
 GridName = Annotated[str | None, typer.Option("--grid", help=f"{ALL_GRIDS}. Default: the solver's own.")]
 Label = Annotated[str, typer.Option(help="A class by name or number, 'none', or 'all': seed s draws class s, in turn.")]
 Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is none.")]
-Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, mps ...")]
+Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, mps ..., or auto, the fastest there is.")]
+Prompt = Annotated[str | None, typer.Option(help="What to draw, for models of text; '' is nothing in particular.")]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(parser=path, metavar="<path>", help="A file of prompts, one a line: image i draws prompt i, in turn."),
+]
+Negative = Annotated[str | None, typer.Option(help="What not to draw; needs guidance above 1.")]
+Size = Annotated[str | None, typer.Option(help="Width and height of the images of a pipeline, such as 768x512.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
 Statistics = Annotated[
     list[Path] | None,

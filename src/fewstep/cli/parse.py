@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
+import re
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -15,12 +18,13 @@ from .options import ALL_GRIDS, ALL_SOLVERS
 from .show import say
 
 if TYPE_CHECKING:
-    from ..adapters import EDMModel
-    from ..grid import Grid
+    from ..grid import Grid, GridFunction
     from ..prediction import Denoiser
     from ..solvers import Solver
 
 TUNED = "tuned"  # not in the table: it is of a file
+DTYPES = ("float32", "bfloat16", "float16")
+SHOWN = 20  # classes in an error
 
 
 def pick(option: str, known: Collection[str], name: str, shown: str | None = None) -> None:
@@ -58,26 +62,86 @@ def pick_budgets(text: str) -> list[int]:
     return found
 
 
-def load(model: str, device: str) -> EDMModel:
+def pick_device(name: str) -> str:
+    """The device of that name; of 'auto', the fastest that is here."""
     import torch
 
-    from ..adapters import load_model
-    from ..adapters.unet2d import BATCH
-
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.device(device)
+        torch.device(name)
     except RuntimeError as error:
         raise typer.BadParameter(
-            f"{device!r} is not a device; choose cpu, cuda, mps ...", param_hint="--device"
+            f"{name!r} is not a device; choose cpu, cuda, mps ..., or auto", param_hint="--device"
         ) from error
-    return load_model(model, device=device, batch=BATCH)
+    return name
 
 
-def conditioned(model: EDMModel, label: str, guidance: float) -> Callable[[Iterable[int]], Denoiser]:
-    """From the seeds of images to the denoiser of their classes."""
+def pick_size(text: str | None) -> dict[str, tuple[int, int]]:
+    """The option `size`, height and width, of a pipeline; none if there is no text."""
+    if text is None:
+        return {}
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} must be width and height, such as 768x512", param_hint="--size")
+    return {"size": (int(found[2]), int(found[1]))}
+
+
+def pick_prompts(prompt: str | None, file: Path | None) -> tuple[str, ...]:
+    """The prompts of a run; none at all if none were given."""
+    if file is None:
+        return () if prompt is None else (prompt,)
+    if prompt is not None:
+        raise typer.BadParameter("and --prompts exclude each other", param_hint="--prompt")
+    try:
+        lines = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{file} cannot be read as text ({error})", param_hint="--prompts") from error
+    if not lines:
+        raise typer.BadParameter(f"{file} holds no prompts", param_hint="--prompts")
+    return lines
+
+
+def load(
+    model: str, device: str, dtype: str = "float32", batch_size: int | None = None, size: str | None = None
+) -> Any:
+    """The model, which says what it is; `batch_size` images of a pipeline are evaluated together."""
+    import torch
+
+    from ..adapters import found
+
+    pick("--dtype", DTYPES, dtype)
+    chosen = pick_size(size)
+    folder, family = found(model)
+    # A pixel depends on its seed alone where the network always has as many images before it. For small networks that
+    # is a number of ours; of large ones nobody wants to evaluate more than were asked for.
+    batch = family.BATCH if family.BATCH > 1 else batch_size or 1
+    if size is not None and family.BATCH > 1:
+        raise typer.BadParameter(f"{size} is for pipelines; {model} makes images of one size", param_hint="--size")
+    loaded = family.load(folder, device=device, dtype=getattr(torch, dtype), batch=batch, **chosen)
+    say(f"{model}: {loaded.family}")
+    return loaded
+
+
+def conditioned(
+    model: Any, label: str, guidance: float, prompts: Sequence[str] = (), negative: str | None = None, first: int = 0
+) -> Callable[[Iterable[int]], Denoiser]:
+    """From the seeds of images to the denoiser of their classes or prompts; the image of seed `first` is number 0."""
     names = list(model.classes)
     if not math.isfinite(guidance):
         raise typer.BadParameter(f"{guidance} must be finite", param_hint="--guidance")
+    if hasattr(model, "prompted"):
+        if not prompts:
+            raise typer.BadParameter(
+                "is missing: this model draws what a text says, '' for nothing", param_hint="--prompt"
+            )
+        model.prompted(prompts, guidance, negative)  # what is wrong with them is told now
+        if label != "all":
+            raise typer.BadParameter(f"{label!r} is for models of classes; give a --prompt", param_hint="--label")
+        return lambda seeds: model.prompted([prompts[(s - first) % len(prompts)] for s in seeds], guidance, negative)
+    for option, given in (("--prompt", prompts), ("--negative", negative)):
+        if given:
+            raise typer.BadParameter("is for models of text, and this is none", param_hint=option)
     if label == "none" or (label == "all" and not names):
         if guidance != 1:
             raise typer.BadParameter(f"{guidance:g} needs a class: give a --label, or 1", param_hint="--guidance")
@@ -89,14 +153,32 @@ def conditioned(model: EDMModel, label: str, guidance: float) -> Callable[[Itera
     elif label.isdecimal() and int(label) < len(names):
         number = int(label)
     else:
-        known = f"'none', 'all', {', '.join(names)}" if names else "'none', it has no classes"
+        known = f"'none', 'all', {', '.join(names[:SHOWN])}" if names else "'none', it has no classes"
         raise typer.BadParameter(f"{label!r} is not a class of this model; choose from {known}", param_hint="--label")
     return lambda seeds: model.conditioned(number, guidance)
 
 
-def subject(model: EDMModel, label: str, guidance: float) -> str:
-    """What statistics are of: the model, with the classes of its images or without, and the guidance."""
+def digest(prompts: Sequence[str], negative: str | None) -> dict[str, Any] | None:
+    """What identifies the prompts of a run."""
+    if not prompts:
+        return None
+    words = json.dumps([list(prompts), negative])
+    return {"count": len(prompts), "first": prompts[0], "sha256": hashlib.sha256(words.encode()).hexdigest()}
+
+
+def grid_of(model: Any, name: str | None, solver: Solver) -> GridFunction | None:
+    """The grid of that name; else a pipeline's own noise levels, unless the solver is tuned to others."""
+    from ..solvers import Tuned
+
+    own = None if isinstance(solver, Tuned) else getattr(model, "grid", None)
+    return pick_grid(name) if name is not None else own
+
+
+def subject(model: Any, label: str, guidance: float, prompts: Sequence[str] = (), negative: str | None = None) -> str:
+    """What statistics are of: the model, with the classes or prompts of its images or without, and the guidance."""
     classes = "no classes" if label == "none" or not model.classes else "classes"
+    if told := digest(prompts, negative):
+        classes = f"prompts {told['sha256']}"
     return f"{model.fingerprint}, {classes}, guidance {guidance:g}"
 
 
@@ -104,18 +186,28 @@ def informed(
     solvers: dict[str, Solver],
     files: list[Path] | None,
     plan: Path | None,
-    model: EDMModel,
+    model: Any,
     label: str,
     guidance: float,
+    prompts: Sequence[str] = (),
+    negative: str | None = None,
 ) -> dict[str, Solver]:
     """The solvers, those that need statistics or a plan with the ones that the files hold; others are stand-ins."""
+    from ..schedule import Flow
     from ..solvers import Tuned
+    from ..solvers.evodiff.solver import RULES
     from ..statistics import load_statistics
+    from ..table import SOLVERS
 
-    of = subject(model, label, guidance)
+    flow = isinstance(model.schedule, Flow)
+    of = subject(model, label, guidance, prompts, negative)
     found = [load_statistics(path, schedule=model.schedule, fingerprint=of) for path in files or []]
     informed, used = {}, set()
     for name, solver in solvers.items():
+        if flow and name in SOLVERS:
+            solver = SOLVERS[name].on_flow
+            if len(model.shape) == 2 and getattr(solver, "mode", None) in RULES:  # packed: (tokens, channels)
+                solver = dataclasses.replace(solver, channel_dim=-1)  # type: ignore[type-var]
         kind = type(getattr(solver, "statistics", None))
         fitting = [each for each in found if type(each) is kind]
         if kind is not type(None) and len(fitting) != 1:

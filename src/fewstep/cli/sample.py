@@ -13,30 +13,76 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..models import DEFAULT_MODEL
-from .options import ALL_SOLVERS, AsJson, Debug, Device, GridName, Guidance, Label, Model, Plan, Seed, Statistics, path
-from .parse import conditioned, informed, load, pick_grid, pick_solvers
-from .show import count, errors, progress, say
+from .options import (
+    ALL_SOLVERS,
+    AsJson,
+    Debug,
+    Device,
+    GridName,
+    Guidance,
+    Label,
+    Model,
+    Negative,
+    Plan,
+    Prompt,
+    Prompts,
+    Seed,
+    Size,
+    Statistics,
+    path,
+)
+from .parse import (
+    DTYPES,
+    conditioned,
+    digest,
+    grid_of,
+    informed,
+    load,
+    pick,
+    pick_device,
+    pick_grid,
+    pick_prompts,
+    pick_solvers,
+)
+from .show import count, errors, peak, progress, say
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from ..prediction import Denoiser
     from ..runs import Run
+
+DEFAULT_N = 64
+SAVED = {"images": ("images",), "latents": ("latents",), "both": ("images", "latents")}
 
 
 def sample(
     model: Model = DEFAULT_MODEL,
     solver: Annotated[str, typer.Option(help=ALL_SOLVERS + ".")] = "evodiff",
     nfe: Annotated[int, typer.Option(min=1, help="Calls of the model for each image.")] = 10,
-    n: Annotated[int, typer.Option(min=1, help="How many images.")] = 64,
+    n: Annotated[
+        int | None, typer.Option(min=1, help=f"How many images; default {DEFAULT_N}, or one a prompt.")
+    ] = None,
     seed: Seed = 0,
     grid: GridName = None,
     label: Label = "all",
+    prompt: Prompt = None,
+    prompts: Prompts = None,
+    negative: Negative = None,
     guidance: Guidance = 1.0,
+    size: Size = None,
     statistics: Statistics = None,
     plan: Plan = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; changes no pixel on a CPU.")] = 16,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images at a time; of pipelines 1, of others 8, where it changes no pixel on a CPU."),
+    ] = None,
     device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help=f"In which the network computes: {', '.join(DTYPES)}.")] = DTYPES[0],
+    save: Annotated[str, typer.Option(help="What to keep: images, latents, which are what was sampled, or both.")] = (
+        "images"
+    ),
     npz: Annotated[bool, typer.Option("--npz", help="One samples.npz, written at the end, instead of PNGs.")] = False,
     out: Annotated[
         Path, typer.Option(parser=path, metavar="<path>", help="Folder for the images, grid.png and run.json.")
@@ -51,45 +97,92 @@ def sample(
     """
     with errors(debug):
         from ..pictures import pixels
-        from ..runs import Run, versions
+        from ..runs import IMAGES, LATENTS, Run, versions
         from ..sampling import sample as draw
         from ..sampling import unit_noise
 
-        picked, chosen_grid = pick_solvers("--solver", [solver]), pick_grid(grid)
-        loaded = load(model, device)
-        denoiser = conditioned(loaded, label, guidance)
-        chosen = informed(picked, statistics, plan, loaded, label, guidance)[solver]
+        picked = pick_solvers("--solver", [solver])
+        pick_grid(grid)
+        pick("--save", SAVED, save)
+        texts, device = pick_prompts(prompt, prompts), pick_device(device)
+        n = n or len(texts) or DEFAULT_N
+        loaded = load(model, device, dtype, batch_size, size)
+        denoiser = conditioned(loaded, label, guidance, texts, negative, seed)
+        chosen = informed(picked, statistics, plan, loaded, label, guidance, texts, negative)[solver]
+        network = getattr(loaded, "network", None)
         settings = {
-            "model": model, "weights": loaded.fingerprint, "network": _digest(loaded.network),
+            "model": model, "family": loaded.family, "weights": loaded.fingerprint, "network": _digest(network),
             "schedule": repr(loaded.schedule), "classes": list(loaded.classes),
             "solver": solver, "solver_options": repr(chosen),
-            "nfe": nfe, "n": n, "seed": seed, "grid": grid, "label": label, "guidance": guidance, "device": device,
-            "format": "npz" if npz else "png",
+            "nfe": nfe, "n": n, "seed": seed, "grid": grid, "label": label, "guidance": guidance,
+            "prompts": digest(texts, negative), "negative": negative, "size": size, "device": device, "dtype": dtype,
+            "batch": loaded.batch, "format": "npz" if npz else "png", "save": save,
             "statistics": [hashlib.sha256(path.read_bytes()).hexdigest() for path in statistics or []],
             "plan": None if plan is None else hashlib.sha256(plan.read_bytes()).hexdigest(),
             "versions": versions(),
         }  # fmt: skip
+        evaluations = Evaluations(network, loaded.batch)
+        begins_unit = getattr(loaded, "unit_start", False)
 
-        def images(seeds: list[int]) -> Tensor:
+        def arrays(seeds: list[int]) -> dict[str, np.ndarray]:
             noise = unit_noise(seeds, loaded.shape, device=device)
-            return draw(
-                denoiser(seeds), noise, nfe=nfe, solver=chosen, schedule=loaded.schedule, grid=chosen_grid, seeds=seeds
-            )
+            x = draw(
+                evaluations.of(denoiser(seeds)), None if begins_unit else noise, x=noise if begins_unit else None,
+                nfe=nfe, solver=chosen, schedule=loaded.schedule, grid=grid_of(loaded, grid, chosen), seeds=seeds,
+            )  # fmt: skip
+            found = {}
+            if IMAGES in SAVED[save]:
+                found[IMAGES] = pixels(loaded.decode(x) if hasattr(loaded, "decode") else x)
+            return found | ({LATENTS: x.float().cpu().numpy()} if LATENTS in SAVED[save] else {})
 
-        with Run(out, settings, npz, overwrite) as run:
+        with Run(out, settings, npz, overwrite, SAVED[save]) as run:
             if run.damaged:
                 say(f"damaged, made again: {', '.join(run.damaged)}")
-            found = run.made
-            record = run.complete() or _fill(run, seed, batch_size, lambda seeds: pixels(images(seeds)))
+            before = run.made
+            record = run.complete() or _fill(run, seed, batch_size or loaded.batch or 1, arrays, evaluations)
     if as_json:
         typer.echo(json.dumps({**record, "out": str(out)}))
     if record["status"] == "interrupted":
         raise KeyboardInterrupt(f"{run.made} of {count(n, 'image')} in {out}; the same command goes on from there")
-    drawn = f"{n - found} drawn now, {record['images_per_second']:.1f} a second" if found < n else "all from before"
-    say(f"{count(n, 'image')} in {out}, {drawn}; the sheet is {out / 'grid.png'}")
+    drawn = f"{n - before} drawn now, {record['images_per_second']:.1f} a second" if before < n else "all from before"
+    say(f"{count(n, 'image')} in {out}, {drawn}" + (f"; the sheet is {out / 'grid.png'}" if save != "latents" else ""))
+    if before < n:
+        say(f"{count(nfe, 'call')} an image{evaluations}; {peak(device)}")
 
 
-def _fill(run: Run, seed: int, batch_size: int, draw: Callable[[list[int]], np.ndarray]) -> dict[str, Any]:
+class Evaluations:
+    """What the calls of denoisers made of a network: how often it was evaluated, and on how many rows."""
+
+    def __init__(self, network: Any, batch: int | None):
+        self.calls, self.evaluations, self.rows, self._batch = 0, 0, 0, batch
+        if network is not None:
+            network.register_forward_pre_hook(self._see, with_kwargs=True)
+
+    def _see(self, network: Any, args: Any, kwargs: Any) -> None:
+        first = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+        self.evaluations, self.rows = self.evaluations + 1, self.rows + len(first)
+
+    def of(self, denoiser: Denoiser) -> Denoiser:
+        """The denoiser, whose calls are counted: each batch of a call is one."""
+
+        def counted(x: Tensor, t: float) -> Tensor:
+            self.calls += -(-len(x) // (self._batch or len(x)))
+            return denoiser(x, t)
+
+        return counted
+
+    def __str__(self) -> str:
+        if not self.evaluations:
+            return ""
+        each, rows = self.evaluations / self.calls, self.rows / self.evaluations / (self._batch or 1)
+        if each == 1 and self._batch and rows == 2:
+            return ", each one evaluation of the network, of a batched pair: with the condition and without"
+        return f", each {count(round(each), 'evaluation')} of the network"
+
+
+def _fill(
+    run: Run, seed: int, batch_size: int, draw: Callable[[list[int]], dict[str, np.ndarray]], evaluations: Evaluations
+) -> dict[str, Any]:
     """Draw the images that are missing, up to the end or an interruption, and return the run's record."""
     found, status = run.made, "done"
     started = time.perf_counter()
@@ -97,7 +190,7 @@ def _fill(run: Run, seed: int, batch_size: int, draw: Callable[[list[int]], np.n
         with progress("sampling", run.settings["n"], "images", done=found) as advance:
             while run.missing:
                 part = run.missing[:batch_size]
-                run.add(draw([seed + i for i in part]))
+                run.add(**draw([seed + i for i in part]))
                 advance(len(part))
     except KeyboardInterrupt:
         status = "interrupted"
@@ -106,11 +199,12 @@ def _fill(run: Run, seed: int, batch_size: int, draw: Callable[[list[int]], np.n
             run.finish("failed")
         raise
     seconds = time.perf_counter() - started
-    rate = (run.made - found) / seconds
-    return run.finish(status, found=found, seconds=round(seconds, 3), images_per_second=round(rate, 3))
+    facts = {"found": found, "seconds": round(seconds, 3), "images_per_second": round((run.made - found) / seconds, 3)}
+    network = {"calls": evaluations.calls, "evaluations": evaluations.evaluations, "rows": evaluations.rows}
+    return run.finish(status, **facts, network=network)
 
 
 def _digest(network: Any) -> str:
     """Of the configuration of a network of diffusers, without diffusers' own notes on it."""
-    facts = {key: value for key, value in network.config.items() if not key.startswith("_")}
+    facts = {key: value for key, value in getattr(network, "config", {}).items() if not key.startswith("_")}
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -66,3 +66,19 @@ def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Any]:
     with Progress(*columns, _Rate(), TimeRemainingColumn(), console=log) as progress:
         task = progress.add_task(what, total=total, completed=done, unit=unit)
         yield lambda amount: progress.advance(task, amount)
+
+
+def peak(device: str) -> str:
+    """The most memory so far, of the device or of this process."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return f"at most {torch.cuda.max_memory_allocated(device) / 1e6:,.0f} MB of the device"
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return "peak memory unknown"
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6:,.0f} MB in all"

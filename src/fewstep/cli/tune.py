@@ -13,9 +13,21 @@ from rich.console import Console
 from rich.table import Table
 
 from ..models import DEFAULT_MODEL
-from .options import AsJson, Debug, Device, Guidance, Label, Model, Seed, path
-from .parse import conditioned, load, pick_budgets, subject
-from .show import Reached, errors, progress, say
+from .options import (
+    AsJson,
+    Debug,
+    Device,
+    Guidance,
+    Label,
+    Model,
+    Negative,
+    Prompt,
+    Prompts,
+    Seed,
+    path,
+)
+from .parse import conditioned, load, pick_budgets, pick_device, pick_prompts, subject
+from .show import Reached, errors, peak, progress, say
 
 if TYPE_CHECKING:
     from ..solvers import Tuned
@@ -34,6 +46,9 @@ def tune(
     ] = "rmse",
     most: Annotated[int, typer.Option(min=1, help="Evaluations of a single sample that each budget may take.")] = 5000,
     label: Label = "all",
+    prompt: Prompt = None,
+    prompts: Prompts = None,
+    negative: Negative = None,
     guidance: Guidance = 1.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 8,
     device: Device = "cpu",
@@ -57,8 +72,9 @@ def tune(
                 f"{objective!r} is not known; choose from {', '.join(OBJECTIVES)}", param_hint="--objective"
             )
         check_file(out)
+        texts, device = pick_prompts(prompt, prompts), pick_device(device)
         loaded = load(model, device)
-        denoiser = conditioned(loaded, label, guidance)
+        denoiser = conditioned(loaded, label, guidance, texts, negative, seed)
         total = cost(sorted(set(budgets)), n, most)
         twice = ", each two of the network" if guidance != 1 else ""
         say(f"at most {total:,} evaluations of a sample{twice}")
@@ -78,7 +94,7 @@ def tune(
                     most=most,
                     batch=batch_size,
                     device=device,
-                    fingerprint=subject(loaded, label, guidance),
+                    fingerprint=subject(loaded, label, guidance, texts, negative),
                     out=out,
                     progress=reached,
                 )
@@ -95,7 +111,7 @@ def tune(
     else:
         Console().print(_table(found))
     seconds = time.perf_counter() - started
-    say(f"{evaluations:,} evaluations besides reference and report, {seconds:.0f} s, {_peak(device)}")
+    say(f"{evaluations:,} evaluations besides reference and report, {seconds:.0f} s, {peak(device)}")
     better = [str(each.calls) for each in found.report if each.kept]
     if better:
         say(f"the plan for {', '.join(better)} calls is {out}: --solver tuned --plan {out}")
@@ -114,18 +130,3 @@ def _table(found: Tuned) -> Table:
         values = (f"{each.default:.4g}", f"{each.tuned:.4g}", f"{each.ratio:.2f}", interval, f"{each.evaluations:,}")
         table.add_row(str(each.calls), *values, kept)
     return table
-
-
-def _peak(device: str) -> str:
-    import torch
-
-    if torch.device(device).type == "cuda":
-        return f"at most {torch.cuda.max_memory_allocated(device) / 1e6:,.0f} MB of the device"
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return "peak memory unknown"
-    import sys
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6:,.0f} MB in all"

@@ -93,16 +93,16 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     Options that diffusers does not have:
 
-    solver: a name of `fewstep.table.SOLVERS`, such as "evodiff", "evodiff-published", "unipc-3", "dpmpp-2m", "ddim",
+    `solver`: a name of `fewstep.table.SOLVERS`, such as "evodiff", "evodiff-published", "unipc-3", "dpmpp-2m", "ddim",
         "sde-dpmpp-2m".
-    channel_dim: the dimension of the latents that holds channels, which "evodiff-published" measures apart; None
+    `channel_dim`: the dimension of the latents that holds channels, which "evodiff-published" measures apart; None
         measures a sample as a whole. "auto" is 1, and -1 for three-dimensional latents (B, L, C) of flows.
 
-    use_focused_sigmas: the noise levels of `fewstep.grid.focused`, which "evodiff" was developed on.
-    data_std: about the standard deviation of what the model makes, for "evodiff" and its levels: 0.5 for images in
+    `use_focused_sigmas`: the noise levels of `fewstep.grid.focused`, which "evodiff" was developed on.
+    `data_std`: about the standard deviation of what the model makes, for "evodiff" and its levels: 0.5 for images in
         [-1, 1], 1 for latents that are scaled to it. None asks the range of the betas: 0.5, or more where they end at
         visible noise, 0.93 for Stable Diffusion's.
-    tuned: a file of `fewstep.tune` on this model, in place of "evodiff": its levels, unless others are given, and its
+    `tuned`: a file of `fewstep.tune` on this model, in place of "evodiff": its levels, unless others are given, and its
         weights. docs/tune.md.
 
     All others are those of diffusers' multistep and flow schedulers: which noise levels, what the model predicts,

@@ -38,7 +38,7 @@ from ..grid import (
 from ..schedule import EDM, Discrete, Flow, Node
 from ..solvers.core.base import choice
 
-__all__ = ["Levels", "betas", "level", "levels", "table_of", "training_levels"]
+__all__ = ["Levels", "betas", "level", "levels", "table_of", "told", "training_levels"]
 
 Array = NDArray[np.float64]
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
@@ -145,13 +145,17 @@ def levels(
     if isinstance(count, bool) or not hasattr(count, "__index__") or count < 1:
         raise ValueError(f"num_inference_steps must be an integer of at least 1; got {count!r}")
     if own is not None and not given:
-        nodes = tuple(own(schedule, int(count)))
-        found = _discrete_at(config, schedule, nodes) if isinstance(schedule, Discrete) else _flow_at(config, nodes)
+        found = told(config, schedule, tuple(own(schedule, int(count))))
     elif isinstance(schedule, Flow):
         found = _flow(config, int(count), levels_given, mu, times_given)
     else:
         found = _discrete(config, schedule, int(count), levels_given, times_given)
     return Levels(checked(found.nodes, "the noise levels"), found.timesteps)
+
+
+def told(config: Any, schedule: Discrete | Flow, nodes: tuple[Node, ...]) -> Levels:
+    """These nodes, and what the model is told at all but the last."""
+    return _discrete_at(config, schedule, nodes) if isinstance(schedule, Discrete) else _flow_at(config, nodes)
 
 
 def _values(given: Any) -> Array | None:

@@ -38,9 +38,9 @@ MEAN_SIZE = math.sqrt(2 / math.pi)  # E |z| of unit noise
 class AnalyticDPM:
     """Analytic-DPM (eta = 1) and Analytic-DDIM (eta = 0), on the model's Gamma (`estimate_gamma`). Stochastic.
 
-    last_grey_levels: if given, the noise of the step into the last noisy node moves a pixel by no more than this many
+    `last_grey_levels`: if given, the noise of the step into the last noisy node moves a pixel by no more than this many
         of 256 grey levels on average; 2 in the authors' CIFAR-10 runs (`clip_pixel`), for runs that close at sigma = 0.
-    most_variance: the bound on v: 1 for data in [-1, 1], inf for none.
+    `most_variance`: the bound on v: 1 for data in [-1, 1], inf for none.
 
     Cost: 1 call per step. Weak order: 1 (measured, docs/numerics.md).
     """

@@ -45,11 +45,11 @@ from .ems_steps import Affine, Steps
 class DPMSolverV3:
     """DPM-Solver-v3 of order 1, 2 or 3 on the statistics of a model (`fewstep.estimate_ems`).
 
-    corrector: after every step (True), only in the noisy half of the clock ("half") or never (False). It leaves out the
-        last step into a noisy node, where it would cost a call.
-    predictor_pseudo, corrector_pseudo: see the module's docstring.
-    final_order: as in `DPMSolverPP`; 1 in the authors' code (`lower_order_final`).
-    quadrature: "gauss", or "trapezoid" as in the authors' code.
+    `corrector`: after every step (True), only in the noisy half of the clock ("half") or never (False). It leaves out
+        the last step into a noisy node, where it would cost a call.
+    `predictor_pseudo`, `corrector_pseudo`: see the module's docstring.
+    `final_order`: as in `DPMSolverPP`; 1 in the authors' code (`lower_order_final`).
+    `quadrature`: "gauss", or "trapezoid" as in the authors' code.
 
     Recommended by the authors: order 3 on CIFAR-10, with the corrector up to 6 calls, and with predictor_pseudo at 5;
     order 3 with corrector_pseudo on LSUN; order 2 with corrector_pseudo for guidance, "half" if it is strong.

@@ -1,0 +1,546 @@
+"""The page docs/cheaper.md: error against seconds of every combination of calls, caching and precision.
+
+A run's seconds are those of its calls, whole and with reuse, each measured beside the others in one process: CPU time
+of one thread, in turn, the median of many rounds. So the machine's other work changes none of the ratios. What is
+measured is kept in a folder, and an interrupted measurement goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import typer
+from torch import Tensor
+
+from fewstep import cheaper
+from fewstep.adapters.unet2d import EDMModel
+from fewstep.bench.markdown import table
+from fewstep.cheaper import CachePlan
+from fewstep.cheaper.network import weight_bytes
+from fewstep.files import check_writable, write_all
+from fewstep.prediction import Denoiser
+from fewstep.sampling import sample, unit_noise
+from fewstep.solvers import DDIM, DPMSolverPP, EVODiff, Solver, UniPC
+from fewstep.store import Store
+
+from .command import packaged, say
+from .figures import Axis, Series, drawing
+
+__all__ = ["Point", "Rule", "front", "main", "page", "points", "rules"]
+
+SOLVERS: Mapping[str, Solver] = {
+    "EVODiff": EVODiff(),
+    "UniPC-2": UniPC(2),
+    "DPM-Solver++ 2M": DPMSolverPP(2),
+    "DDIM": DDIM(),
+}
+OURS, PEER = "EVODiff", "UniPC-2"
+GUIDANCES = (1.0, 4.0)
+CALLS = (8, 10, 15, 20)  # of plans and of DeepCache's rule
+WHOLE = range(3, 21)
+CHEAP_CALLS = (8, 10, 12, 15)  # of the other precisions
+TARGET = 10  # calls of EVODiff, whose error is to be reached
+INTERVALS = (2, 3)
+DEPTHS = (0, 1)
+SEEDS, HELD_OUT = range(1000, 1004), range(8)  # planned on, measured on
+REFERENCE = 64
+ROUNDS = 15
+LEVEL = 1.0  # sigma of the calls that are timed
+LEAST = 0.01  # of a run's error, that what is added to it is counted as
+PLAIN = "float32"
+FOLDER = Path(tempfile.gettempdir()) / "fewstep-cheaper"
+
+
+class Point(NamedTuple):
+    """A run: its solver, calls, caching and precision, seconds an image and error."""
+
+    solver: str
+    guidance: float
+    calls: int
+    caching: str
+    precision: str
+    seconds: float
+    error: float
+
+    @property
+    def name(self) -> str:
+        return ", ".join(
+            [self.solver, f"{self.calls} calls", *(each for each in (self.caching, self.precision) if each)]
+        )
+
+
+class Rule(NamedTuple):
+    """A run by DeepCache's rule, and the best of ours within its seconds: what they add to the error of whole calls."""
+
+    solver: str
+    guidance: float
+    calls: int
+    interval: int
+    depth: int
+    seconds: float
+    error: float
+    whole: float
+    ours: float
+
+    @property
+    def ratio(self) -> float:
+        """Of what ours adds over what the rule adds."""
+        least = LEAST * self.whole
+        return max(self.ours - self.whole, least) / max(self.error - self.whole, least)
+
+
+class Kept:
+    """What is measured once, by name, in a folder."""
+
+    def __init__(self, store: Store):
+        self.store = store
+
+    def __call__(self, name: str, make: Callable[[], Any]) -> Any:
+        file = f"{name}.json"
+        if not self.store.holds(file):
+            say(name)
+            self.store.write({file: json.dumps(make()).encode()})
+        return json.loads(self.store.read(file))
+
+
+def precisions(model: EDMModel) -> dict[str, EDMModel]:
+    found = {PLAIN: model, "bfloat16": cheaper.half(model)}
+    try:
+        import torchao  # noqa: F401
+    except ImportError:
+        say("without torchao (pip install 'fewstep[cheaper]') no weights of 8 bits are measured")
+        return found
+    return {**found, "int8": cheaper.quantized(model), "int8-dynamic": cheaper.quantized(model, "int8-dynamic")}
+
+
+def labels(model: EDMModel, seeds: range) -> list[int]:
+    return [seed % len(model.classes) for seed in seeds]
+
+
+def seconds(models: Mapping[str, EDMModel], rounds: int = ROUNDS) -> dict[str, float]:
+    """CPU seconds an image of a whole call, "float32", and of one that reuses, "float32 1" at depth 1."""
+    x = unit_noise(HELD_OUT, next(iter(models.values())).shape) * LEVEL
+    timed: dict[str, Callable[[], float]] = {}
+    for name, model in models.items():
+        denoiser = model.conditioned(labels(model, HELD_OUT))
+        timed[name] = partial(_taken, denoiser, x, [LEVEL, LEVEL])
+        for depth in DEPTHS:
+            times = [LEVEL, LEVEL / 2]
+            cached = cheaper.Cached(denoiser, model.network, times=times, weights=(None, (1.0,)), depth=depth)
+            timed[f"{name} {depth}"] = partial(_taken, cached, x, times)
+    found: dict[str, list[float]] = {name: [] for name in timed}
+    with torch.no_grad():
+        for _, (name, run) in product(range(rounds), timed.items()):
+            found[name].append(run() / len(x))
+    return {name: statistics.median(each) for name, each in found.items()}
+
+
+def _taken(denoiser: Denoiser, x: Tensor, times: Sequence[float]) -> float:
+    """The seconds of the second call, after a first."""
+    denoiser(x, times[0])
+    began = time.thread_time()
+    denoiser(x, times[1])
+    return time.thread_time() - began
+
+
+class Bench:
+    """One model at one guidance."""
+
+    def __init__(self, models: Mapping[str, EDMModel], guidance: float, taken: Mapping[str, float], once: Kept):
+        self.models, self.guidance, self.taken, self.once = models, guidance, taken, once
+        self.plain = models[PLAIN]
+        self.noise = unit_noise(HELD_OUT, self.plain.shape)
+        self.evaluations = 1 if guidance == 1 else 2  # of the network, in a call
+        self._exact: Tensor | None = None
+
+    def denoiser(self, model: EDMModel, seeds: range = HELD_OUT) -> Any:
+        return model.conditioned(labels(model, seeds), self.guidance)
+
+    def error(self, of: Any, solver: Solver, calls: int) -> float:
+        if self._exact is None:
+            self._exact = sample(self.denoiser(self.plain), self.noise, nfe=REFERENCE)
+        got = sample(of, self.noise, nfe=calls, solver=solver, schedule=self.plain.schedule)
+        return float((got - self._exact).square().mean().sqrt())
+
+    def whole(self, solver: str, calls: int, precision: str = PLAIN) -> Point:
+        name = f"{solver}-{self.guidance:g}-{calls}-{precision}"
+        off = self.once(name, lambda: self.error(self.denoiser(self.models[precision]), SOLVERS[solver], calls))
+        told = "" if precision == PLAIN else precision
+        return Point(solver, self.guidance, calls, "", told, self.evaluations * calls * self.taken[precision], off)
+
+    def cached(self, solver: str, plan: CachePlan, caching: str, precision: str, name: str) -> Point:
+        model = self.models[precision]
+        calls = len(plan.times)
+        off = self.once(
+            f"{solver}-{self.guidance:g}-{calls}-{name}-{precision}",
+            lambda: self.error(plan.wrap(self.denoiser(model), model.network), SOLVERS[solver], calls),
+        )
+        reused = sum(each is not None for each in plan.weights)
+        taken = (calls - reused) * self.taken[precision] + reused * self.taken[f"{precision} {plan.depth}"]
+        told = "" if precision == PLAIN else precision
+        return Point(solver, self.guidance, calls, caching, told, self.evaluations * taken, off)
+
+    def planned(self, solver: str, calls: int) -> CachePlan | None:
+        """Measured on other seeds; None where it is whole calls."""
+
+        def make() -> dict[str, Any]:
+            noise, network = unit_noise(SEEDS, self.plain.shape), self.plain.network
+            denoiser = self.denoiser(self.plain, SEEDS)
+            plan = cheaper.plan_cache(
+                denoiser, network, noise, nfe=calls, solver=SOLVERS[solver], schedule=self.plain.schedule, cuts=DEPTHS
+            )
+            return {
+                "times": plan.times,
+                "weights": plan.weights,
+                "depth": plan.depth,
+                "cost": plan.cost,
+                "told": str(plan),
+            }
+
+        found = self.once(f"plan-{solver}-{self.guidance:g}-{calls}", make)
+        weights = tuple(None if each is None else tuple(each) for each in found["weights"])
+        if not any(weights):
+            return None
+        return CachePlan(SOLVERS[solver], tuple(found["times"]), weights, found["depth"], found["cost"])
+
+
+def points(bench: Bench) -> Iterator[Point]:
+    """Every combination."""
+    for solver in SOLVERS:
+        yield from (bench.whole(solver, calls) for calls in WHOLE)
+        for precision in bench.models:
+            if precision != PLAIN:
+                yield from (bench.whole(solver, calls, precision) for calls in CHEAP_CALLS)
+        for calls in CALLS:
+            plan = bench.planned(solver, calls)
+            if plan is None:
+                continue
+            which = ", ".join(str(k) for k, each in enumerate(plan.weights) if each is not None)
+            caching = f"reuse in {which} at depth {plan.depth}"
+            for precision in (PLAIN, "bfloat16"):
+                yield bench.cached(solver, plan, caching, precision, "planned")
+
+
+def rules(bench: Bench, measured: Sequence[Point]) -> Iterator[Rule]:
+    """DeepCache's, and the best that we measured of that solver in float32 for the same seconds."""
+    for solver in SOLVERS:
+        ours = [each for each in measured if each.solver == solver and not each.precision]
+        for calls in CALLS:
+            (whole,) = (each.error for each in ours if each.calls == calls and not each.caching)
+            for interval in INTERVALS:
+                for depth in DEPTHS:
+                    schedule = bench.plain.schedule
+                    plan = cheaper.every(SOLVERS[solver], schedule, calls, interval, depth, left=math.nan)
+                    rule = bench.cached(solver, plan, "", PLAIN, f"every-{interval}-{depth}")
+                    best = min(each.error for each in ours if each.seconds <= rule.seconds * (1 + 1e-9))
+                    yield Rule(solver, bench.guidance, calls, interval, depth, rule.seconds, rule.error, whole, best)
+
+
+def front(measured: Sequence[Point]) -> list[Point]:
+    """Those that no other is both faster and better than, from the fastest."""
+    found: list[Point] = []
+    for each in sorted(measured, key=lambda point: (point.seconds, point.error)):
+        if not found or each.error < found[-1].error:
+            found.append(each)
+    return found
+
+
+def seconds_for(measured: Sequence[Point], error: float) -> float:
+    """The least seconds of whole calls of these points for an error, log-linear between whole numbers of calls."""
+    line = front(measured)
+    for faster, slower in pairwise(line):
+        if slower.error <= error <= faster.error:
+            part = math.log(faster.error / error) / math.log(faster.error / slower.error)
+            return float(faster.seconds * (slower.seconds / faster.seconds) ** part)
+    return math.nan
+
+
+def page(model: EDMModel, folder: Path) -> tuple[str, str]:
+    """The page as Markdown, and its picture."""
+    models = precisions(model)
+    settings = {
+        "seeds": list(SEEDS), "held out": list(HELD_OUT), "reference": REFERENCE, "fewstep.cheaper": 1,
+        "precisions": list(models), "torch": torch.__version__, "model": model.fingerprint,
+    }  # fmt: skip
+    with Store(folder, settings) as store:
+        once = Kept(store)
+        taken = once("seconds", lambda: seconds(models))
+        told = once("differences", lambda: {name: _difference(model, other) for name, other in models.items()})
+        benches = [Bench(models, guidance, taken, once) for guidance in GUIDANCES]
+        found = {bench.guidance: list(points(bench)) for bench in benches}
+        ruled = [rule for bench in benches for rule in rules(bench, found[bench.guidance])]
+        said = {
+            (solver, bench.guidance, calls): once(f"plan-{solver}-{bench.guidance:g}-{calls}", dict)["told"]
+            for bench in benches
+            for solver in SOLVERS
+            for calls in CALLS
+        }
+    text = _page(taken, told, found, ruled, said)
+    return text, _picture(found[GUIDANCES[0]])
+
+
+def _difference(model: EDMModel, other: EDMModel) -> dict[str, Any]:
+    found = cheaper.difference(model, other, seeds=HELD_OUT, of=lambda m: m.conditioned(labels(m, HELD_OUT)))
+    free = torch.device("cpu")
+    alone, together = (
+        other.conditioned(labels(other, HELD_OUT)[:n])(unit_noise(HELD_OUT, other.shape, device=free)[:n], LEVEL)[:1]
+        for n in (1, len(HELD_OUT))
+    )
+    return {
+        "run": found.run, "memory": weight_bytes(other.network) / weight_bytes(model.network),
+        "levels": [list(level) for level in found.levels], "mates": float((alone - together).abs().max()),
+    }  # fmt: skip
+
+
+def _page(
+    taken: Mapping[str, float],
+    told: Mapping[str, Any],
+    found: Mapping[float, Sequence[Point]],
+    ruled: Sequence[Rule],
+    said: Mapping[tuple[str, float, int], str],
+) -> str:
+    parts = [TOP.format(machine=platform.machine()), _advice(taken, found), PRECISION]
+    rows = [
+        [
+            name,
+            f"{taken[name] / taken[PLAIN]:.2f}",
+            f"{each['memory']:.2f}",
+            f"{each['run']:.2g}",
+            f"{each['mates']:.1g}",
+        ]
+        for name, each in told.items()
+    ]
+    parts.append(table(["", "seconds", "weights' bytes", f"error, {TARGET} calls", "batch mates"], rows))
+    names = [name for name in told if name != PLAIN]
+    levels = [
+        [f"{row[0]:.3g}", *(f"{told[name]['levels'][i][1]:.2g}" for name in names)]
+        for i, row in enumerate(told[PLAIN]["levels"])
+    ]
+    parts += [BY_LEVEL, table(["sigma/alpha", *names], levels), CACHING]
+    ratios = [[str(depth), f"{taken[f'{PLAIN} {depth}'] / taken[PLAIN]:.2f}"] for depth in DEPTHS]
+    parts += [table(["depth", "seconds of a whole call"], ratios), PLANS, _plans(found, said), DEEPCACHE, _rules(ruled)]
+    parts += [ALL.format(seeds=len(HELD_OUT)), *(_all(guidance, each) for guidance, each in found.items())]
+    return "\n".join(parts)
+
+
+def _advice(taken: Mapping[str, float], found: Mapping[float, Sequence[Point]]) -> str:
+    """What to do, from what was found."""
+    lines = []
+    for guidance, measured in found.items():
+        base = _one(measured, OURS, TARGET)
+        reached = [each for each in measured if each.error <= base.error]
+        best = min(reached, key=lambda each: each.seconds)
+        peer = [each for each in measured if each.solver == PEER and not each.caching and not each.precision]
+        over_peer = best.seconds / seconds_for(peer, base.error)
+        lines.append(
+            f"- Guidance {guidance:g}: the error of {TARGET} whole calls of EVODiff, {base.error:.2g}, is reached "
+            f"soonest by {best.name}: {best.seconds / base.seconds:.2f} of its seconds, "
+            + (
+                f"{over_peer:.2f} of those of UniPC-2."
+                if math.isfinite(over_peer)
+                else "UniPC-2 in 20 does not reach it."
+            )
+        )
+    half = taken["bfloat16"] / taken[PLAIN]
+    gain = "convert to bfloat16 first" if half < 1 else "stay in float32, since this machine is slower in bfloat16"
+    return f"**In one line**: use fewer calls of EVODiff, {gain}, and let `plan_cache` say whether to reuse.\n\n" + (
+        "\n".join(lines) + "\n"
+    )
+
+
+def _one(measured: Sequence[Point], solver: str, calls: int) -> Point:
+    return next(p for p in measured if (p.solver, p.calls, p.caching, p.precision) == (solver, calls, "", ""))
+
+
+def _plans(found: Mapping[float, Sequence[Point]], said: Mapping[tuple[str, float, int], str]) -> str:
+    rows = []
+    for solver, guidance, calls in said:
+        measured = [each for each in found[guidance] if each.solver == solver and not each.precision]
+        whole = [each for each in measured if not each.caching]
+        own = next((each for each in measured if each.calls == calls and each.caching), None)
+        base = _one(measured, solver, calls)
+        if own is None:
+            rows.append([solver, f"{guidance:g}", str(calls), "none", "1.00", f"{base.error:.3g}", "", ""])
+            continue
+        fewer = _error_at(whole, own.seconds)
+        share = own.seconds / base.seconds
+        rows.append(
+            [
+                solver,
+                f"{guidance:g}",
+                str(calls),
+                own.caching.removeprefix("reuse in "),
+                f"{share:.2f}",
+                f"{own.error:.3g}",
+                f"{fewer:.3g}",
+                f"{own.error / fewer:.2f}",
+            ]
+        )
+    head = ["solver", "guidance", "calls", "reuse in", "seconds", "error", "fewer whole calls", "ratio"]
+    return table(head, rows)
+
+
+def _error_at(whole: Sequence[Point], taken: float) -> float:
+    """Of whole calls that take so many seconds, log-linear between whole numbers."""
+    line = sorted(whole, key=lambda each: each.seconds)
+    for less, more in pairwise(line):
+        if less.seconds <= taken <= more.seconds:
+            part = (taken - less.seconds) / (more.seconds - less.seconds)
+            return float(less.error ** (1 - part) * more.error**part)
+    return math.nan
+
+
+def _rules(ruled: Sequence[Rule]) -> str:
+    rows = []
+    for solver in SOLVERS:
+        for guidance in GUIDANCES:
+            mine = [each for each in ruled if each.solver == solver and each.guidance == guidance]
+            for depth in DEPTHS:
+                cells = [each for each in mine if each.depth == depth]
+                mean = math.exp(statistics.fmean(math.log(each.ratio) for each in cells))
+                each_calls = " ".join(f"{each.calls}/{each.interval}: {each.ratio:.2f}" for each in cells)
+                rows.append([solver, f"{guidance:g}", str(depth), f"{mean:.2f}", each_calls])
+    return table(["solver", "guidance", "depth", "geometric mean", "calls / interval: ratio"], rows)
+
+
+def _all(guidance: float, measured: Sequence[Point]) -> str:
+    best = set(front(measured))
+    base = _one(measured, OURS, TARGET).seconds
+    rows = [
+        [
+            each.solver, str(each.calls), each.caching, each.precision or PLAIN, f"{each.seconds / base:.2f}",
+            f"{each.error:.3g}", "on the front" if each in best else "",
+        ]
+        for each in sorted(measured, key=lambda each: each.seconds)
+    ]  # fmt: skip
+    head = ["solver", "calls", "caching", "precision", f"seconds over EVODiff, {TARGET}", "error", ""]
+    return f"### Guidance {guidance:g}\n\n" + table(head, rows)
+
+
+def _picture(measured: Sequence[Point]) -> str:
+    base = _one(measured, OURS, TARGET).seconds
+    shown = [each for each in measured if each.error > 0]
+
+    def line(some: Sequence[Point]) -> list[tuple[float, float]]:
+        return [(each.seconds / base, each.error) for each in sorted(some, key=lambda each: each.seconds)]
+
+    whole = {
+        solver: line([each for each in shown if each.solver == solver and not each.caching and not each.precision])
+        for solver in SOLVERS
+    }
+    series = [
+        Series(points, solver, colour, dots=False)
+        for (solver, points), colour in zip(whole.items(), ("#0072b2", "#d55e00", "#009e73", "#cc79a7"), strict=True)
+    ]
+    series.append(Series(line([e for e in shown if e.caching and not e.precision]), "caching", "#e69f00", line=False))
+    series.append(Series(line([e for e in shown if e.precision]), "precision", "#7f7f7f", line=False))
+    values = [each.error for each in shown]
+    times = [each.seconds / base for each in shown]
+    across = Axis("seconds, of 10 whole calls of EVODiff in float32", min(times), max(times), (0.5, 1, 2))
+    up = Axis("error", min(values), max(values), [t for t in (0.001, 0.01, 0.1) if min(values) <= t <= max(values)])
+    told = "Error against seconds. Whole calls of each solver are lines; runs with caching or less precision are dots."
+    return drawing("Error against seconds", told, across, up, series)
+
+
+TOP = """# Cheaper calls
+
+For users who have few calls already and want each to cost less: half precision and small weights, and features that
+are reused where that pays. Each is a copy or a wrapper of a model; solvers know nothing of it. Not for you if you
+have not chosen a solver yet: fewer calls of a better one save more than all of this. Nor for models that you compile:
+compile what is returned.
+
+    from fewstep import cheaper, sample
+
+    small = cheaper.half(model)                                             # a copy in bfloat16
+    small = cheaper.quantized(model, "int8")                                # needs fewstep[cheaper], torchao
+    print(cheaper.difference(model, small))                                 # error by noise level
+    cheaper.save(small, "small.safetensors"); small = cheaper.load(model, "small.safetensors")
+
+    plan = cheaper.plan_cache(denoiser, model.network, noise, nfe=10)       # measured on your model
+    print(plan)                                                             # what was tried, what is planned, and why
+    x = sample(plan.wrap(denoiser, model.network), noise, nfe=10)
+
+This page is written by `python -m benchmarks.cheaper`, on the packaged network ({machine}, one thread). Errors are root
+mean squares to the converged solution. Seconds are CPU time, measured in turn; look at ratios alone.
+
+![Error against seconds](figures/cheaper.svg)
+"""
+PRECISION = """## Precision
+
+`half` converts linear layers and convolutions and leaves in float32 the first and the last layer, norms, and the
+embedding of the time. `quantized` rounds the weights of linear layers, by torchao, and leaves the same, with all layers
+that are given one vector a sample: they are where rounding to 8 bits does harm. Which layers these are is seen in a run
+of your model. Convolutions are not quantised, so that a U-Net gains little; a transformer, whose weights are nearly all
+in linear layers, four times in memory. `tolerance` keeps the layers whose answers, on the states of EVODiff's grid, are
+off by more. 4-bit weights take a byte each in torchao's portable format.
+
+"Seconds" and "weights' bytes" are over float32. "Batch mates": how much the first of 8 images changes when it is
+evaluated alone; the model here fills up its batches, so that what is left is the rounding's own.
+"""
+BY_LEVEL = """Root mean square error of the answer, by noise level on the path of the float network:
+"""
+CACHING = """\
+**When not to use it.** Where the seconds above are more than 1, the machine has no kernels for the type that beat those
+of float32: then it saves memory alone. Processors with AMX and all recent GPUs have them for bfloat16. Look at
+`cheaper.difference` before 4 bits.
+
+## Caching
+
+A call that reuses computes the outer layers alone. Of a U-Net of diffusers, or the packaged one, `depth` d recomputes
+what DeepCache's branch d does; of a transformer of diffusers the first and last d blocks, and what the others would add
+is taken from earlier calls. Networks that cannot be cut are refused. A run begins with the plan's first time; other
+times, an evaluation of the network more or fewer, and other shapes are refused, and an exception drops what was kept.
+Two runs of one wrapper must not be interleaved: make one for each.
+"""
+PLANS = """### What is planned
+
+`plan_cache` goes from the last call to the end of the first third, and holds each candidate against as many whole calls
+as the same cost buys. Features are not reused as they are: they are foretold on the line through the last two in log
+sigma, by the share that is best. Planned on 4 images, measured on 8 others. "Seconds" are over the same number of whole
+calls; the last column is over the error of whole calls in the same seconds: where it is below 1, caching pays.
+"""
+DEEPCACHE = """\
+**When not to use it.** Where the plan says "none". With a solver that wastes no call there is little to win. A plan is
+of one solver, number of calls, grid and guidance; another has to be planned.
+
+diffusers' own caches for transformers decide while they run, or by an interval, and keep state between runs; they can
+be used without this. Published gains of caches are over the same solver in the same number of calls. No paper that we
+know holds one against fewer calls at equal cost.
+
+### Against every second and every third call
+
+DeepCache's package makes every second or third call whole. What that adds to the error of whole calls, and what the
+best of ours of the same solver adds that takes no more seconds, fewer whole calls included; ratios of the two, at least
+a hundredth of the error of whole calls being counted as added. Below 1 ours adds less.
+"""
+ALL = """## Every combination
+
+{seeds} images.
+"""
+
+
+def main(
+    out: Annotated[Path, typer.Option("--out", help="The folder of the page and of figures/.")] = Path("docs"),
+    results: Annotated[Path, typer.Option(help="Measurements are kept there.")] = FOLDER,
+) -> None:
+    """Measure error against seconds of the packaged network, and write docs/cheaper.md and its picture."""
+    torch.set_num_threads(1)
+    check_writable(out / "figures")
+    text, picture = page(packaged(), results)
+    write_all(out / "figures", {"cheaper.svg": picture.encode()})
+    write_all(out, {"cheaper.md": text.encode()})
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,71 @@
+"""What the families share: a network that is asked in batches of one size, with labels that are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...prediction import Denoiser
+from ...schedule import Schedule
+from ...statistics import fingerprint
+
+__all__ = ["Networked", "in_batches"]
+
+
+@dataclass(frozen=True, eq=False)
+class Networked:
+    """A network as a denoiser; itself that of no class. `denoised` is a family's.
+
+    `batch`, if given, evaluates the network in batches of exactly that many images, filling up the last: on CPU an
+    image is then the same, bit for bit, whatever it is batched with. Otherwise it may differ in the last bits.
+    """
+
+    family: ClassVar[str]
+    network: nn.Module
+    card: Any  # what the folder's config.json says
+    shape: tuple[int, int, int]
+    schedule: Schedule
+    classes: tuple[str, ...]
+    batch: int | None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the weights and what the folder says of them, under which statistics of this model are recorded."""
+        return fingerprint(self.network, card=repr(self.card))
+
+    def asked(self, x: Tensor, *told: Tensor) -> Tensor:
+        """The network's answer, (B, *), in x's type."""
+        inner = x.to(next(self.network.parameters()).dtype)
+        return in_batches(self.network, self.batch, inner, *told).to(x.dtype)
+
+    def level(self, x: Tensor, value: float | Tensor) -> Tensor:
+        """What the network is told, (B,), of one value for all or one a sample."""
+        return torch.as_tensor(value, dtype=torch.float32, device=x.device).flatten().expand(len(x))
+
+    def conditioned(self, labels: Sequence[int] | Tensor | int, guidance: float | Tensor = 1.0) -> Denoiser:
+        """The denoiser of the classes `labels`, one a sample or one for all."""
+        raise ValueError("this model has no classes: call it as it is")
+
+    def checked(self, labels: Sequence[int] | Tensor | int) -> Tensor:
+        """Labels as a tensor, (1,) or (B,)."""
+        if not self.classes:
+            raise ValueError("this model has no classes: call it as it is")
+        wanted = torch.as_tensor(labels)
+        if wanted.is_floating_point() or wanted.ndim > 1 or bool(((wanted < 0) | (wanted >= len(self.classes))).any()):
+            raise ValueError(f"labels must be integers in [0, {len(self.classes)}); got {labels!r}")
+        return wanted.reshape(-1).long()
+
+
+def in_batches(network: Callable[..., Tensor], batch: int | None, *tensors: Tensor) -> Tensor:
+    """network(*tensors), all (B, *), in batches of exactly `batch`; the last one is filled up by its last row."""
+    if batch is None:
+        return network(*tensors)
+    count = len(tensors[0])
+    rows = torch.arange(-(-count // batch) * batch, device=tensors[0].device).clamp_max(count - 1)
+    parts = [network(*(each[part] for each in tensors)) for part in rows.split(batch)]
+    return torch.cat(parts)[:count]

@@ -1,0 +1,85 @@
+"""What every kind of guidance shares: two answers to one question, and a scale that may be one a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..answers import check_answer
+from ..prediction import Denoiser
+from ..schedule import Schedule
+
+__all__ = ["Batched", "answer", "checked", "pair", "times"]
+
+
+@dataclass(frozen=True, eq=False)
+class Batched:
+    """One condition of a network that takes a condition a sample, so that guidance asks for two at once.
+
+    `network(x, t, condition)` gets x (B, *) and a condition (B, *), and returns the denoised x. Here `condition` is
+    one for all, of batch 1, or one a sample. Two of these of one network are evaluated together, in one evaluation of
+    2 B samples, wherever guidance needs both: half as many evaluations, each twice as large. ValueError at a call for
+    conditions of another number.
+    """
+
+    network: Callable[[Tensor, Any, Tensor], Tensor]
+    condition: Tensor
+    schedule: Schedule | None = None
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
+        return self.network(x, t, self._of(x))
+
+    def _of(self, x: Tensor) -> Tensor:
+        if self.condition.ndim == 0 or len(self.condition) not in (1, len(x)):
+            raise ValueError(
+                f"condition must be one for all or one a sample, 1 or {len(x)}; got shape {tuple(self.condition.shape)}"
+            )
+        return self.condition.to(x.device).expand(len(x), *self.condition.shape[1:])
+
+    def beside(self, other: Denoiser, x: Tensor, t: float | Tensor) -> Tensor | None:
+        """The answers of both, (2 B, *), from one evaluation; None if `other` is not of the same network."""
+        if not isinstance(other, Batched) or other.network != self.network:
+            return None
+        times = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
+        return self.network(torch.cat([x, x]), times, torch.cat([self._of(x), other._of(x)]))
+
+
+def answer(denoiser: Denoiser, x: Tensor, t: float | Tensor, who: str = "the denoiser") -> Tensor:
+    """What `denoiser` makes of x; DenoiserError if that is not a tensor like x."""
+    denoised = denoiser(x, t)
+    check_answer(denoised, x, who, t)
+    return denoised
+
+
+def pair(denoiser: Denoiser, uncond: Denoiser, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Both answers at x: from one evaluation if both are `Batched` of one network, else from one each."""
+    if isinstance(denoiser, Batched) and (both := denoiser.beside(uncond, x, t)) is not None:
+        check_answer(both, torch.cat([x, x]), "the network", t)
+        first, second = both.chunk(2)
+        return first, second
+    # Copies: a model may work in place on its input, and both may answer in one buffer.
+    denoised = answer(denoiser, x.clone(), t).clone()
+    return denoised, answer(uncond, x, t, "the unconditional denoiser")
+
+
+def checked(scale: float | Tensor, name: str = "scale") -> float | Tensor:
+    """A scale as a float, or as a tensor (B,) of float64; ValueError if it is neither, or not finite."""
+    scales: Any = torch.as_tensor(scale, dtype=torch.float64, device="cpu")
+    if scales.ndim > 1 or not bool(scales.isfinite().all()):
+        raise ValueError(f"{name} must be finite, one for all or a tensor (B,); got {name}={scale!r}")
+    return scales if scales.ndim else float(scales)
+
+
+def times(weight: float | Tensor, change: Tensor, name: str = "scale") -> Tensor:
+    """weight * change, of change's type, for a weight that is one for all or one a sample."""
+    if not isinstance(weight, Tensor):
+        return weight * change
+    if weight.shape != change.shape[:1]:
+        raise ValueError(f"{name} must be one for all or one a sample, {len(change)}; got {len(weight)}")
+    # In float32 or better, as a number would be, and rounded once.
+    each = weight.to(change.device, torch.promote_types(change.dtype, torch.float32))
+    return (each.reshape(-1, *[1] * (change.ndim - 1)) * change).to(change.dtype)

@@ -1,0 +1,69 @@
+"""Guidance by a classifier of noisy images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..answers import DenoiserError
+from ..prediction import Denoiser, agreed, each, spread
+from ..schedule import Schedule
+from .base import answer, checked, times
+
+__all__ = ["classifier_guided"]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassifierGuided:
+    """What `classifier_guided` returns."""
+
+    denoiser: Denoiser
+    classifier: Callable[[Tensor, Any], Tensor]
+    scale: float | Tensor
+    schedule: Schedule
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
+        (reach,) = spread(each(self._reach, t), x)
+        with torch.enable_grad():
+            noisy = x.detach().clone().requires_grad_(True)
+            told = self.classifier(noisy, t)
+            if not isinstance(told, Tensor) or told.shape != x.shape[:1]:
+                got = f"shape {tuple(told.shape)}" if isinstance(told, Tensor) else type(told).__name__
+                raise DenoiserError(
+                    f"the classifier returned {got} at time {t}; it must return log p(y | x), one a sample: "
+                    f"{tuple(x.shape[:1])}"
+                )
+            (gradient,) = torch.autograd.grad(told.sum(), noisy)
+        denoised = answer(self.denoiser, x, t)
+        # The product in float32 or better: sigma^2 / alpha is thousands near pure noise.
+        push = times(self.scale, gradient.to(torch.promote_types(x.dtype, torch.float32)))
+        guided: Tensor = (denoised + reach * push).to(denoised.dtype)
+        return guided
+
+    def _reach(self, t: float) -> tuple[float]:
+        node = self.schedule.node(t)
+        if node.alpha == 0:
+            raise ValueError(f"a classifier says nothing at alpha = 0 (time {t!r}): start the grid below pure noise")
+        return (node.sigma**2 / node.alpha,)
+
+
+def classifier_guided(
+    denoiser: Denoiser, classifier: Callable[[Tensor, Any], Tensor], scale: float | Tensor = 1.0
+) -> Denoiser:
+    """Classifier guidance: D + scale (sigma^2 / alpha) grad_x log p(y | x_t), scale 0 being none.
+
+    `classifier(x, t)` returns log p(y | x_t) of each sample's class, (B,), of the same noisy x and clock as the
+    denoiser; it is differentiated. `scale` is one for all, or a tensor (B,) of one a sample. Dhariwal & Nichol,
+    Diffusion Models Beat GANs on Image Synthesis (2021), Algorithm 2, whose change of epsilon, -sigma scale grad, is
+    this change of the denoised x. Each call evaluates the denoiser once, and the classifier once, there and back.
+    ValueError for a scale that is not finite, and for a denoiser that carries no schedule; DenoiserError for a
+    classifier that answers something else.
+    """
+    schedule = agreed((denoiser,))
+    if schedule is None:
+        raise ValueError("classifier_guided needs a denoiser that carries its schedule, as as_denoiser makes them")
+    return ClassifierGuided(denoiser, classifier, checked(scale), schedule)

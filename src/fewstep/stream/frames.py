@@ -1,0 +1,261 @@
+"""The stream batch: images in different phases of their runs, which one call of the network serves.
+
+A run waits for answers (`sampling.solve`) and keeps its solver's state; the stream collects the noisy x of all runs
+under way, asks the model once, with times of each sample, and hands each its part of the answer. What a run does is
+what it does alone: the only thing they share is the call.
+
+Kodaira et al., StreamDiffusion (2023), section 3.1.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..answers import DenoiserError, how_to_convert
+from ..grid import GridFunction
+from ..guidance import guided
+from ..guidance.base import answer
+from ..prediction import Denoiser
+from ..sampling import check_parts, plan, solve, step_noise, unit_noise
+from ..schedule import Schedule
+from ..solvers import EVODiff, Solver
+from .residual import residual
+
+__all__ = ["Result", "Stream", "stream"]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a frame; `number` counts them as they came, from 0.
+
+    done: `image`, like the frame. skipped: `image` is that of the last frame that was not. dropped: more frames waited
+    than there was room for. failed: `error` says where; a frame that is skipped after one that failed has its error.
+    """
+
+    number: int
+    outcome: Literal["done", "skipped", "dropped", "failed"]
+    image: Tensor | None = None
+    error: ValueError | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """A frame that was taken in. One that is skipped waits for no answer."""
+
+    number: int
+    frame: Tensor
+    waits: Generator[tuple[Tensor, Any], Tensor, None] | None
+    x: Tensor  # (1, *), where the model is called next; the image after the last call
+    calls: int = 0  # made
+    reference: Tensor | None = None  # of residual guidance
+    result: Result | None = None
+
+
+class Stream:
+    """Frames in, images out, with one call of the model for all that are under way.
+
+        line = Stream(denoiser, nfe=8, start=4)
+        for frame in camera:
+            for result in line.push(frame):
+                show(result)
+
+    Args:
+        denoiser: as in `sample`, but that it is given times (B,), float64 on the CPU, one a sample; any number of
+            samples up to `phases`, and no conditions of each sample. It is an attribute: to change the prompt, set it.
+        nfe, solver, schedule, grid: as in `sample`; the plan is made once.
+        phases: how many frames are under way at once, up to the calls that each needs, which is the default: then one
+            call a frame. With half as many each frame leaves after half as many others came, and takes two calls.
+        start: what comes is images, which are given noise of node `start` of the grid and go on from there; None: what
+            comes is unit noise.
+        seeds: of that noise and of what stochastic solvers draw; one for all frames, so that what does not move stays,
+            or one a frame, such as itertools.count().
+        scale: of residual guidance, as `guided` has it; 1 is none.
+        negative: the unconditional denoiser, asked once a frame, at its first x; None takes the frame itself.
+        delta: as in `residual`.
+        skip: skip(frame, reference) says whether a frame is so like the last one that was taken that its image will do,
+            such as `Similar()`.
+        waiting: how many frames may wait; one more, and the oldest of them is dropped.
+
+    A result is, bit for bit, that of the frame alone, on CPU, if the denoiser's answer for a sample does not depend on
+    the others: with `load_model(batch=8)`, not with batch norm or activations that are quantised together. Cost: the
+    frame's calls, and one with `negative`.
+
+    Raises:
+        ValueError, TypeError: wrong arguments, or a frame that is not like the first, at once.
+        DenoiserError: an answer that is no tensor like x. NaN and inf are results: they concern their own frame alone.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        nfe: int | None = None,
+        solver: Solver | None = None,
+        schedule: Schedule | None = None,
+        grid: GridFunction | Iterable[float] | None = None,
+        phases: int | None = None,
+        start: int | None = None,
+        seeds: int | Iterable[int] = 0,
+        scale: float = 1.0,
+        negative: Denoiser | None = None,
+        delta: float = 1.0,
+        skip: Callable[[Tensor, Tensor], bool] | None = None,
+        waiting: int = 1,
+    ) -> None:
+        solver = EVODiff() if solver is None else solver
+        self.denoiser = denoiser
+        self._schedule = check_parts(denoiser, solver, schedule)
+        nodes, self._stages = plan(self._schedule, solver, nfe=nfe, grid=grid)
+        if start is not None:
+            if not 0 <= start < len(nodes) - 1:
+                raise ValueError(f"start must be one of the grid's nodes 0 to {len(nodes) - 2}; got start={start!r}")
+            nodes = nodes[start:]
+            self._stages = solver.plan(self._schedule, nodes)
+        self._node, self._images = nodes[0], start is not None
+        calls = len(self._stages)
+        phases = calls if phases is None else phases
+        if not 1 <= operator.index(phases) <= calls:
+            raise ValueError(f"phases must lie in 1 to {calls}, the calls of a frame; got phases={phases!r}")
+        self._stride = -(-calls // phases)
+        if operator.index(waiting) < 1:
+            raise ValueError(f"waiting must be at least 1; got waiting={waiting!r}")
+        if scale == 1 and (negative is not None or delta != 1):
+            raise ValueError("negative and delta are parts of residual guidance: give its scale, such as scale=1.5")
+        if scale != 1 and negative is None and start is None:
+            raise ValueError("residual guidance without negative= takes the frame for one, an image: give start=")
+        self._guidance = scale, negative, delta
+        self._seeds = iter(seeds) if isinstance(seeds, Iterable) else itertools.repeat(seeds)
+        self._skip, self._waiting = skip, waiting
+        self._lock = threading.Lock()  # of the next four
+        self._numbers = itertools.count()
+        self._kind: tuple[Any, ...] | None = None  # shape, dtype and device of the first frame
+        self._queue: deque[tuple[int, Tensor]] = deque()
+        self._dropped: list[Result] = []
+        self._line: deque[_Run] = deque()  # all that were taken in, in order
+        self._taken: Tensor | None = None  # the last frame that was not skipped
+        self._last: Result | None = None  # the last one of a run
+
+    def push(self, frame: Tensor) -> list[Result]:
+        """`put` and `advance`."""
+        self.put(frame)
+        return self.advance()
+
+    def put(self, frame: Tensor) -> None:
+        """Let a frame wait, (*shape): with `start` an image, else unit noise. A camera's thread may do it."""
+        if not isinstance(frame, Tensor) or not frame.is_floating_point() or not frame.numel():
+            found = f"{tuple(frame.shape)}, {frame.dtype}" if isinstance(frame, Tensor) else type(frame).__name__
+            raise TypeError(f"a frame must be a tensor of floating point; got {found}{how_to_convert(frame)}")
+        with self._lock:
+            kind = tuple(frame.shape), frame.dtype, frame.device
+            self._kind = kind if self._kind is None else self._kind
+            if kind != self._kind:
+                raise ValueError(
+                    "all frames must be like the first, {}, {} on {}; got {}, {} on {}".format(*self._kind, *kind)
+                )
+            if len(self._queue) == self._waiting:
+                number, _ = self._queue.popleft()
+                self._dropped.append(Result(number, "dropped"))
+            self._queue.append((next(self._numbers), frame))
+
+    def advance(self) -> list[Result]:
+        """Take in a frame, if one waits, make the calls until the next is due, and hand out what is ready, in order.
+
+        Frames that were dropped are told at once.
+        """
+        with self._lock:
+            results, self._dropped = self._dropped, []
+            waiting = [self._queue.popleft()] if self._queue else []
+        for number, frame in waiting:
+            self._take(number, frame)
+        for _ in range(self._stride):
+            self._call()
+        while self._line and (self._line[0].waits is None or self._line[0].result is not None):
+            results.append(self._leave(self._line.popleft()))
+        return results
+
+    def flush(self) -> Iterator[Result]:
+        """`advance` until nothing waits and nothing is under way."""
+        while self._queue or self._dropped or self._line:
+            yield from self.advance()
+
+    def _take(self, number: int, frame: Tensor) -> None:
+        if self._skip is not None and self._taken is not None and self._skip(frame, self._taken):
+            self._line.append(_Run(number, frame, None, frame))
+            return
+        seed = next(self._seeds, None)
+        if seed is None:
+            raise ValueError(f"seeds must be one a frame; there is none for frame {number}")
+        x = frame[None].to(torch.promote_types(frame.dtype, torch.float32))
+        if self._images:
+            noise = unit_noise([seed], frame.shape, dtype=x.dtype, device=x.device)
+            x = self._node.alpha * x + self._node.sigma * noise
+        else:
+            x = x * self._node.sigma
+        waits = solve(x, self._node, self._stages, frame.dtype, step_noise([seed], x), False)
+        given, _ = next(waits)
+        run = _Run(number, frame, waits, given)
+        scale, negative, _ = self._guidance
+        if scale != 1:
+            run.reference = frame[None]
+            if negative is not None:
+                with torch.no_grad():
+                    time = self._stages[0].node.time
+                    run.reference = answer(negative, given.clone(), time, "the unconditional denoiser").clone()
+        self._line.append(run)
+        self._taken = frame
+
+    def _call(self) -> None:
+        """One call for all runs under way."""
+        runs = [run for run in self._line if run.waits is not None and run.result is None]
+        if not runs:
+            return
+        t = torch.tensor([self._stages[run.calls].node.time for run in runs], dtype=torch.float64)
+        denoiser, (scale, _, delta) = self.denoiser, self._guidance
+        if scale != 1:
+            references = torch.cat([run.reference for run in runs if run.reference is not None])
+            denoiser = guided(denoiser, residual(references, delta, self._schedule), scale)
+        with torch.no_grad():
+            denoised = answer(denoiser, torch.cat([run.x for run in runs]), t)
+        for run, own in zip(runs, denoised.split(1), strict=True):
+            self._hand(run, own)
+
+    def _hand(self, run: _Run, own: Tensor) -> None:
+        """Its answer to a run."""
+        assert run.waits is not None
+        run.calls += 1
+        try:
+            run.x, _ = run.waits.send(own)
+        except DenoiserError as error:
+            told = error if bool(run.frame.isfinite().all()) else ValueError("the frame itself holds NaN or inf")
+            run.result = Result(run.number, "failed", error=told)
+            if self._taken is run.frame:  # the next one is tried, whatever it is like
+                self._taken = None
+        else:
+            if run.calls == len(self._stages):
+                run.result = Result(run.number, "done", run.x[0])
+
+    def _leave(self, run: _Run) -> Result:
+        """The result of the first in line."""
+        if run.result is not None:
+            self._last = run.result
+            return run.result
+        assert self._last is not None  # a frame is skipped after one that was taken
+        return replace(self._last, number=run.number, outcome="skipped" if self._last.error is None else "failed")
+
+
+def stream(denoiser: Denoiser, frames: Iterable[Tensor], **options: Any) -> Iterator[Result]:
+    """The results of all `frames`, in order; `options` are those of `Stream`.
+
+    Frames are taken from their iterator one by one, as there is room for them, so that none is dropped.
+    """
+    line = Stream(denoiser, **options)
+    return itertools.chain(itertools.chain.from_iterable(map(line.push, frames)), line.flush())
