@@ -1,5 +1,6 @@
 """The chains of ResShift and Resfusion: their papers' formulas, and their samples of Gaussians in closed form."""
 
+import itertools
 import math
 
 import pytest
@@ -143,7 +144,7 @@ def test_the_chain_comes_to_it_too_at_order_one(schedule):
     ends = [exactly(schedule, restore.Chain(), nfe, fs.log_snr)[1] for nfe in (250, 500, 1000)]
     errors = [(variance / law(schedule) - 1).abs().max() for variance in ends]
     assert errors[2] < 0.1
-    for more, fewer in zip(errors, errors[1:], strict=False):
+    for more, fewer in itertools.pairwise(errors):
         assert 1.7 < more / fewer < 2.3
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..guidance import answer
+from ..guidance.base import answer
 from ..prediction import Denoiser, agreed
 from ..schedule import Schedule
 from .posterior import posterior

@@ -1,10 +1,10 @@
 """A measurement y = A(x_0) + noise: what A must offer, and linear ones out of their function alone.
 
-A linear operator is any object with `A(x)` and `A_adjoint(y)` on batches, such as the physics of deepinv. Where a library
-has the operator, take it from there. `Linear` is for a function that you have: its adjoint is its vector-Jacobian
-product, so that the three measurements below are a line of torch each. They would be the only use of deepinv here, which
-brings ten packages. A differentiable function that is not linear is an operator, too: it is taken as it is near the
-denoised x.
+A linear operator is any object with `A(x)` and `A_adjoint(y)` on batches, such as the physics of deepinv. Where a
+library has the operator, take it from there. `Linear` is for a function that you have: its adjoint is its
+vector-Jacobian product, so that the three measurements below are a line of torch each. They would be the only use of
+deepinv here, which brings ten packages. A differentiable function that is not linear is an operator, too: it is taken
+as it is near the denoised x.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ TAIL = 3  # standard deviations of a Gaussian blur that its kernel has on either
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """`function`, linear, from x (B, *shape) to y (B, *), as an operator; the adjoint costs one more evaluation of it."""
+    """`function`, linear, from x (B, *shape) to y (B, *), as an operator; the adjoint costs one more evaluation of
+    it."""
 
     function: Callable[[Tensor], Tensor]
     shape: tuple[int, ...]
@@ -37,9 +38,9 @@ class Linear:
         return self.function(x)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        _, pull = torch.func.vjp(self.function, y.new_zeros(len(y), *self.shape))
+        _, pull = torch.func.vjp(self.function, y.new_zeros(len(y), *self.shape))  # type: ignore[misc]
         (x,) = pull(y)
-        return x
+        return x  # type: ignore[no-any-return]
 
 
 def inpainting(mask: Tensor, shape: tuple[int, ...]) -> Linear:
@@ -51,7 +52,9 @@ def inpainting(mask: Tensor, shape: tuple[int, ...]) -> Linear:
     except RuntimeError:
         fits = False
     if not fits:
-        raise ValueError(f"mask must fit x of shape {tuple(shape)}; got {tuple(mask.shape)}: resize or crop one of them")
+        raise ValueError(
+            f"mask must fit x of shape {tuple(shape)}; got {tuple(mask.shape)}: resize or crop one of them"
+        )
     return Linear(partial(_masked, mask=mask), shape)
 
 
@@ -66,7 +69,9 @@ def deblurring(std: float, shape: tuple[int, ...]) -> Linear:
     """Blur by a Gaussian of `std` pixels, mirrored at the edges, for images of `shape` (C, H, W)."""
     reach = math.ceil(TAIL * std) if 0 < std < math.inf else 0
     if not 0 < reach < min(shape[-2:]):
-        raise ValueError(f"std must be positive and less than {min(shape[-2:]) / TAIL:.3g} pixels here; got std={std!r}")
+        raise ValueError(
+            f"std must be positive and less than {min(shape[-2:]) / TAIL:.3g} pixels here; got std={std!r}"
+        )
     line = torch.exp(-torch.arange(-reach, reach + 1, dtype=torch.float64).square() / (2 * std**2))
     return Linear(partial(_blurred, line=line / line.sum()), shape)
 
@@ -96,7 +101,7 @@ def linearised(operator: Any, x: Tensor) -> Linearised:
     if hasattr(operator, "A_adjoint"):
         return Linearised(operator.A(x), operator.A, operator.A_adjoint)
     function = _function(operator)
-    measured, pull = torch.func.vjp(function, x)
+    measured, pull = torch.func.vjp(function, x)  # type: ignore[misc]
     return Linearised(measured, lambda v: torch.func.jvp(function, (x,), (v,))[1], lambda y: pull(y)[0])
 
 
@@ -136,12 +141,15 @@ def check_measurement(operator: Any, y: Tensor, noise: float) -> tuple[int, ...]
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"y of shape {tuple(y.shape)} does not fit the operator ({reason})") from error
     if measured.shape != y.shape:
-        raise ValueError(f"y must have the shape that the operator measures, {tuple(measured.shape)}; got {tuple(y.shape)}")
+        raise ValueError(
+            f"y must have the shape that the operator measures, {tuple(measured.shape)}; got {tuple(y.shape)}"
+        )
     w = measured + measured.square().mean().sqrt() * torch.randn(y.shape, generator=draw, dtype=y.dtype).to(y.device)
     one, other = float((measured * w).sum()), float((v * operator.A_adjoint(w)).sum())
     if not abs(one - other) <= math.sqrt(torch.finfo(y.dtype).eps) * max(abs(one), abs(other)):
         raise ValueError(
-            f"operator.A_adjoint is not the adjoint of operator.A: <A v, w> = {one:.6g}, <v, A_adjoint w> = {other:.6g}; "
+            "operator.A_adjoint is not the adjoint of operator.A: "
+            f"<A v, w> = {one:.6g}, <v, A_adjoint w> = {other:.6g}; "
             "restore.Linear(A, shape) derives it"
         )
     return tuple(v.shape[1:])

@@ -15,10 +15,11 @@ V = (sigma^2 / alpha) dx^/dx_t, for any law and schedule:
 
 r^2 = s^2 sigma^2 / (alpha^2 s^2 + sigma^2) for data of standard deviation s.
 
-moment: Rozet et al., Learning Diffusion Priors from Observations by Expectation Maximization (2024), eq. (15)-(18); pigdm:
-Song et al., Pseudoinverse-Guided Diffusion Models (2023), eq. (7), with the scale of the score and not their own; dps:
-Chung et al., Diffusion Posterior Sampling (2023), with the variance of y given x_t for their step of 1 / |y - A x^|, which
-is for 1,000 steps of a sampler of their own and diverges in ten; proximal: Zhu et al., DiffPIR (2023), eq. (13).
+moment: Rozet et al., Learning Diffusion Priors from Observations by Expectation Maximization (2024), eq. (15)-(18);
+pigdm: Song et al., Pseudoinverse-Guided Diffusion Models (2023), eq. (7), with the scale of the score and not their
+own; dps: Chung et al., Diffusion Posterior Sampling (2023), with the variance of y given x_t for their step of
+1 / |y - A x^|, which is for 1,000 steps of a sampler of their own and diverges in ten; proximal: Zhu et al., DiffPIR (2023),
+eq. (13).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ..guidance import answer
+from ..guidance.base import answer
 from ..prediction import Denoiser, agreed
 from ..schedule import Node, Schedule
 from .measurement import check_measurement, linearised
@@ -42,9 +43,9 @@ __all__ = ["Method", "Posterior", "Solve", "posterior"]
 Method = Literal["moment", "pigdm", "dps", "proximal"]
 METHODS = get_args(Method)
 
-TOLERANCE = 1e-2
-# Iterations of one call. Exact denoisers need less; of a network's Jacobian what comes later is its error.
-MOST = 20
+# Of conjugate residuals, and the most iterations in one call. Exact denoisers need fewer; of the packaged network what
+# comes later changes nothing that can be seen, and half as many do.
+TOLERANCE, ITERATIONS = 1e-2, 20
 
 
 class Solve(NamedTuple):
@@ -69,6 +70,7 @@ class Posterior:
     method: Method
     spectrum: Spectrum | None
     tolerance: float
+    iterations: int
     callback: Callable[[Solve], object] | None
     shape: tuple[int, ...] | None
 
@@ -78,12 +80,12 @@ class Posterior:
         if self.method == "proximal":
             denoised = answer(self.denoiser, x, t)
         else:
-            denoised, pull = torch.func.vjp(lambda z: answer(self.denoiser, z, node.time), x)
+            denoised, pull = torch.func.vjp(lambda z: answer(self.denoiser, z, node.time), x)  # type: ignore[misc]
 
         def tweedie(v: Tensor) -> Tensor:
             nonlocal gradients
             gradients += 1
-            return pull(v.to(denoised.dtype))[0].to(v.dtype) * (node.sigma**2 / node.alpha)
+            return pull(v.to(denoised.dtype))[0].to(v.dtype) * (node.sigma**2 / node.alpha)  # type: ignore[no-any-return]
 
         mean = denoised.to(y.dtype)
         at = linearised(self.operator, mean)
@@ -100,7 +102,7 @@ class Posterior:
                 lambda u: at.forward(inside(at.adjoint(u))) + self.noise**2 * u,
                 residual,
                 self.tolerance,
-                MOST,
+                self.iterations,
             )
         restored = mean + outside(at.adjoint(found.u))
         if self.callback is not None:
@@ -144,14 +146,15 @@ def posterior(
     method: Method = "moment",
     spectrum: Spectrum | None = None,
     tolerance: float = TOLERANCE,
+    iterations: int = ITERATIONS,
     callback: Callable[[Solve], object] | None = None,
 ) -> Denoiser:
     """The denoiser of x_0 given x_t and y = A(x_0) + noise, for `sample` and all else that takes a denoiser.
 
     Args:
         denoiser: of the data, x (B, *) -> E[x_0 | x].
-        operator: `A(x)` and `A_adjoint(y)`, linear, as deepinv's physics have them, or any differentiable function, which
-            is linearised about the denoised x. It works on float32 or better.
+        operator: `A(x)` and `A_adjoint(y)`, linear, as deepinv's physics have them, or any differentiable function,
+            which is linearised about the denoised x. It works on float32 or better.
         y: the measurement, (1, *) for all samples or (B, *).
         noise: its standard deviation, in the units of y.
         schedule: the denoiser's own if not given.
@@ -159,11 +162,12 @@ def posterior(
             gradients through the network, exact for Gaussian data of the given `spectrum`.
         spectrum: of the data, for "proximal" alone; its total variance, `schedule.data_scale` squared, if not given.
         tolerance: of conjugate residuals, on what they leave of each sample's residual.
+        iterations: the most in one call, each of which is a gradient for "moment".
         callback: called with a `Solve` for each call.
 
-    Cost: one call of the denoiser each, and of its vector-Jacobian products the `gradients` of the table above, each about
-    a call and a half and with the memory of training. The Jacobian of a true posterior mean is symmetric, J = J^T, so
-    that no Jacobian-vector products are needed; a network's is nearly so.
+    Cost: one call of the denoiser each, and of its vector-Jacobian products the `gradients` of the table above, each
+    about a call and a half and with the memory of training. The Jacobian of a true posterior mean is symmetric, J =
+    J^T, so that no Jacobian-vector products are needed; a network's is nearly so.
 
     Raises:
         ValueError, TypeError: a y that is not finite or does not fit the operator, an adjoint that is none, an unknown
@@ -173,12 +177,18 @@ def posterior(
         raise TypeError(f"denoiser must be a function denoiser(x, t); got {type(denoiser).__name__}")
     found = agreed((denoiser,), schedule)
     if found is None:
-        raise TypeError("schedule is needed, as this denoiser carries none: give the one that the model was trained with")
+        raise TypeError(
+            "schedule is needed, as this denoiser carries none: give the one that the model was trained with"
+        )
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     if spectrum is not None and method != "proximal":
         raise ValueError(f"spectrum is for method='proximal'; got method={method!r}")
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie in (0, 1), a share of the residual; got tolerance={tolerance!r}")
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+        raise ValueError(f"iterations must be an integer of at least 1; got {iterations!r}")
     shape = check_measurement(operator, y, noise)
-    return Posterior(denoiser, operator, y, float(noise), found, method, spectrum, tolerance, callback, shape)
+    return Posterior(
+        denoiser, operator, y, float(noise), found, method, spectrum, tolerance, iterations, callback, shape
+    )

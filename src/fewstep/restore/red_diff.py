@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..answers import DenoiserError
 from ..grid import GridFunction
-from ..guidance import answer
+from ..guidance.base import answer
 from ..prediction import Denoiser, agreed
 from ..sampling import check_tensor, plan, step_noise
 from ..schedule import Node, Schedule

@@ -22,10 +22,10 @@ class Solution(NamedTuple):
 def conjugate_residuals(product: Callable[[Tensor], Tensor], b: Tensor, tolerance: float, most: int) -> Solution:
     """u with M u = b, `product(u)` = M u, until |b - M u| <= tolerance |b|, or `most` iterations.
 
-    Eisenstat, Elman & Schultz (1983): of all u in the Krylov space that conjugate gradients search, the one of the least
-    residual. For a symmetric positive M both take as many iterations, within one or two. But M has a network's Jacobian
-    in it, which is symmetric to some percent and not quite positive: there conjugate gradients diverge, and here the
-    residual never grows. The price is `most` pairs of tensors like b.
+    Eisenstat, Elman & Schultz (1983): of all u in the Krylov space that conjugate gradients search, the one of the
+    least residual. For a symmetric positive M both take as many iterations, within one or two. But M has a network's
+    Jacobian in it, which is symmetric to some percent and not quite positive: there conjugate gradients diverge, and
+    here the residual never grows. The price is `most` pairs of tensors like b.
 
     A system that is solved is frozen, so that it does not depend on the others. Inner products are of b's dtype. An
     accelerator waits once an iteration. scipy's solvers are for one system, on a CPU.

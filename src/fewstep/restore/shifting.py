@@ -21,8 +21,8 @@ level of the chain that they reverse: `Chain`. For ResShift l = sigma, which add
 Resfusion l = sqrt(1 - a^2) / a, the table's, which also shrinks it.
 
 Yue, Wang & Loy, ResShift: Efficient Diffusion Model for Image Super-resolution by Residual Shifting (2023), eq. (2),
-(7) and (10); Shi et al., Resfusion: Denoising Diffusion Probabilistic Models for Image Restoration Based on Prior Residual
-Noise (2023).
+(7) and (10); Shi et al., Resfusion: Denoising Diffusion Probabilistic Models for Image Restoration Based on Prior
+Residual Noise (2023).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from ..grid import Grid, time_uniform
-from ..guidance import answer
+from ..guidance.base import answer
 from ..prediction import Denoiser, agreed
 from ..schedule import Discrete, Node, Schedule
 from ..solvers.core.base import LinearStage, spend

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +35,7 @@ class Spectrum:
         return cls(unit._coefficients(away).square().sum(0) / (len(images) - 1), colours)
 
     def conditional(self, v: Tensor, node: Node) -> Tensor:
-        """V v for v (B, C, H, W), with V = Cov(x_0 | x) of Gaussian data: variances sigma^2 / (alpha^2 variances + sigma^2)."""
+        """V v for v (B, C, H, W), V = Cov(x_0 | x) of Gaussian data: s^2 sigma^2 / (alpha^2 s^2 + sigma^2)."""
         if v.shape[1:] != self.variances.shape:
             raise ValueError(f"spectrum is of images {tuple(self.variances.shape)}; got x of {tuple(v.shape[1:])}")
         left = self.variances * (node.sigma**2 / (node.alpha**2 * self.variances + node.sigma**2))
