@@ -13,7 +13,7 @@ SOURCE = Path(fewstep.__file__).parent
 # Each room may import from those before it.
 ROOMS = [
     "signals", "files", "store", "models", "schedule", "grid", "answers", "prediction", "statistics", "solvers",
-    "table", "sampling", "tuning", "analysis", "guidance", "edit", "api", "pictures", "runs", "integrations",
+    "table", "sampling", "tuning", "analysis", "guidance", "edit", "restore", "api", "pictures", "runs", "integrations",
     "adapters", "stream", "cheaper", "bench", "cli", "__main__",
 ]  # fmt: skip
 TENSOR_FREE = ["signals", "files", "store", "models", "schedule", "grid", "prediction"]

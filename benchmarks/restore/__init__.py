@@ -1,0 +1,1 @@
+"""Posterior samplers against a closed form."""

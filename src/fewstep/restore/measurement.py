@@ -1,0 +1,155 @@
+"""A measurement y = A(x_0) + noise: what A must offer, and linear ones out of their function alone.
+
+A linear operator is any object with `A(x)` and `A_adjoint(y)` on batches, such as the physics of deepinv. Where a
+library has the operator, take it from there. `Linear` is for a function that you have: its adjoint is its
+vector-Jacobian product, so that the three measurements below are a line of torch each. They would be the only use of
+deepinv here, which brings ten packages. A differentiable function that is not linear is an operator, too: it is taken
+as it is near the denoised x.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, conv2d, pad
+
+from ..answers import how_to_convert
+
+__all__ = ["Linear", "Linearised", "check_measurement", "deblurring", "inpainting", "linearised", "superresolution"]
+
+TAIL = 3  # standard deviations of a Gaussian blur that its kernel has on either side: 0.3 % of it are beyond
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """`function`, linear, from x (B, *shape) to y (B, *), as an operator; the adjoint costs one more evaluation of
+    it."""
+
+    function: Callable[[Tensor], Tensor]
+    shape: tuple[int, ...]
+
+    def A(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        _, pull = torch.func.vjp(self.function, y.new_zeros(len(y), *self.shape))  # type: ignore[misc]
+        (x,) = pull(y)
+        return x  # type: ignore[no-any-return]
+
+
+def inpainting(mask: Tensor, shape: tuple[int, ...]) -> Linear:
+    """x times `mask`, 1 where x is seen and 0 where not, for x of `shape`, to which the mask must broadcast."""
+    if not isinstance(mask, Tensor) or not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError("mask must be a tensor of 0, not seen, and 1, seen")
+    try:
+        fits = torch.broadcast_shapes(mask.shape, shape) == tuple(shape)
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"mask must fit x of shape {tuple(shape)}; got {tuple(mask.shape)}: resize or crop one of them"
+        )
+    return Linear(partial(_masked, mask=mask), shape)
+
+
+def superresolution(factor: int, shape: tuple[int, ...]) -> Linear:
+    """The means of squares of `factor` x `factor` pixels, for images of `shape` (C, H, W)."""
+    if factor < 2 or any(side % factor for side in shape[-2:]):
+        raise ValueError(f"factor must be 2 or more and divide the sides of {tuple(shape)}; got factor={factor!r}")
+    return Linear(partial(avg_pool2d, kernel_size=factor), shape)
+
+
+def deblurring(std: float, shape: tuple[int, ...]) -> Linear:
+    """Blur by a Gaussian of `std` pixels, mirrored at the edges, for images of `shape` (C, H, W)."""
+    reach = math.ceil(TAIL * std) if 0 < std < math.inf else 0
+    if not 0 < reach < min(shape[-2:]):
+        raise ValueError(
+            f"std must be positive and less than {min(shape[-2:]) / TAIL:.3g} pixels here; got std={std!r}"
+        )
+    line = torch.exp(-torch.arange(-reach, reach + 1, dtype=torch.float64).square() / (2 * std**2))
+    return Linear(partial(_blurred, line=line / line.sum()), shape)
+
+
+def _masked(x: Tensor, mask: Tensor) -> Tensor:
+    return x * mask.to(x)
+
+
+def _blurred(x: Tensor, line: Tensor) -> Tensor:
+    reach, channels = len(line) // 2, x.shape[1]
+    kernel = line.to(x).expand(channels, 1, -1)
+    x = pad(x, (reach,) * 4, mode="reflect")
+    x = conv2d(x, kernel[:, :, None], groups=channels)
+    return conv2d(x, kernel[..., None], groups=channels)
+
+
+class Linearised(NamedTuple):
+    """An operator near a point: what it measures there, and the linear map about it with its adjoint."""
+
+    measured: Tensor
+    forward: Callable[[Tensor], Tensor]
+    adjoint: Callable[[Tensor], Tensor]
+
+
+def linearised(operator: Any, x: Tensor) -> Linearised:
+    """`operator` about x (B, *); a linear one is the same about every x."""
+    if hasattr(operator, "A_adjoint"):
+        return Linearised(operator.A(x), operator.A, operator.A_adjoint)
+    function = _function(operator)
+    measured, pull = torch.func.vjp(function, x)  # type: ignore[misc]
+    return Linearised(measured, lambda v: torch.func.jvp(function, (x,), (v,))[1], lambda y: pull(y)[0])
+
+
+def _function(operator: Any) -> Callable[[Tensor], Tensor]:
+    function: Callable[[Tensor], Tensor] = getattr(operator, "A", operator)
+    return function
+
+
+def check_measurement(operator: Any, y: Tensor, noise: float) -> tuple[int, ...] | None:
+    """The shape of one x, where the operator is linear; ValueError or TypeError if the three do not fit.
+
+    The adjoint is tried on one random pair, <A v, w> = <v, A* w>, within the square root of rounding.
+    """
+    if not callable(_function(operator)):
+        raise TypeError(
+            f"operator must have A(x) and A_adjoint(y), or be a differentiable function; got {type(operator).__name__}"
+        )
+    if not isinstance(y, Tensor):
+        raise TypeError(f"y must be a torch.Tensor; got {type(y).__name__}{how_to_convert(y)}")
+    if not y.is_floating_point() or y.ndim < 2 or not y.numel():
+        raise ValueError(f"y must be floating point, (B, *), and not empty; got {y.dtype} of shape {tuple(y.shape)}")
+    if not bool(y.isfinite().all()):
+        raise ValueError("y must be finite; it holds NaN or inf: leave out what was not measured by a mask")
+    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 < noise < math.inf:
+        raise ValueError(
+            f"noise must be the standard deviation of y's noise, positive and finite; got noise={noise!r}: without "
+            "noise, give that of rounding, such as 1 / 255"
+        )
+    if not hasattr(operator, "A_adjoint"):
+        return None
+    y = y.to(torch.promote_types(y.dtype, torch.float32))
+    draw = torch.Generator().manual_seed(0)
+    try:
+        v = torch.randn(operator.A_adjoint(y).shape, generator=draw, dtype=y.dtype).to(y.device)
+        measured = operator.A(v)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"y of shape {tuple(y.shape)} does not fit the operator ({reason})") from error
+    if measured.shape != y.shape:
+        raise ValueError(
+            f"y must have the shape that the operator measures, {tuple(measured.shape)}; got {tuple(y.shape)}"
+        )
+    w = measured + measured.square().mean().sqrt() * torch.randn(y.shape, generator=draw, dtype=y.dtype).to(y.device)
+    one, other = float((measured * w).sum()), float((v * operator.A_adjoint(w)).sum())
+    if not abs(one - other) <= math.sqrt(torch.finfo(y.dtype).eps) * max(abs(one), abs(other)):
+        raise ValueError(
+            "operator.A_adjoint is not the adjoint of operator.A: "
+            f"<A v, w> = {one:.6g}, <v, A_adjoint w> = {other:.6g}; "
+            "restore.Linear(A, shape) derives it"
+        )
+    return tuple(v.shape[1:])

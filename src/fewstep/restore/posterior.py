@@ -1,0 +1,194 @@
+"""Posterior sampling as a denoiser: E[x_0 | x_t, y] for a measurement y, for any solver, grid and front end.
+
+All methods are one formula. With x^ = E[x_0 | x_t], the model's answer, and V = Cov(x_0 | x_t), for y = A x_0 + noise,
+
+    E[x_0 | x_t, y] = x^ + V A^T (A V A^T + noise^2 I)^-1 (y - A x^)
+
+if x_0 given x_t is Gaussian. They differ in what they take for V. Tweedie's formula has it in the model's Jacobian,
+V = (sigma^2 / alpha) dx^/dx_t, for any law and schedule:
+
+    method      V inside                          V outside   gradients a call
+    moment      (sigma^2 / alpha) J               the same    1 + iterations
+    pigdm       r^2 I                             J           1
+    dps         r^2 I, with A A^T = I             J           1
+    proximal    r^2 I, or that of a `spectrum`    the same    none
+
+r^2 = s^2 sigma^2 / (alpha^2 s^2 + sigma^2) for data of standard deviation s.
+
+moment: Rozet et al., Learning Diffusion Priors from Observations by Expectation Maximization (2024), eq. (15)-(18);
+pigdm: Song et al., Pseudoinverse-Guided Diffusion Models (2023), eq. (7), with the scale of the score and not their
+own; dps: Chung et al., Diffusion Posterior Sampling (2023), with the variance of y given x_t for their step of
+1 / |y - A x^|, which is for 1,000 steps of a sampler of their own and diverges in ten; proximal: Zhu et al., DiffPIR (2023),
+eq. (13).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from ..guidance.base import answer
+from ..prediction import Denoiser, agreed
+from ..schedule import Node, Schedule
+from .measurement import check_measurement, linearised
+from .residuals import Solution, conjugate_residuals
+from .spectrum import Spectrum
+
+__all__ = ["Method", "Posterior", "Solve", "posterior"]
+
+Method = Literal["moment", "pigdm", "dps", "proximal"]
+METHODS = get_args(Method)
+
+# Of conjugate residuals, and the most iterations in one call. Exact denoisers need fewer; of the packaged network what
+# comes later changes nothing that can be seen, and half as many do.
+TOLERANCE, ITERATIONS = 1e-2, 20
+
+
+class Solve(NamedTuple):
+    """What one call cost: vector-Jacobian products of the denoiser for the batch, and of each sample the iterations of
+    conjugate residuals, (B,), and what they left of the residual, (B,)."""
+
+    node: Node
+    gradients: int
+    iterations: Tensor
+    residual: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """What `posterior` returns."""
+
+    denoiser: Denoiser
+    operator: Any
+    y: Tensor
+    noise: float
+    schedule: Schedule
+    method: Method
+    spectrum: Spectrum | None
+    tolerance: float
+    iterations: int
+    callback: Callable[[Solve], object] | None
+    shape: tuple[int, ...] | None
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        node, y = self._node(t), self._measurement(x)
+        gradients = 0
+        if self.method == "proximal":
+            denoised = answer(self.denoiser, x, t)
+        else:
+            denoised, pull = torch.func.vjp(lambda z: answer(self.denoiser, z, node.time), x)  # type: ignore[misc]
+
+        def tweedie(v: Tensor) -> Tensor:
+            nonlocal gradients
+            gradients += 1
+            return pull(v.to(denoised.dtype))[0].to(v.dtype) * (node.sigma**2 / node.alpha)  # type: ignore[no-any-return]
+
+        mean = denoised.to(y.dtype)
+        at = linearised(self.operator, mean)
+        if at.measured.shape != y.shape:
+            raise ValueError(f"y must have the shape of A(x), {tuple(at.measured.shape)}; got {tuple(y.shape)}")
+        residual = y - at.measured
+        inside = tweedie if self.method == "moment" else self._prior(node)
+        outside = inside if self.method == "proximal" else tweedie
+        if self.method == "dps":
+            u = residual / (self._variance(node) + self.noise**2)
+            found = Solution(u, torch.zeros(len(u), dtype=torch.long, device=u.device), u.new_ones(len(u)))
+        else:
+            found = conjugate_residuals(
+                lambda u: at.forward(inside(at.adjoint(u))) + self.noise**2 * u,
+                residual,
+                self.tolerance,
+                self.iterations,
+            )
+        restored = mean + outside(at.adjoint(found.u))
+        if self.callback is not None:
+            self.callback(Solve(node, gradients, found.iterations, found.residual))
+        return restored.to(x.dtype)
+
+    def _node(self, t: float) -> Node:
+        """Where nothing of the data is left, the noisiest level of the schedule at which something is."""
+        node = self.schedule.node(t)
+        if node.alpha or self.method == "proximal":
+            return node
+        return self.schedule.node(self.schedule.time_at(self.schedule.lam_range[0]))
+
+    def _measurement(self, x: Tensor) -> Tensor:
+        """y for each of x, in float32 or better."""
+        if self.shape is not None and x.shape[1:] != self.shape:
+            raise ValueError(f"x must have the shape that the operator takes, {self.shape}; got {tuple(x.shape[1:])}")
+        if len(self.y) not in (1, len(x)):
+            raise ValueError(f"y must be one for all or one a sample, {len(x)}; got {len(self.y)}")
+        return self.y.expand(len(x), *self.y.shape[1:]).to(x.device, torch.promote_types(x.dtype, torch.float32))
+
+    def _prior(self, node: Node) -> Callable[[Tensor], Tensor]:
+        spectrum = self.spectrum
+        if spectrum is not None:
+            return lambda v: spectrum.conditional(v, node)
+        variance = self._variance(node)
+        return lambda v: v * variance
+
+    def _variance(self, node: Node) -> float:
+        data = self.schedule.data_scale**2
+        return data * node.sigma**2 / (node.alpha**2 * data + node.sigma**2)
+
+
+def posterior(
+    denoiser: Denoiser,
+    operator: Any,
+    y: Tensor,
+    *,
+    noise: float,
+    schedule: Schedule | None = None,
+    method: Method = "moment",
+    spectrum: Spectrum | None = None,
+    tolerance: float = TOLERANCE,
+    iterations: int = ITERATIONS,
+    callback: Callable[[Solve], object] | None = None,
+) -> Denoiser:
+    """The denoiser of x_0 given x_t and y = A(x_0) + noise, for `sample` and all else that takes a denoiser.
+
+    Args:
+        denoiser: of the data, x (B, *) -> E[x_0 | x].
+        operator: `A(x)` and `A_adjoint(y)`, linear, as deepinv's physics have them, or any differentiable function,
+            which is linearised about the denoised x. It works on float32 or better.
+        y: the measurement, (1, *) for all samples or (B, *).
+        noise: its standard deviation, in the units of y.
+        schedule: the denoiser's own if not given.
+        method: "moment", exact for Gaussian data; "pigdm" and "dps", one gradient a call, biased; "proximal", without
+            gradients through the network, exact for Gaussian data of the given `spectrum`.
+        spectrum: of the data, for "proximal" alone; its total variance, `schedule.data_scale` squared, if not given.
+        tolerance: of conjugate residuals, on what they leave of each sample's residual.
+        iterations: the most in one call, each of which is a gradient for "moment".
+        callback: called with a `Solve` for each call.
+
+    Cost: one call of the denoiser each, and of its vector-Jacobian products the `gradients` of the table above, each
+    about a call and a half and with the memory of training. The Jacobian of a true posterior mean is symmetric, J =
+    J^T, so that no Jacobian-vector products are needed; a network's is nearly so.
+
+    Raises:
+        ValueError, TypeError: a y that is not finite or does not fit the operator, an adjoint that is none, an unknown
+            method, before the first call; an x that does not fit, at the first call.
+    """
+    if not callable(denoiser):
+        raise TypeError(f"denoiser must be a function denoiser(x, t); got {type(denoiser).__name__}")
+    found = agreed((denoiser,), schedule)
+    if found is None:
+        raise TypeError(
+            "schedule is needed, as this denoiser carries none: give the one that the model was trained with"
+        )
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    if spectrum is not None and method != "proximal":
+        raise ValueError(f"spectrum is for method='proximal'; got method={method!r}")
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must lie in (0, 1), a share of the residual; got tolerance={tolerance!r}")
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+        raise ValueError(f"iterations must be an integer of at least 1; got {iterations!r}")
+    shape = check_measurement(operator, y, noise)
+    return Posterior(
+        denoiser, operator, y, float(noise), found, method, spectrum, tolerance, iterations, callback, shape
+    )

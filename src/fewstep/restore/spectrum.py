@@ -1,0 +1,58 @@
+"""The covariance of images, in closed form: what they vary by in each cosine of each colour."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..schedule import Node
+
+__all__ = ["Spectrum"]
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Covariance B diag(variances) B^T of images (C, H, W): B the discrete cosines along both sides, times `colours`.
+
+    Cosines (DCT-II) nearly diagonalise the covariance of natural images (Ahmed, Natarajan & Rao, 1974), without the
+    periodic edges of a Fourier transform. variances (C, H, W), colours (C, C) orthogonal, float64.
+    """
+
+    variances: Tensor
+    colours: Tensor
+
+    @classmethod
+    def of(cls, images: Tensor) -> Spectrum:
+        """Of images (N, C, H, W), N of 2 or more: of the data, or samples of the model. A hundred will do."""
+        if images.ndim != 4 or len(images) < 2:
+            raise ValueError(f"images must be (N, C, H, W) with N of 2 or more; got shape {tuple(images.shape)}")
+        away = images.double() - images.double().mean(0)
+        colours = torch.linalg.eigh(torch.einsum("nchw,ndhw->cd", away, away)).eigenvectors
+        unit = cls(torch.ones_like(away[0]), colours)
+        return cls(unit._coefficients(away).square().sum(0) / (len(images) - 1), colours)
+
+    def conditional(self, v: Tensor, node: Node) -> Tensor:
+        """V v for v (B, C, H, W), V = Cov(x_0 | x) of Gaussian data: s^2 sigma^2 / (alpha^2 s^2 + sigma^2)."""
+        if v.shape[1:] != self.variances.shape:
+            raise ValueError(f"spectrum is of images {tuple(self.variances.shape)}; got x of {tuple(v.shape[1:])}")
+        left = self.variances * (node.sigma**2 / (node.alpha**2 * self.variances + node.sigma**2))
+        return self._images(self._coefficients(v) * left.to(v))
+
+    def _coefficients(self, x: Tensor) -> Tensor:
+        rows, columns = (_cosines(side).to(x) for side in x.shape[-2:])
+        return torch.einsum("cd,bchw->bdhw", self.colours.to(x), rows @ x @ columns.T)
+
+    def _images(self, z: Tensor) -> Tensor:
+        rows, columns = (_cosines(side).to(z) for side in z.shape[-2:])
+        return torch.einsum("cd,bdhw->bchw", self.colours.to(z), rows.T @ z @ columns)
+
+
+def _cosines(side: int) -> Tensor:
+    """(side, side), orthonormal: frequency k at pixel i is cos(pi k (i + 1/2) / side)."""
+    pixel = torch.arange(side, dtype=torch.float64) + 0.5
+    table = torch.cos(math.pi / side * torch.arange(side, dtype=torch.float64)[:, None] * pixel) * math.sqrt(2 / side)
+    table[0] /= math.sqrt(2)
+    return table

@@ -1,0 +1,109 @@
+"""What a measurement must be, and what is said of one that is none."""
+
+import math
+
+import pytest
+import torch
+
+from fewstep import EDM
+from fewstep.restore import Linear, deblurring, inpainting, posterior, superresolution
+from fewstep.restore.measurement import linearised
+
+SHAPE = (2, 12, 8)
+MASK = (torch.arange(12 * 8).reshape(12, 8) % 3 > 0).double()
+OPERATORS = {
+    "inpainting": inpainting(MASK, SHAPE),
+    "superresolution": superresolution(4, SHAPE),
+    "deblurring": deblurring(1.0, SHAPE),
+}
+
+
+def rows(*shape):
+    return torch.randn(3, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def matrix(function, shape):
+    size = math.prod(shape)
+    return function(torch.eye(size, dtype=torch.float64).reshape(size, *shape)).reshape(size, -1).T
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+def test_the_adjoint_is_the_transposed_matrix(operator):
+    measured = operator.A(rows(*SHAPE)).shape[1:]
+    forward, adjoint = matrix(operator.A, SHAPE), matrix(operator.A_adjoint, measured)
+    assert torch.allclose(adjoint, forward.T, rtol=0, atol=1e-15)
+
+
+def test_each_measures_what_it_says():
+    x = rows(*SHAPE)
+    assert torch.equal(OPERATORS["inpainting"].A(x), x * MASK)
+    means = x.reshape(3, 2, 3, 4, 2, 4).mean((3, 5))
+    assert torch.allclose(OPERATORS["superresolution"].A(x), means, rtol=0, atol=1e-15)
+    flat = torch.full_like(x, 0.3)
+    assert torch.allclose(OPERATORS["deblurring"].A(flat), flat, rtol=0, atol=1e-15)
+    point = torch.zeros(1, 2, 12, 8, dtype=torch.float64)
+    point[0, 1, 6, 4] = 1
+    spread = OPERATORS["deblurring"].A(point)[0, 1]
+    assert spread[6, 5] / spread[6, 4] == pytest.approx(math.exp(-1 / 2), rel=1e-12)
+    assert spread[5, 3] / spread[6, 4] == pytest.approx(math.exp(-1), rel=1e-12)
+
+
+def test_a_function_that_is_not_linear_is_taken_by_its_derivative():
+    x, v, w = rows(*SHAPE), rows(*SHAPE) / 2, rows(*SHAPE) / 3
+    at = linearised(torch.sin, x)
+    assert torch.equal(at.measured, x.sin())
+    assert torch.allclose(at.forward(v), x.cos() * v, rtol=1e-14)
+    assert torch.allclose(at.adjoint(w), x.cos() * w, rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: inpainting(torch.ones(8, 12), SHAPE), r"mask must fit x of shape \(2, 12, 8\); got \(8, 12\)"),
+        (lambda: inpainting(torch.ones(3, 2, 12, 8), SHAPE), "mask must fit"),
+        (lambda: inpainting(MASK / 2, SHAPE), "mask must be a tensor of 0, not seen, and 1, seen"),
+        (lambda: superresolution(3, SHAPE), "factor must be 2 or more and divide the sides"),
+        (lambda: superresolution(1, SHAPE), "got factor=1"),
+        (lambda: deblurring(0.0, SHAPE), "std must be positive and less than 2.67 pixels"),
+        (lambda: deblurring(3.0, SHAPE), r"got std=3\.0"),
+        (lambda: deblurring(math.nan, SHAPE), "got std=nan"),
+    ],
+)
+def test_an_operator_that_cannot_be_is_refused(make, told):
+    with pytest.raises(ValueError, match=told):
+        make()
+
+
+class Unmatched:
+    """Back-projection without the factor of the means: what many call an adjoint."""
+
+    def A(self, x):
+        return OPERATORS["superresolution"].A(x)
+
+    def A_adjoint(self, y):
+        return y.repeat_interleave(4, -1).repeat_interleave(4, -2)
+
+
+def refused(operator, y, noise=0.1, error=ValueError):
+    with pytest.raises(error) as caught:
+        posterior(lambda x, t: x, operator, y, noise=noise, schedule=EDM())
+    return str(caught.value)
+
+
+def test_what_does_not_fit_is_said_at_the_door():
+    operator, y = OPERATORS["superresolution"], rows(2, 3, 2)
+    told = refused(Unmatched(), y)
+    assert "A_adjoint is not the adjoint of operator.A" in told
+    assert "restore.Linear" in told
+    posterior(lambda x, t: x, Linear(Unmatched().A, SHAPE), y, noise=0.1, schedule=EDM())
+    assert "does not fit the operator" in refused(operator, rows(2, 3, 3))
+    assert "does not fit the operator" in refused(OPERATORS["inpainting"], rows(2, 12, 9))
+    for hole in (math.nan, math.inf):
+        broken = y.clone()
+        broken[0, 0, 0, 0] = hole
+        assert "y must be finite" in refused(operator, broken)
+    assert "got torch.int64" in refused(operator, y.long())
+    assert "y must be a torch.Tensor; got list" in refused(operator, y.tolist(), error=TypeError)
+    assert "operator must have A(x)" in refused("inpaint", y, error=TypeError)
+    for noise in (0, -1.0, math.nan, math.inf, True, "0.1"):
+        assert f"got noise={noise!r}" in refused(operator, y, noise)
