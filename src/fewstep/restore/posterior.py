@@ -18,8 +18,8 @@ r^2 = s^2 sigma^2 / (alpha^2 s^2 + sigma^2) for data of standard deviation s.
 moment: Rozet et al., Learning Diffusion Priors from Observations by Expectation Maximization (2024), eq. (15)-(18);
 pigdm: Song et al., Pseudoinverse-Guided Diffusion Models (2023), eq. (7), with the scale of the score and not their
 own; dps: Chung et al., Diffusion Posterior Sampling (2023), with the variance of y given x_t for their step of
-1 / |y - A x^|, which is for 1,000 steps of a sampler of their own and diverges in ten; proximal: Zhu et al., DiffPIR (2023),
-eq. (13).
+1 / |y - A x^|, which is for 1,000 steps of a sampler of their own and diverges in ten; proximal: Zhu et al., DiffPIR
+(2023), eq. (13).
 """
 
 from __future__ import annotations
