@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -343,7 +344,7 @@ def _tables(cells: Grid, first: bool = False) -> str:
         rows = [
             [method, *(_cell(cells[problem, method, nfe], first) for nfe in (*BUDGETS, None))] for method in methods
         ]
-        out += [f"### {problem}", "", table(["", *(f"{nfe} calls" for nfe in BUDGETS), "converged"], rows), ""]
+        out += [f"### {problem}", "", table(["", *(f"{nfe} calls" for nfe in BUDGETS), "converged"], rows)]
     return "\n".join(out).strip()
 
 
@@ -367,7 +368,11 @@ def _verdict(method: str, cells: Grid, count: int) -> str:
 
     right = [each.bias < 3 / count**0.5 and 0.95 < each.variance < 1.05 for each in of(None)]
     name = "is unbiased" if all(right) else "is biased" if not any(right) else "is biased on some"
-    return f"- **{method}** {name}. In 10 calls {words(10)}; converged, {words(None)}."
+    return _item(f"**{method}** {name}. In 10 calls {words(10)}; converged, {words(None)}.")
+
+
+def _item(text: str) -> str:
+    return textwrap.fill(f"- {text}", 120, subsequent_indent="  ")
 
 
 def _costs(cells: Grid) -> str:
@@ -393,10 +398,12 @@ def _limit(cells: Grid, problems: list[Problem]) -> str:
     for each in problems:
         one = cells[each.name, MOMENT, None]
         lines.append(
-            f"- {each.name}: the mean off by {one.found.bias:.2f} standard deviations, {one.found.variance:.2f} of the "
+            f"{each.name}: the mean off by {one.found.bias:.2f} standard deviations, {one.found.variance:.2f} of the "
             f"variance, {one.first:.3f} of the samples in the first component."
         )
-    return "\n".join(lines)
+    pigdm, moment = ([cells[each.name, name, None].found.bias for each in problems] for name in ("PiGDM", MOMENT))
+    lines.append(f"PiGDM, for comparison: the mean off by {_range(*pigdm)}, of moment matching {_range(*moment)}.")
+    return "\n".join(map(_item, lines))
 
 
 PAGE = """# Restoring, against known posteriors
@@ -410,18 +417,18 @@ cosines with variances from 1 to 0.003; the denoiser is exact, so that what is w
 {count} samples a cell by `EVODiff()`; "converged" is {converged} calls of `UniPC(order=3)`, of RED-Diff {steps} steps.
 
 Cells are **bias / variance / energy**: the error of the samples' mean over the posterior's standard deviation; their
-total variance over the true one; their energy distance to exact samples, over the mean distance of two of these. Exact
-samples, as many, have {exact_bias} / {exact_variance} / {exact_energy}: a bias below {bound:.3f}, three standard
-errors, is none.
+total variance over the true one; their energy distance to exact samples, over the mean distance of two of these. As
+many exact samples have {exact_bias} / {exact_variance} / {exact_energy}: a bias below {bound:.3f}, three
+standard errors, is none.
 
 ## Who is biased
 
 {verdicts}
 
-DPS and PiGDM are here with the variance of y given x_t, which makes them as good as they get; the step of the DPS
-paper, 1 over the norm of the residual, diverges in so few calls. RED-Diff looks for one image, not for samples: its
-"variance" is that of its ends over seeds. `proximal` knows the data's spectrum in one row and their variance alone in
-the other.
+DPS and PiGDM have the variance of y given x_t for their scale. The step of the DPS paper, 1 over the norm of the
+residual, is for a thousand steps, and is not measured here. RED-Diff looks for one image, not for samples: its
+"variance" is that of its ends over seeds; at noise 0.2 more steps of it fit the noise. `proximal` knows the data's
+spectrum in one row and their variance alone in the other.
 
 ## What they cost
 
@@ -429,7 +436,6 @@ Counted, in a run of 10 calls, over the six measurements: calls and vector-Jacob
 batch, and the iterations of conjugate residuals, which go on for each sample until 1 % of its residual is left, or 20.
 
 {costs}
-
 ## Gaussian images
 
 {gaussians}
