@@ -39,8 +39,8 @@ def test_it_tells_what_steps_leave_and_what_the_papers_weigh(analyze):
     found = json.loads(told.stdout)
     assert [len(found[part]) for part in ("variance that steps have added", "error of reconstruction")] == [4, 4]
     first, *_, last = found["what the papers' rule weighs"]
-    assert first["eta, evodiff-paper"] is None
-    assert 0.5 <= last["eta, evodiff-paper"] <= 1
+    assert first["eta, paper"] is None
+    assert 0.5 <= last["eta, paper"] <= 1
     assert set(found["RMSE of the sample"][0]) == {"evodiff", "ddim", "dpmpp-2m"}
     assert [row["calls"] for row in found["RMSE of single steps"]] == [6, 8, 10, 14, 20]
     assert found["RMSE of single steps"][0].keys() == {"calls", "FD", "RE, low", "RE, high"}

@@ -136,11 +136,15 @@ def _of_steps(found: Transitions) -> list[Part]:
     def side_by_side(title: str, columns: Mapping[str, Any]) -> Part:
         return _table(title, ("sigma / alpha", *columns), list(zip(levels, *columns.values(), strict=True)))
 
-    rules = {f"{what}, {name}": getattr(rule, what) for name, rule in found.rules.items() for what in ("eta", "zeta")}
+    rules = {
+        f"{what}, {name.removeprefix('evodiff-')}": getattr(rule, what)
+        for name, rule in found.rules.items()
+        for what in ("eta", "zeta")
+    }
     return [
         side_by_side("variance that steps have added", found.state),
         side_by_side("error of reconstruction", {"converged": found.path, **found.answer}),
-        side_by_side("what the papers' rule weighs", {**rules, "Proposition 3.2, at most": found.longest}),
+        side_by_side("what the papers' rule weighs", {**rules, "ratio, at most": found.longest}),
         _table("RMSE of the sample", tuple(found.ends), [list(found.ends.values())]),
     ]
 
