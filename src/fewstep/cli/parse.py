@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 import re
 import warnings
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..prompts import digest, read_prompts
 from .options import ALL_GRIDS, ALL_SOLVERS
 from .show import say
 
@@ -94,12 +93,9 @@ def pick_prompts(prompt: str | None, file: Path | None) -> tuple[str, ...]:
     if prompt is not None:
         raise typer.BadParameter("and --prompts exclude each other", param_hint="--prompt")
     try:
-        lines = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{file} cannot be read as text ({error})", param_hint="--prompts") from error
-    if not lines:
-        raise typer.BadParameter(f"{file} holds no prompts", param_hint="--prompts")
-    return lines
+        return read_prompts(file)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--prompts") from error
 
 
 def load(
@@ -156,14 +152,6 @@ def conditioned(
         known = f"'none', 'all', {', '.join(names[:SHOWN])}" if names else "'none', it has no classes"
         raise typer.BadParameter(f"{label!r} is not a class of this model; choose from {known}", param_hint="--label")
     return lambda seeds: model.conditioned(number, guidance)
-
-
-def digest(prompts: Sequence[str], negative: str | None) -> dict[str, Any] | None:
-    """What identifies the prompts of a run."""
-    if not prompts:
-        return None
-    words = json.dumps([list(prompts), negative])
-    return {"count": len(prompts), "first": prompts[0], "sha256": hashlib.sha256(words.encode()).hexdigest()}
 
 
 def grid_of(model: Any, name: str | None, solver: Solver) -> GridFunction | None:

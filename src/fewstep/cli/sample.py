@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..models import DEFAULT_MODEL
+from ..prompts import digest
 from .options import (
     ALL_SOLVERS,
     AsJson,
@@ -35,7 +36,6 @@ from .options import (
 from .parse import (
     DTYPES,
     conditioned,
-    digest,
     grid_of,
     informed,
     load,
@@ -120,7 +120,7 @@ def sample(
             "batch": loaded.batch, "format": "npz" if npz else "png", "save": save,
             "statistics": [hashlib.sha256(path.read_bytes()).hexdigest() for path in statistics or []],
             "plan": None if plan is None else hashlib.sha256(plan.read_bytes()).hexdigest(),
-            "versions": versions(),
+            "versions": versions(network),
         }  # fmt: skip
         evaluations = Evaluations(network, loaded.batch)
         begins_unit = getattr(loaded, "unit_start", False)
