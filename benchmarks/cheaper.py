@@ -7,6 +7,7 @@ measured is kept in a folder, and an interrupted measurement goes on.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import platform
@@ -196,7 +197,7 @@ class Bench:
 
         def make() -> dict[str, Any]:
             noise, network = unit_noise(SEEDS, self.plain.shape), self.plain.network
-            denoiser = self.denoiser(self.plain, SEEDS)
+            denoiser = self.denoiser(dataclasses.replace(self.plain, batch=len(SEEDS)), SEEDS)
             plan = cheaper.plan_cache(
                 denoiser, network, noise, nfe=calls, solver=SOLVERS[solver], schedule=self.plain.schedule, cuts=DEPTHS
             )
