@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import re
 import warnings
@@ -14,7 +15,7 @@ import typer
 
 from ..prompts import digest, read_prompts
 from .options import ALL_GRIDS, ALL_SOLVERS
-from .show import say
+from .show import count, say
 
 if TYPE_CHECKING:
     from ..grid import Grid, GridFunction
@@ -112,10 +113,10 @@ def load(
     # A pixel depends on its seed alone where the network always has as many images before it. For small networks that
     # is a number of ours; of large ones nobody wants to evaluate more than were asked for.
     batch = family.BATCH if family.BATCH > 1 else batch_size or 1
-    if size is not None and family.BATCH > 1:
+    if size is not None and "size" not in inspect.signature(family.load).parameters:
         raise typer.BadParameter(f"{size} is for pipelines; {model} makes images of one size", param_hint="--size")
     loaded = family.load(folder, device=device, dtype=getattr(torch, dtype), batch=batch, **chosen)
-    say(f"{model}: {loaded.family}")
+    say(f"{model}: {loaded.family}" + (f", {count(len(loaded.classes), 'class', 'es')}" if loaded.classes else ""))
     return loaded
 
 
@@ -142,6 +143,8 @@ def conditioned(
         if guidance != 1:
             raise typer.BadParameter(f"{guidance:g} needs a class: give a --label, or 1", param_hint="--guidance")
         return lambda seeds: model
+    if names:
+        model.conditioned(0, guidance)  # what is wrong with it is told now
     if label == "all":
         return lambda seeds: model.conditioned([seed % len(names) for seed in seeds], guidance)
     if label in names:
