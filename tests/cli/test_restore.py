@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import fewstep as fs
-from cli.commands import DONE, FAILED, USAGE, assert_refused, content, names, record, run
+from cli.commands import DONE, FAILED, INTERRUPTED, USAGE, assert_refused, content, names, record, run
 from fewstep import restore as library
 from fewstep.adapters import load_model
 from fewstep.adapters.unet2d import EDMModel
@@ -102,16 +102,16 @@ def test_the_other_tasks_too(restore, model, photos, tmp_path, task, option):
 
 
 def test_what_is_transparent_is_filled_in_and_photos_stand_upright(restore, photos, hole, tmp_path):
-    restore("inpaint", photos / "a.png", "--mask", hole, out=tmp_path / "by mask")
+    restore("inpaint", photos / "a.png", "--mask", hole, "--method", "proximal", out=tmp_path / "by mask")
     clear = tmp_path / "a.png"
     Image.fromarray(np.dstack([COLOURS[0], 255 - HOLE])).save(clear)
-    assert restore("inpaint", clear, out=tmp_path / "clear").exit_code == DONE
+    assert restore("inpaint", clear, "--method", "proximal", out=tmp_path / "clear").exit_code == DONE
     turned = tmp_path / "turned" / "a.png"
     turned.parent.mkdir()
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     Image.fromarray(np.rot90(COLOURS[0])).save(turned, exif=exif)
-    restore("inpaint", turned, "--mask", hole, out=tmp_path / "upright")
+    restore("inpaint", turned, "--mask", hole, "--method", "proximal", out=tmp_path / "upright")
     for seed in (0, 1):
         by_mask = read(tmp_path / "by mask" / f"a-{seed}.png")
         assert np.array_equal(read(tmp_path / "clear" / f"a-{seed}.png"), by_mask)
@@ -137,18 +137,20 @@ def test_neither_batch_nor_folder_change_a_pixel(restore, photos, tmp_path):
 def test_a_run_grows_goes_on_and_is_mended(restore, photos, tmp_path, monkeypatch):
     evaluate, calls = EDMModel._evaluate, []
 
-    def failing(self, *args):
+    def stopping(self, *args):
         calls.append(1)
         if len(calls) == 6:
-            raise RuntimeError("out of memory\nand many details")
+            raise KeyboardInterrupt
         return evaluate(self, *args)
 
     common = ("--method", "proximal", "--degrade", "--batch-size", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(EDMModel, "_evaluate", failing)
-        assert_refused(restore("deblur", photos, *common), FAILED, "error: out of memory")
+        patch.setattr(EDMModel, "_evaluate", stopping)
+        stopped = restore("deblur", photos, *common)
     out = tmp_path / "restored"
-    assert (record(out)["status"], record(out)["images"]) == ("failed", 2)
+    assert stopped.exit_code == INTERRUPTED
+    assert "interrupted: 2 of 6 restorations in" in stopped.stderr
+    assert (record(out)["status"], record(out)["images"]) == ("interrupted", 2)
     assert names(out) == ["SHA256SUMS", "a-0.png", "b-0.png", "grid.png", "run.json"]
     assert restore("deblur", photos, *common).exit_code == DONE
     (out / "c-1.png").write_bytes(b"")
@@ -185,6 +187,7 @@ def test_an_image_is_degraded_by_noise_of_its_own(photos, tmp_path):
         (["inpaint", "a.png", "--mask", "wide.png"], ["mask must fit x of shape (3, 8, 8)", "resize or crop"]),
         (["inpaint", "a.png", "--mask", "black.png"], ["black.png leaves nothing to fill in"]),
         (["inpaint", "a.png", "--mask", "none.png"], ["none.png cannot be read as an image"]),
+        (["deblur", "deep.png"], ["deep.png has more than 8 bits a colour"]),
         (["deblur", "text.png"], ["text.png cannot be read as an image"]),
         (["deblur", "missing"], ["no file or folder", "missing: give an image"]),
         (["deblur", "empty"], ["no images in", "give an image"]),
@@ -196,6 +199,7 @@ def test_an_image_is_degraded_by_noise_of_its_own(photos, tmp_path):
 def test_what_cannot_be_restored_is_told(restore, photos, tmp_path, args, parts):
     Image.fromarray(COLOURS[0]).resize((9, 8)).save(photos / "wide.png")
     Image.fromarray(np.zeros_like(HOLE)).save(photos / "black.png")
+    Image.fromarray(HOLE.astype(np.uint16) * 256).save(photos / "deep.png")
     (photos / "text.png").write_text("no image")
     (photos / "empty").mkdir()
     (photos / "twice").mkdir()

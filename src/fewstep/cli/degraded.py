@@ -147,9 +147,12 @@ def degraded(files: Sequence[Path], task: Task, shape: tuple[int, ...]) -> Degra
 def _opened(file: Path) -> Image.Image:
     """Upright, as it is meant to be seen."""
     try:
-        return ImageOps.exif_transpose(Image.open(file))
+        image = ImageOps.exif_transpose(Image.open(file))
     except OSError as error:
         raise OSError(f"{file} cannot be read as an image ({error})") from error
+    if image.mode.startswith(("I", "F")):  # which Pillow clips
+        raise ValueError(f"{file} has more than 8 bits a colour: save it with 8")
+    return image
 
 
 def _seen(file: Path, task: Task, shape: tuple[int, ...]) -> Tensor:

@@ -99,9 +99,7 @@ def restore(
         if value is not None and task != of:
             raise typer.BadParameter(f"is for --task {of}", param_hint=option)
     if not 0 < noise < math.inf:
-        raise typer.BadParameter(
-            f"{noise} must be positive and finite; 0.002 is that of rounding", param_hint="--noise"
-        )
+        raise typer.BadParameter(f"{noise} must be positive and finite; rounding is 0.002", param_hint="--noise")
     if label == "all":
         raise typer.BadParameter("'all' is for drawing; choose one class, or 'none'", param_hint="--label")
     with errors(debug):
