@@ -24,9 +24,9 @@ AVERAGE = 0.999  # of the weights, from step to step
 EVERY = 250  # steps to a checkpoint
 
 
-def unet(channels_in: int, channels_out: int, widths: tuple[int, ...], side: int) -> UNet2DModel:
+def unet(channels_in: int, channels_out: int, widths: tuple[int, ...], side: int) -> nn.Module:
     """Convolutions alone."""
-    return UNet2DModel(
+    return UNet2DModel(  # type: ignore[return-value]
         sample_size=side,
         in_channels=channels_in,
         out_channels=channels_out,
@@ -63,7 +63,9 @@ def trained(path: Path, network: nn.Module, loss: Callable[[torch.Generator], Te
     if path.exists():
         saved = torch.load(path, weights_only=True)
         if saved["steps"] != steps:
-            raise ValueError(f"{path} is of {saved['steps']} steps and not {steps}: remove it, or choose another folder")
+            raise ValueError(
+                f"{path} is of {saved['steps']} steps and not {steps}: remove it, or choose another folder"
+            )
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         step = saved["step"]
@@ -74,13 +76,15 @@ def trained(path: Path, network: nn.Module, loss: Callable[[torch.Generator], Te
             group["lr"] = share * RATE
         optimizer.zero_grad()
         found = loss(torch.Generator().manual_seed(step))
-        found.backward()  # type: ignore[no-untyped-call]
+        found.backward()
         optimizer.step()
         average.update_parameters(network)
         step, total = step + 1, total + found.item()
         if step % EVERY == 0 or step == steps:
             content = io.BytesIO()
-            torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step, "steps": steps}, content)
+            torch.save(
+                {name: part.state_dict() for name, part in parts.items()} | {"step": step, "steps": steps}, content
+            )
             write_atomically(path, content.getvalue())
             say(f"{path.name}: step {step} of {steps}, loss {total / ((step - 1) % EVERY + 1):.4f}")
             total = 0.0
