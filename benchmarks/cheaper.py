@@ -271,7 +271,7 @@ def page(model: EDMModel, folder: Path) -> tuple[str, str]:
     """The page as Markdown, and its picture."""
     models = precisions(model)
     settings = {
-        "seeds": list(SEEDS), "held out": list(HELD_OUT), "reference": REFERENCE, "fewstep.cheaper": 1,
+        "seeds": list(SEEDS), "held out": list(HELD_OUT), "reference": REFERENCE, "fewstep.cheaper": 2,
         "precisions": list(models), "torch": torch.__version__, "model": model.fingerprint,
     }  # fmt: skip
     with Store(folder, settings) as store:

@@ -17,10 +17,10 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -133,6 +133,12 @@ class PipelineModel:
     def network(self) -> Any:
         """What a call evaluates, a torch.nn.Module."""
         return self.pipe.components.get("transformer") or self.pipe.unet
+
+    def with_network(self, network: torch.nn.Module) -> Self:
+        """The model with another network, such as a cheaper one; all else is shared."""
+        pipe = copy.copy(self.pipe)
+        vars(pipe)["transformer" if pipe.components.get("transformer") else "unet"] = network
+        return replace(self, pipe=pipe)
 
     @cached_property
     def fingerprint(self) -> str:
