@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: help demo test check numerics ablation bench bench-overhead bench-imports stress robustness levels variance \
-	tune entropy cheaper flow edit comfyui memory quality quality-quick docs figures dist clean
+	tune entropy cheaper flow grids edit comfyui memory quality quality-quick docs figures dist clean
 help:
 	@echo "make demo            compare solvers on the packaged model; says where the picture is"
 	@echo "make test            everything that CI runs: lint, types, tests"
@@ -22,6 +22,7 @@ help:
 	@echo "make variance        measure what each part of EVODiff's default is worth (docs/least-variance.md)"
 	@echo "make memory          measure what a run needs beside diffusers' own pipeline (docs/memory.md)"
 	@echo "make flow            measure docs/flow.md: what users of flow models choose from, on the grid that they have"
+	@echo "make grids           write docs/grids.md, which grid for which solver, from the records of make quality"
 	@echo "make edit            edit images with the packaged model (docs/edit.md)"
 	@echo "make bench           solvers on the packaged model, 1,000 images a row (benchmarks/report/): an hour; goes on"
 	@echo "make quality         measure docs/quality.md: hours; goes on where it was interrupted"
@@ -96,6 +97,9 @@ memory: $(VENV)/.installed
 
 flow: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.flow --data $(DATA) --out docs/flow.md
+
+grids: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.grids --out docs/grids.md
 
 edit: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.edit --data $(DATA) --out docs/edit.md
