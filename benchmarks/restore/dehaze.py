@@ -151,7 +151,9 @@ class Identity:
 Restored = tuple[Tensor, float, float]  # draws (DRAWS, B, C, H, W), gradients a call, seconds a draw of one image
 
 
-def drawn(make: Callable[[Callable[[restore.Solve], object]], fs.Denoiser], shape: tuple[int, ...], count: int) -> Restored:
+def drawn(
+    make: Callable[[Callable[[restore.Solve], object]], fs.Denoiser], shape: tuple[int, ...], count: int
+) -> Restored:
     """`DRAWS` draws for each of `count` measurements, from the denoiser that `make` makes of a callback."""
     solves: list[restore.Solve] = []
     denoiser = make(solves.append)
@@ -208,7 +210,9 @@ def methods(model: EDMModel, haze: Haze, image: Moments, y: Tensor) -> Mapping[s
 def main(
     data: Data = CIFAR10,
     out: Out = None,
-    folder: Annotated[Path, typer.Option(help="Of the network, and of what is restored already.")] = Path("samples/dehaze"),
+    folder: Annotated[Path, typer.Option(help="Of the network, and of what is restored already.")] = Path(
+        "samples/dehaze"
+    ),
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 

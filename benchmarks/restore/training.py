@@ -63,7 +63,9 @@ def trained(path: Path, network: nn.Module, loss: Callable[[torch.Generator], Te
     if path.exists():
         saved = torch.load(path, weights_only=True)
         if saved["steps"] != steps:
-            raise ValueError(f"{path} is of {saved['steps']} steps and not {steps}: remove it, or choose another folder")
+            raise ValueError(
+                f"{path} is of {saved['steps']} steps and not {steps}: remove it, or choose another folder"
+            )
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         step = saved["step"]
@@ -80,7 +82,9 @@ def trained(path: Path, network: nn.Module, loss: Callable[[torch.Generator], Te
         step, total = step + 1, total + found.item()
         if step % EVERY == 0 or step == steps:
             content = io.BytesIO()
-            torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step, "steps": steps}, content)
+            torch.save(
+                {name: part.state_dict() for name, part in parts.items()} | {"step": step, "steps": steps}, content
+            )
             write_atomically(path, content.getvalue())
             say(f"{path.name}: step {step} of {steps}, loss {total / ((step - 1) % EVERY + 1):.4f}")
             total = 0.0
