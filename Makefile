@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: help demo test check numerics ablation bench bench-overhead bench-imports stress robustness levels variance \
-	tune entropy cheaper flow edit comfyui memory quality quality-quick docs figures dist clean
+	tune entropy cheaper flow edit shifting comfyui memory quality quality-quick docs figures dist clean
 help:
 	@echo "make demo            compare solvers on the packaged model; says where the picture is"
 	@echo "make test            everything that CI runs: lint, types, tests"
@@ -23,6 +23,7 @@ help:
 	@echo "make memory          measure what a run needs beside diffusers' own pipeline (docs/memory.md)"
 	@echo "make flow            measure docs/flow.md: what users of flow models choose from, on the grid that they have"
 	@echo "make edit            edit images with the packaged model (docs/edit.md)"
+	@echo "make shifting        train a network for residual shifting, and measure it (docs/shifting.md)"
 	@echo "make bench           solvers on the packaged model, 1,000 images a row (benchmarks/report/): an hour; goes on"
 	@echo "make quality         measure docs/quality.md: hours; goes on where it was interrupted"
 	@echo "make docs            the site of docs/, in site/: strict, without network"
@@ -99,6 +100,9 @@ flow: $(VENV)/.installed
 
 edit: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.edit --data $(DATA) --out docs/edit.md
+
+shifting: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.restore.shifting --data $(DATA) --out docs/shifting.md
 
 BENCH ?= samples/bench
 bench: $(VENV)/.installed
