@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("diffusers", reason="needs the extra diffusers")
 
 import fewstep as fs
-from benchmarks.restore.shifting import RUNS, SHAPE, Network, Run, chains, measured, on_gaussians, restored, share
+from benchmarks.restore.shifting import RUNS, SHAPE, Network, Run, chains, measured, on_gaussians, page, restored, share
 from gaussians import normal
 
 PAGE = Path(__file__).parents[2] / "docs" / "shifting.md"
@@ -66,9 +66,13 @@ def test_on_gaussians_evodiff_is_nearer_to_the_law_than_their_own_chain():
         assert rows[chain, "EVODiff"][-1] == pytest.approx(1, abs=0.05)
 
 
-def test_the_page_has_all_rows():
-    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+def test_the_page_is_what_the_command_writes_of_its_rows():
+    text = PAGE.read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) == (2 + 2 + len(RUNS)) + (2 + 6)
+    images, gaussians = rows[2 : 4 + len(RUNS)], rows[-6:]
+    assert page(images, gaussians) == text
+    assert gaussians == on_gaussians()
 
 
 def test_the_pages_code_runs():
