@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import avg_pool2d, conv2d, pad
 
 from ..answers import how_to_convert
@@ -100,7 +101,11 @@ def linearised(operator: Any, x: Tensor) -> Linearised:
     """`operator` about x (B, *); a linear one is the same about every x."""
     if hasattr(operator, "A_adjoint"):
         return Linearised(operator.A(x), operator.A, operator.A_adjoint)
-    function = _function(operator)
+
+    def function(x: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no derivative in forward mode: a decoder's attention
+            return _function(operator)(x)
+
     measured, pull = torch.func.vjp(function, x)  # type: ignore[misc]
     return Linearised(measured, lambda v: torch.func.jvp(function, (x,), (v,))[1], lambda y: pull(y)[0])
 
