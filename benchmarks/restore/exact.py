@@ -163,7 +163,7 @@ class Problem:
     def given(self, **options: Any) -> Denoiser:
         if len(self.denoisers) > 1:
             return joint(self.denoisers, self.y, noise=self.noise, **options)
-        return posterior(*self.denoisers, self.operator, self.y, noise=self.noise, **options)
+        return posterior(self.denoisers[0], self.operator, self.y, noise=self.noise, **options)
 
 
 def _problem(name: str, priors: Iterable[GaussianMixture], operator: Any, noise: float, seed: int) -> Problem:
