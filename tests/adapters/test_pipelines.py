@@ -315,7 +315,7 @@ REFUSED = {
         "it asks for 'evil/kernel', code from the hub, which is not run",
     ),
     "an adapter": (
-        lambda folder: (folder / "text_encoder/adapter_config.json").write_text("{}"), "weights of an adapter beside it",
+        lambda folder: (folder / "text_encoder/adapter_config.json").write_text("{}"), "weights of an adapter",
     ),
     "quantized": (_json("unet/config.json", quantization_config={"load_in_8bit": True}), "its weights are quantized"),
     "distilled": (
