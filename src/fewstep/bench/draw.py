@@ -98,7 +98,9 @@ def draw(
     be written, RuntimeError if the model fails: batches that are finished stay, and the next run goes on from them.
     """
     for name in plan.models:
-        subject = load_subject(name, worker.device, plan.shape, plan.batch)
+        subject = load_subject(
+            name, worker.device, plan.shape, plan.batch, Path(plan.prompts) if plan.prompts else None
+        )
         check(subject)
         for guidance in plan.guidance:
             cells = [*_solution(plan, name, guidance), *plan.cells(name, guidance)]

@@ -52,7 +52,8 @@ class Cell(NamedTuple):
 class Plan:
     """The keys of a `bench.toml`. ValueError, naming the key, for what cannot be run.
 
-    models: packaged names, folders, or `module:function`, which returns a denoiser and its schedule.
+    models: packaged names, folders, names on the Hub, or `module:function`, which returns a denoiser and its schedule.
+    prompts: a file of them, one a line, for models of text; seed s draws prompt s, in turn.
     solvers: names of `fewstep solvers`, or tables: `solver`, options of it, `grid`, options of that, and the
         `name` that the report gives it; `statistics`, a file of `fewstep estimate`, for solvers that need one.
     grids: names of `fewstep grids`, or "own"; a solver with a grid of its own in its table keeps that.
@@ -81,6 +82,7 @@ class Plan:
     scores: Mapping[str, str] = field(default_factory=dict)
     published: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     shape: tuple[int, ...] = ()
+    prompts: str = ""
 
     @staticmethod
     def keys(path: Path) -> dict[str, Any]:

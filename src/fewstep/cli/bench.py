@@ -27,11 +27,16 @@ PLAN = "bench.json"
 def run(
     config: Annotated[Path | None, typer.Argument(help="A bench.toml; options change single keys of it.")] = None,
     preset: Annotated[str | None, typer.Option(help="An experiment of the papers: `fewstep bench presets`.")] = None,
-    model: Annotated[str | None, typer.Option(help="Comma-separated: packaged, a folder, or module:function.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Comma-separated: packaged, a folder, a Hub name, module:function.")
+    ] = None,
     solvers: Annotated[str | None, typer.Option(help=f"Comma-separated: {ALL_SOLVERS}.")] = None,
     grids: Annotated[str | None, typer.Option(help=f"Comma-separated: own, {ALL_GRIDS}.")] = None,
     nfe: Annotated[str | None, typer.Option(help="Comma-separated budgets, in calls.")] = None,
-    guidance: Annotated[str | None, typer.Option(help="Comma-separated scales; 1 is none.")] = None,
+    guidance: Annotated[
+        str | None, typer.Option(help="Comma-separated scales; 1 is none; of ADM's classifier 0.")
+    ] = None,
+    prompts: Annotated[str | None, typer.Option(help="A file of prompts, one a line, for models of text.")] = None,
     n: Annotated[int | None, typer.Option(help="Images in each cell; more may be added later.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the first image.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images at a time, and in a file.")] = None,
@@ -63,7 +68,7 @@ def run(
             if text is not None:
                 given[key] = _listed(key, text, kind)
         single = {"n": n, "seed": seed, "batch": batch, "converged": converged, "extractor": extractor,
-                  "weights": weights, "reference": reference, "device": device}  # fmt: skip
+                  "weights": weights, "reference": reference, "device": device, "prompts": prompts}  # fmt: skip
         given |= {key: value for key, value in single.items() if value is not None}
         if preset is not None:
             given = load_preset(preset).filled(preset, given)

@@ -94,13 +94,12 @@ def pick_prompts(prompt: str | None, file: Path | None) -> tuple[str, ...]:
         return () if prompt is None else (prompt,)
     if prompt is not None:
         raise typer.BadParameter("and --prompts exclude each other", param_hint="--prompt")
+    from ..bench.subjects import read_prompts
+
     try:
-        lines = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{file} cannot be read as text ({error})", param_hint="--prompts") from error
-    if not lines:
-        raise typer.BadParameter(f"{file} holds no prompts", param_hint="--prompts")
-    return lines
+        return read_prompts(file)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--prompts") from error
 
 
 def load(
