@@ -23,9 +23,10 @@ GRID, NPZ = "grid.png", "samples.npz"
 IMAGES, LATENTS = "images", "latents"
 
 
-def versions() -> dict[str, str]:
-    """Of what a result depends on."""
-    packages = ("torch", "numpy", "diffusers")
+def versions(network: object = None) -> dict[str, str]:
+    """Of what a result depends on: of diffusers only where the network is its."""
+    library = type(network).__module__.partition(".")[0]
+    packages = ("torch", "numpy", *(("diffusers",) if library == "diffusers" else ()))
     return {"fewstep": __version__, **{name: importlib.metadata.version(name) for name in packages}}
 
 

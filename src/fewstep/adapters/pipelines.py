@@ -17,10 +17,10 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -49,8 +49,10 @@ def fetched(name: str) -> Path | None:
     """The folder of a pipeline on the Hub or in its cache; None for what is no name there."""
     if not HUB_NAME.fullmatch(name):
         return None
-    from diffusers import DiffusionPipeline
-
+    try:
+        from diffusers import DiffusionPipeline
+    except ImportError as error:
+        raise ImportError(f"{name!r} is no folder here, and to fetch it: pip install 'fewstep[pipelines]'") from error
     try:
         return Path(DiffusionPipeline.download(name, use_safetensors=True))
     except Exception as error:
@@ -131,6 +133,12 @@ class PipelineModel:
     def network(self) -> Any:
         """What a call evaluates, a torch.nn.Module."""
         return self.pipe.components.get("transformer") or self.pipe.unet
+
+    def with_network(self, network: torch.nn.Module) -> Self:
+        """The model with another network, such as a cheaper one; all else is shared."""
+        pipe = copy.copy(self.pipe)
+        vars(pipe)["transformer" if pipe.components.get("transformer") else "unet"] = network
+        return replace(self, pipe=pipe)
 
     @cached_property
     def fingerprint(self) -> str:

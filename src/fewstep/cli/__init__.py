@@ -14,7 +14,7 @@ try:
     import typer
     from typer.core import TyperGroup
 except ImportError:
-    sys.exit("error: the command line needs typer and rich: pip install 'fewstep[cli,diffusers]'")
+    sys.exit("error: the command line needs typer and rich: pip install 'fewstep[cli]'")
 
 from .. import __version__
 from ..signals import INTERRUPTED

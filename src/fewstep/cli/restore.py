@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..models import DEFAULT_MODEL
+from ..prompts import digest
 from .options import (
     ALL_SOLVERS,
     MAX_SEED,
@@ -24,7 +25,7 @@ from .options import (
     Size,
     path,
 )
-from .parse import DTYPES, conditioned, digest, grid_of, informed, load, pick, pick_device, pick_grid, pick_solvers
+from .parse import DTYPES, conditioned, grid_of, informed, load, pick, pick_device, pick_grid, pick_solvers
 from .sample import Evaluations, digest_of, fill
 from .show import count, errors, peak, say
 
@@ -134,16 +135,17 @@ def restore(
             shape = tuple(decoded.measured.shape[1:])
         given = degraded(files, Task(task, mask, factor or FACTOR, blur or BLUR, noise, degrade), shape)
         total = n * len(files)
+        network = getattr(loaded, "network", None)
         settings = {
             "task": task, "images": {file.name: checksum(file) for file in files},
             "masks": [checksum(mask_of(file, mask)) for file in files], "factor": factor, "blur": blur, "noise": noise,
             "degrade": degrade, "method": method, "model": model, "family": loaded.family,
-            "weights": loaded.fingerprint, "network": digest_of(getattr(loaded, "network", None)),
+            "weights": loaded.fingerprint, "network": digest_of(network),
             "schedule": repr(loaded.schedule), "solver": solver, "solver_options": repr(chosen), "nfe": nfe, "n": total,
             "seed": seed, "grid": grid, "label": label, "guidance": guidance, "prompts": digest(texts, negative),
-            "size": size, "device": device, "dtype": dtype, "batch": loaded.batch, "versions": versions(),
+            "size": size, "device": device, "dtype": dtype, "batch": loaded.batch, "versions": versions(network),
         }  # fmt: skip
-        evaluations, gradients = Evaluations(getattr(loaded, "network", None), loaded.batch), list[int]()
+        evaluations, gradients = Evaluations(network, loaded.batch), list[int]()
         begins_unit = getattr(loaded, "unit_start", False)
 
         # The first restoration of every image, then the second: a run grows with --n.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..models import DEFAULT_MODEL
+from ..prompts import digest
 from .options import (
     ALL_SOLVERS,
     AsJson,
@@ -35,7 +36,6 @@ from .options import (
 from .parse import (
     DTYPES,
     conditioned,
-    digest,
     grid_of,
     informed,
     load,
@@ -120,9 +120,9 @@ def sample(
             "batch": loaded.batch, "format": "npz" if npz else "png", "save": save,
             "statistics": [hashlib.sha256(path.read_bytes()).hexdigest() for path in statistics or []],
             "plan": None if plan is None else hashlib.sha256(plan.read_bytes()).hexdigest(),
-            "versions": versions(),
+            "versions": versions(network),
         }  # fmt: skip
-        evaluations = Evaluations(network, loaded.batch)
+        evaluations = Evaluations(network, loaded.batch, getattr(loaded, "classifier", None))
         begins_unit = getattr(loaded, "unit_start", False)
 
         def arrays(seeds: list[int]) -> dict[str, np.ndarray]:
@@ -154,14 +154,19 @@ def sample(
 class Evaluations:
     """What the calls of denoisers made of a network: how often it was evaluated, and on how many rows."""
 
-    def __init__(self, network: Any, batch: int | None):
-        self.calls, self.evaluations, self.rows, self._batch = 0, 0, 0, batch
+    def __init__(self, network: Any, batch: int | None, classifier: Any = None):
+        self.calls, self.evaluations, self.rows, self.gradients, self._batch = 0, 0, 0, 0, batch
         if network is not None:
             network.register_forward_pre_hook(self._see, with_kwargs=True)
+        if classifier is not None:
+            classifier.register_forward_pre_hook(self._judged)
 
     def _see(self, network: Any, args: Any, kwargs: Any) -> None:
         first = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
         self.evaluations, self.rows = self.evaluations + 1, self.rows + len(first)
+
+    def _judged(self, classifier: Any, args: Any) -> None:
+        self.gradients += 1
 
     def of(self, denoiser: Denoiser) -> Denoiser:
         """The denoiser, whose calls are counted: each batch of a call is one."""
@@ -178,7 +183,10 @@ class Evaluations:
         each, rows = self.evaluations / self.calls, self.rows / self.evaluations / (self._batch or 1)
         if each == 1 and self._batch and rows == 2:
             return ", each one evaluation of the network, of a batched pair: with the condition and without"
-        return f", each {count(round(each), 'evaluation')} of the network"
+        judged = f" and {count(round(self.gradients / self.calls), 'gradient')} of the classifier" * bool(
+            self.gradients
+        )
+        return f", each {count(round(each), 'evaluation')} of the network{judged}"
 
 
 def fill(
@@ -208,7 +216,7 @@ def fill(
         raise
     seconds = time.perf_counter() - started
     facts = {"found": found, "seconds": round(seconds, 3), "images_per_second": round((run.made - found) / seconds, 3)}
-    network = {"calls": evaluations.calls, "evaluations": evaluations.evaluations, "rows": evaluations.rows}
+    network = {name: getattr(evaluations, name) for name in ("calls", "evaluations", "rows", "gradients")}
     return run.finish(status, **facts, **measure(), network=network)
 
 
