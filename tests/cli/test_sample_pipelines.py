@@ -11,6 +11,7 @@ pytest.importorskip("transformers", reason="needs the extra pipelines")
 import fewstep as fs
 from cli.commands import DONE, FAILED, USAGE, assert_refused, content, names, record, run, stored
 from fewstep.adapters import load_model
+from fewstep.bench.measure import read_rows
 from fewstep.bench.subjects import load_subject
 from tiny_pipelines import NFE, SIZES, TEXT, reference, save_pipeline
 
@@ -151,7 +152,7 @@ def test_other_commands_take_prompts_too(folder, tmp_path):
 
 
 def test_a_bench_takes_what_a_function_returns(folder, monkeypatch):
-    with pytest.raises(ValueError, match=r"give module:function, a function that returns load_model"):
+    with pytest.raises(ValueError, match=r"draws what a text says: give prompts, a file with one a line"):
         load_subject(str(folder("sd1")))
     denoiser = load_model(folder("sd1")).prompted("a cat", 2.0)
     monkeypatch.setattr("tiny_pipelines.subject", lambda: denoiser, raising=False)
@@ -159,3 +160,18 @@ def test_a_bench_takes_what_a_function_returns(folder, monkeypatch):
     assert (subject.shape, subject.fingerprint) == ((4, 8, 8), denoiser.fingerprint)
     assert subject.decode(torch.zeros(1, 4, 8, 8)).shape == (1, 3, 8, 8)
     assert load_subject(str(folder("dit"))).conditioning == "classes"
+
+
+def test_a_bench_draws_what_sample_draws_of_the_same_prompts(folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a cat\ntwo\n")
+    common = ("--model", folder("sd1"), "--prompts", tmp_path / "prompts.txt", "--guidance", 2, "--nfe", NFE, "--n", 3)
+    assert run("sample", *common, "--npz", "--out", tmp_path / "s").exit_code == DONE
+    how = ("--solvers", "evodiff", "--batch", 3, "--converged", 8, "--metrics", "rmse", "--out", tmp_path / "b")
+    done = run("bench", "run", *common, *how)
+    assert done.exit_code == DONE, done.stderr
+    converged, row = read_rows(tmp_path / "b")
+    assert converged["calls"] == 8
+    assert row["drawn under"]["prompts"].startswith("prompts ")
+    assert "diffusers" in row["drawn under"]["versions"]
+    (drawn,) = (tmp_path / "b").rglob(f"*evodiff*{NFE}*/*/*.npz")
+    assert np.array_equal(np.load(drawn)["images"], np.load(tmp_path / "s" / "samples.npz")["images"])

@@ -83,7 +83,7 @@ def test_in_half_precision_the_state_is_float32_as_alone():
 
 
 def test_frames_of_the_packaged_model_are_each_that_frame_alone():
-    pytest.importorskip("diffusers", reason="needs the extra diffusers")
+    pytest.importorskip("safetensors", reason="needs the extra cli")
     model = load_model(batch=2)
     noise = fs.unit_noise(range(3), model.shape)
     cats = model.conditioned(3)

@@ -49,8 +49,10 @@ def fetched(name: str) -> Path | None:
     """The folder of a pipeline on the Hub or in its cache; None for what is no name there."""
     if not HUB_NAME.fullmatch(name):
         return None
-    from diffusers import DiffusionPipeline
-
+    try:
+        from diffusers import DiffusionPipeline
+    except ImportError as error:
+        raise ImportError(f"{name!r} is no folder here, and to fetch it: pip install 'fewstep[pipelines]'") from error
     try:
         return Path(DiffusionPipeline.download(name, use_safetensors=True))
     except Exception as error:
