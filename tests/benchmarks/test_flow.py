@@ -61,6 +61,7 @@ def test_standard_errors_are_those_of_the_draw():
 
 def test_the_command_writes_a_table_for_each_problem_and_shift(tmp_path, monkeypatch):
     monkeypatch.setattr(flow, "CALLS", (4, 6))
+    monkeypatch.setattr(flow, "SHIFTS", (1.0, 3.0))
     monkeypatch.setattr(suite, "STATISTICS_IMAGES", 50)
     images, labels = smooth_pictures()
     data, out = tmp_path / "pictures.npz", tmp_path / "flow.md"
