@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import typer
@@ -36,8 +36,9 @@ SIDE = 32
 FOG, CLOUDS = 2.0, 4.0  # pixels over which they are correlated
 STD = 0.4  # of fog, and of what clouds are cut from
 NOISE = 0.05
-IMAGES, DRAWS = 16, 8
-NFE, ITERATIONS = 10, 10
+IMAGES, DRAWS = 16, 4
+NFE = 10
+ALONE, TOGETHER = 10, 20  # iterations of a call at the most: white noise needs fewer
 KNOWN = 20_000  # images, by whose moments Wiener's filter is made
 LEVELS = -0.4, 1.4  # mean and standard deviation of ln sigma in training, the packaged model's
 PATCH, WIDTHS = 2, (16, 32)
@@ -188,16 +189,15 @@ def methods(model: fs.Denoiser, haze: Haze, image: Moments, y: Tensor) -> Mappin
     shape = tuple(y.shape[1:])
     both = (model, grey(haze.denoiser))
     whole = restore.inpainting(torch.ones(1), shape)
-    options: dict[str, Any] = {"schedule": fs.EDM(), "iterations": ITERATIONS}
 
     def alone(denoiser: fs.Denoiser, other: Moments, tell: Callable[[restore.Solve], object]) -> fs.Denoiser:
         """Of one part, the `other` one as white noise."""
         white = math.hypot(NOISE, float(other.covariance.diagonal().mean().sqrt()))
         seen = y - float(other.mean.mean())
-        return restore.posterior(denoiser, whole, seen, noise=white, callback=tell, **options)
+        return restore.posterior(denoiser, whole, seen, noise=white, iterations=ALONE, schedule=fs.EDM(), callback=tell)
 
     def together(method: restore.Method, tell: Callable[[restore.Solve], object]) -> fs.Denoiser:
-        return restore.joint(both, y, noise=NOISE, method=method, callback=tell, **options)
+        return restore.joint(both, y, noise=NOISE, method=method, iterations=TOGETHER, schedule=fs.EDM(), callback=tell)
 
     def first(drawn: Tensor) -> Tensor:
         return drawn[:, 0]
@@ -249,7 +249,7 @@ def decibel(value: float) -> str:
 def page(tables: Mapping[str, Sequence[Sequence[str]]]) -> str:
     head = ["", "gradients a call", "CPU seconds a draw", "one draw", f"mean of {DRAWS}", "mean of endless draws"]
     parts = [f"## {name.capitalize()}\n\n{table(head, rows)}\n" for name, rows in tables.items()]
-    return INTRODUCTION.format(images=IMAGES, draws=DRAWS, nfe=NFE, iterations=ITERATIONS) + "".join(parts) + READING
+    return INTRODUCTION.format(images=IMAGES, draws=DRAWS, nfe=NFE, iterations=TOGETHER) + "".join(parts) + READING
 
 
 INTRODUCTION = """# Taking haze off

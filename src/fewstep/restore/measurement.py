@@ -144,7 +144,7 @@ def check_measurement(operator: Any, y: Tensor, noise: float) -> tuple[int, ...]
         measured = operator.A(v)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"y of shape {tuple(y.shape)} does not fit the operator ({reason})") from error
+        raise ValueError(f"y, {y.dtype} of shape {tuple(y.shape)}, does not fit the operator ({reason})") from error
     if measured.shape != y.shape:
         raise ValueError(
             f"y must have the shape that the operator measures, {tuple(measured.shape)}; got {tuple(y.shape)}"
@@ -155,6 +155,6 @@ def check_measurement(operator: Any, y: Tensor, noise: float) -> tuple[int, ...]
         raise ValueError(
             "operator.A_adjoint is not the adjoint of operator.A: "
             f"<A v, w> = {one:.6g}, <v, A_adjoint w> = {other:.6g}; "
-            "restore.Linear(A, shape) derives it"
+            "restore.Linear(A, shape) derives it, and if A is not linear, give A alone"
         )
     return tuple(v.shape[1:])
