@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: help demo test check numerics ablation bench bench-overhead bench-imports stress robustness levels variance \
-	tune entropy cheaper flow edit comfyui memory quality quality-quick docs figures dist clean
+	tune entropy cheaper flow frechet latent grids edit dehaze shifting comfyui memory quality quality-quick docs \
+	figures dist clean
 help:
 	@echo "make demo            compare solvers on the packaged model; says where the picture is"
 	@echo "make test            everything that CI runs: lint, types, tests"
@@ -22,7 +23,12 @@ help:
 	@echo "make variance        measure what each part of EVODiff's default is worth (docs/least-variance.md)"
 	@echo "make memory          measure what a run needs beside diffusers' own pipeline (docs/memory.md)"
 	@echo "make flow            measure docs/flow.md: what users of flow models choose from, on the grid that they have"
+	@echo "make frechet         measure docs/frechet.md: distances in features that nobody here trained"
+	@echo "make latent          train a small latent model on other images, and measure docs/latent.md on it"
+	@echo "make grids           write docs/grids.md, which grid for which solver, from the records of make quality"
 	@echo "make edit            edit images with the packaged model (docs/edit.md)"
+	@echo "make dehaze          take haze off images, with a model of the haze too (docs/dehaze.md)"
+	@echo "make shifting        train a network for residual shifting, and measure it (docs/shifting.md)"
 	@echo "make bench           solvers on the packaged model, 1,000 images a row (benchmarks/report/): an hour; goes on"
 	@echo "make quality         measure docs/quality.md: hours; goes on where it was interrupted"
 	@echo "make docs            the site of docs/, in site/: strict, without network"
@@ -97,8 +103,29 @@ memory: $(VENV)/.installed
 flow: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.flow --data $(DATA) --out docs/flow.md
 
+# What only measures: an outsider's features, and photographs that are not CIFAR-10's.
+$(VENV)/.evidence: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[evidence]'
+	touch $@
+
+frechet: $(VENV)/.evidence
+	$(BIN)/python -m benchmarks.frechet --data $(DATA) --out docs/frechet.md
+
+LATENT ?= samples/latent
+latent: $(VENV)/.evidence
+	$(BIN)/python -m benchmarks.latent --folder $(LATENT) --out docs/latent.md
+
+grids: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.grids --out docs/grids.md
+
 edit: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.edit --data $(DATA) --out docs/edit.md
+
+dehaze: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.restore.dehaze --data $(DATA) --out docs/dehaze.md
+
+shifting: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.restore.shifting --data $(DATA) --out docs/shifting.md
 
 BENCH ?= samples/bench
 bench: $(VENV)/.installed

@@ -7,6 +7,7 @@ measured is kept in a folder, and an interrupted measurement goes on.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import platform
@@ -196,7 +197,7 @@ class Bench:
 
         def make() -> dict[str, Any]:
             noise, network = unit_noise(SEEDS, self.plain.shape), self.plain.network
-            denoiser = self.denoiser(self.plain, SEEDS)
+            denoiser = self.denoiser(dataclasses.replace(self.plain, batch=len(SEEDS)), SEEDS)
             plan = cheaper.plan_cache(
                 denoiser, network, noise, nfe=calls, solver=SOLVERS[solver], schedule=self.plain.schedule, cuts=DEPTHS
             )
@@ -270,7 +271,7 @@ def page(model: EDMModel, folder: Path) -> tuple[str, str]:
     """The page as Markdown, and its picture."""
     models = precisions(model)
     settings = {
-        "seeds": list(SEEDS), "held out": list(HELD_OUT), "reference": REFERENCE, "fewstep.cheaper": 1,
+        "seeds": list(SEEDS), "held out": list(HELD_OUT), "reference": REFERENCE, "fewstep.cheaper": 2,
         "precisions": list(models), "torch": torch.__version__, "model": model.fingerprint,
     }  # fmt: skip
     with Store(folder, settings) as store:

@@ -11,6 +11,7 @@ pytest.importorskip("transformers", reason="needs the extra pipelines")
 import fewstep as fs
 from cli.commands import DONE, FAILED, USAGE, assert_refused, content, names, record, run, stored
 from fewstep.adapters import load_model
+from fewstep.bench.measure import read_rows
 from fewstep.bench.subjects import load_subject
 from tiny_pipelines import NFE, SIZES, TEXT, reference, save_pipeline
 
@@ -159,32 +160,27 @@ def test_other_commands_take_prompts_too(folder, tmp_path):
     assert run("sample", *args).exit_code == DONE
 
 
-def test_a_bench_takes_prompts_or_what_a_function_returns(folder, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="draws what a text says: give prompts, a file of one a line"):
+def test_a_bench_takes_what_a_function_returns(folder, monkeypatch):
+    with pytest.raises(ValueError, match=r"draws what a text says: give prompts, a file with one a line"):
         load_subject(str(folder("sd1")))
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a cat\ntwo\n")
-    with pytest.raises(ValueError, match="knows no prompts: leave them out"):
-        load_subject(str(folder("dit")), prompts=prompts)
-    subject, x = load_subject(str(folder("sd1")), prompts=prompts), torch.randn(3, 4, 8, 8)
-    denoiser = load_model(folder("sd1"), batch=1).prompted(["two", "a cat", "two"], 2.0)
-    assert torch.equal(subject.denoiser(range(1, 4), 2.0)(x, 500.0), denoiser(x, 500.0))
-    prompts.write_text("a cat\nthree\n")
-    assert load_subject(str(folder("sd1")), prompts=prompts).fingerprint != subject.fingerprint
+    denoiser = load_model(folder("sd1")).prompted("a cat", 2.0)
     monkeypatch.setattr("tiny_pipelines.subject", lambda: denoiser, raising=False)
-    made = load_subject("tiny_pipelines:subject")
-    assert (made.shape, made.fingerprint) == ((4, 8, 8), denoiser.fingerprint)
-    assert made.decode(torch.zeros(1, 4, 8, 8)).shape == (1, 3, 8, 8)
+    subject = load_subject("tiny_pipelines:subject")
+    assert (subject.shape, subject.fingerprint) == ((4, 8, 8), denoiser.fingerprint)
+    assert subject.decode(torch.zeros(1, 4, 8, 8)).shape == (1, 3, 8, 8)
     assert load_subject(str(folder("dit"))).conditioning == "classes"
 
 
-def test_a_preset_of_the_papers_runs_on_a_folder(folder, tmp_path, monkeypatch):
-    prompts, config = tmp_path / "prompts.txt", tmp_path / "bench.toml"
-    prompts.write_text("a cat\ntwo\n")
-    config.write_text('scores = { clip = "tiny_pipelines:brightness", aesthetic = "tiny_pipelines:brightness" }')
-    command = ("bench", "run", config, "--preset", "evodiff-table5-sd14", "--out", tmp_path / "b", "--n", 2)
-    small = ("--nfe", 10, "--solvers", "evodiff,dpmpp-2m")
-    assert_refused(run(*command), FAILED, "models: Stable Diffusion 1.4", "prompts: a text file of your prompts")
-    told = run(*command, "--model", folder("sd1"), "--prompts", prompts, *small)
-    assert told.exit_code == DONE, told.stderr
-    assert "33.07" in told.stdout  # the papers', beside ours
+def test_a_bench_draws_what_sample_draws_of_the_same_prompts(folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a cat\ntwo\n")
+    common = ("--model", folder("sd1"), "--prompts", tmp_path / "prompts.txt", "--guidance", 2, "--nfe", NFE, "--n", 3)
+    assert run("sample", *common, "--npz", "--out", tmp_path / "s").exit_code == DONE
+    how = ("--solvers", "evodiff", "--batch", 3, "--converged", 8, "--metrics", "rmse", "--out", tmp_path / "b")
+    done = run("bench", "run", *common, *how)
+    assert done.exit_code == DONE, done.stderr
+    converged, row = read_rows(tmp_path / "b")
+    assert converged["calls"] == 8
+    assert row["drawn under"]["prompts"].startswith("prompts ")
+    assert "diffusers" in row["drawn under"]["versions"]
+    (drawn,) = (tmp_path / "b").rglob(f"*evodiff*{NFE}*/*/*.npz")
+    assert np.array_equal(np.load(drawn)["images"], np.load(tmp_path / "s" / "samples.npz")["images"])

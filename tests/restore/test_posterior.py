@@ -1,31 +1,247 @@
-"""Samples given a measurement are those of the posterior, where it is known: Gaussian data."""
+"""Posteriors that are known: what each method gives exactly, and where it does not."""
 
 import pytest
 import torch
 
 import fewstep as fs
-from benchmarks.restore.exact import NOISES, conditioned, drawn, gaussian, operators
-from fewstep.restore import posterior
-from fewstep.schedule import EDM
+from benchmarks.problems.mixtures import GaussianMixture
+from benchmarks.restore import exact
+from fewstep.restore import Linear, deblurring, inpainting, posterior, red_diff, superresolution
+from fewstep.restore.posterior import METHODS
+from gaussians import normal
 
-LAW = gaussian()
-COUNT = 500
-MODEL = fs.as_denoiser(lambda x, t: LAW.denoised(x, EDM().node(t)), "sample", EDM())
+COUNT = 100
+LAW = exact.gaussian()
+GAUSSIANS = {problem.name: problem for problem in exact.gaussians()}
+ALONE = [fs.EDM(data_std=0.5), fs.VPLinear(data_std=0.5), fs.Flow(data_std=0.5)]
 
 
-@pytest.mark.parametrize("noise", NOISES)
-@pytest.mark.parametrize("name", ["mask", "downsampling", "blur"])
-def test_moment_matching_samples_gaussian_posteriors_in_ten_calls(name, noise):
-    operator = operators()[name]
-    clean = operator.A(drawn(LAW, 1, seed=3))
-    y = clean + noise * torch.randn(clean.shape, generator=torch.Generator().manual_seed(4), dtype=clean.dtype)
-    exact = conditioned(LAW, operator, y, noise).moments()
-    x = fs.unit_noise(range(COUNT), LAW.shape, dtype=torch.float64)
-    samples = fs.sample(posterior(MODEL, operator, y, noise=noise), x, nfe=10).flatten(1)
-    total = exact.covariance.trace()
-    # The squared error of the mean of COUNT samples has the mean total / COUNT: within 3 standard errors.
-    assert float((samples.mean(0) - exact.mean).square().sum()) < 9 * float(total) / COUNT
-    # The aim, 5 %, and what COUNT samples leave: of a sum of variances v_i, sqrt(2 sum v_i^2 / COUNT), three of them.
-    values = torch.linalg.eigvalsh(torch.as_tensor(exact.covariance))
-    spread = float((2 * values.square().sum() / COUNT).sqrt() / total)
-    assert abs(float(samples.var(0).sum() / total) - 1) < 0.05 + 3 * spread
+def whitened():
+    """COUNT draws whose mean is 0 and whose covariance is 1, exactly: what their images miss, the method does."""
+    z = normal((COUNT, LAW.means.shape[1]), seed=0)
+    z = z - z.mean(0)
+    root = torch.linalg.cholesky(torch.cov(z.T))
+    return torch.linalg.solve_triangular(root, z.T, upper=False).T.reshape(-1, *exact.SHAPE)
+
+
+def elementwise(x, t):
+    """A denoiser whose answers do not depend on their batch in any bit."""
+    return x * (0.3 / (0.3 + t * t))
+
+
+# Samples
+
+
+@pytest.mark.parametrize(("nfe", "low", "high"), [(10, 0.95, 1.05), (6, 0.8, 1.25)])
+@pytest.mark.parametrize("problem", GAUSSIANS.values(), ids=GAUSSIANS)
+def test_moment_matching_samples_gaussian_posteriors(problem, nfe, low, high):
+    """Their mean within 3 standard errors of 1,000 samples, and that share of the variance."""
+    found = exact.found(fs.sample(problem.given(), whitened(), nfe=nfe), problem.law)
+    assert found.bias < 3 / 1000**0.5
+    assert low < found.variance < high
+
+
+@pytest.mark.parametrize("method", ["dps", "pigdm", "proximal"])
+def test_the_others_are_biased_however_many_calls(method):
+    """Of images whose pixels are not alike: at noise 0.05, by more than 3 standard errors of 1,000 samples."""
+    problem = GAUSSIANS["mask, noise 0.05"]
+    for nfe in (10, 25):
+        samples = fs.sample(problem.given(method=method), whitened(), nfe=nfe)
+        assert exact.found(samples, problem.law).bias > 3 / 1000**0.5
+
+
+def test_moment_matching_has_a_limit_on_mixtures_that_calls_do_not_mend():
+    """The weights of the components are off, though the posterior's own denoiser has them in as many calls."""
+    problem, count = exact.mixtures()[1], 200
+    truth = float(problem.law.weights[0])
+    for nfe in (10, 25):
+        ideal, moment = (exact.measured(problem, name, nfe, count) for name in (exact.IDEAL, exact.MOMENT))
+        three = 3 * (truth * (1 - truth) / count) ** 0.5
+        assert abs(ideal.first - truth) < three < abs(moment.first - truth)
+
+
+# Answers
+
+
+@pytest.mark.parametrize("schedule", ALONE, ids=lambda schedule: type(schedule).__name__)
+@pytest.mark.parametrize("method", METHODS)
+def test_of_pixels_that_are_alike_and_apart_every_method_is_exact(method, schedule):
+    """V = r^2 I, and A A^T = I where something is seen: what each takes for granted; on any schedule's scale."""
+    size = LAW.means.shape[1]
+    one = torch.ones(1, size, dtype=torch.float64)
+    prior = GaussianMixture(one[:, 0], 0.3 * one, 0.25 * one, torch.eye(size, dtype=torch.float64)[None], exact.SHAPE)
+    operator = exact.operators()["mask"]
+    y = operator.A(normal((1, *exact.SHAPE), seed=1))
+    law = exact.conditioned(prior, operator, y, 0.2)
+    given = posterior(prior.denoiser(schedule), operator, y, noise=0.2, method=method, tolerance=1e-9)
+    x = normal((3, *exact.SHAPE), seed=2)
+    for u in (0.1, 0.5, 0.9):
+        t = schedule.ramp(u)
+        assert torch.allclose(given(x, t), law.denoised(x, schedule.node(t)), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "proximal", "spectrum": exact.spectrum()}], ids=str)
+@pytest.mark.parametrize("problem", GAUSSIANS.values(), ids=GAUSSIANS)
+def test_of_gaussian_images_the_answer_is_the_posterior_mean_at_every_level(problem, options):
+    given = problem.given(tolerance=1e-9, iterations=64, **options)
+    x = normal((3, *exact.SHAPE), seed=2)
+    for sigma in (0.01, 0.3, 2.0, 80.0):
+        off = given(x, sigma) - problem.law.denoised(x, exact.SCHEDULE.node(sigma))
+        # Of a residual of at most 80 / 0.05^2 a share of 1e-9.
+        assert float(off.abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_where_nothing_of_the_image_is_left_the_answer_is_that_of_the_level_before(method):
+    """Flow's first level has alpha = 0, where a Jacobian says nothing of the image."""
+    schedule, operator = fs.Flow(data_std=0.32), exact.operators()["blur"]
+    y = operator.A(LAW.means.reshape(1, *exact.SHAPE)) + 0.5
+    given = posterior(LAW.denoiser(schedule), operator, y, noise=0.2, method=method)
+    x = normal((3, *exact.SHAPE), seed=2)
+    before = schedule.time_at(schedule.lam_range[0])
+    assert torch.allclose(given(x, 1.0), given(x, before), rtol=0, atol=1e-2)
+    assert given(x, 1.0).isfinite().all()
+
+
+def test_a_measurement_that_is_not_linear_is_taken_as_it_is_near_the_answer():
+    """Of a function that is linear, as a linear one; of one that is not, samples agree with what was seen."""
+    problem = GAUSSIANS["downsampling, noise 0.2"]
+    plain = posterior(*problem.denoisers, problem.operator.A, problem.y, noise=0.2)
+    x = normal((3, *exact.SHAPE), seed=2)
+    assert torch.allclose(plain(x, 0.7), problem.given()(x, 0.7), rtol=0, atol=1e-12)
+
+    def curved(x):
+        return x.tanh()
+
+    y = curved(exact.drawn(LAW, 1, seed=3))
+    samples = fs.sample(posterior(*problem.denoisers, curved, y, noise=0.05), whitened()[:20], nfe=10)
+    # Given y the spread of A(x) is less than the noise, wherever A is nearly linear over it.
+    assert (curved(samples) - y).square().mean().sqrt() < 0.05
+    assert (curved(exact.drawn(LAW, 20, seed=4)) - y).square().mean().sqrt() > 0.3
+
+
+# Costs
+
+
+@pytest.mark.parametrize(("method", "gradients"), [("moment", None), ("pigdm", 1), ("dps", 1), ("proximal", 0)])
+def test_calls_gradients_and_iterations_are_counted(method, gradients):
+    problem, pulled, solves = GAUSSIANS["downsampling, noise 0.05"], [], []
+
+    class Pulled(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(x):
+            return x.clone()
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        def backward(ctx, v):
+            pulled.append(len(v))
+            return v
+
+    called = []
+
+    def denoiser(x, t):
+        called.append(t)
+        return problem.denoisers[0](Pulled.apply(x), t)
+
+    given = posterior(
+        denoiser,
+        problem.operator,
+        problem.y,
+        noise=problem.noise,
+        schedule=exact.SCHEDULE,
+        method=method,
+        callback=solves.append,
+    )
+    fs.sample(given, whitened()[:4], nfe=5)
+    assert called == [solve.node.time for solve in solves]
+    assert len(called) == 5
+    assert pulled == [4] * sum(solve.gradients for solve in solves)
+    for solve in solves:
+        assert solve.iterations.shape == solve.residual.shape == (4,)
+        if method == "moment":
+            assert solve.gradients == 1 + int(solve.iterations.max())
+            assert (solve.residual <= 1e-2).all()
+        else:
+            assert solve.gradients == gradients
+        if method == "dps":
+            assert (solve.iterations == 0).all()
+
+
+# Batches and seeds
+
+
+@pytest.mark.parametrize("method", [*METHODS, "red_diff"])
+@pytest.mark.parametrize(
+    "operator",
+    [inpainting(torch.arange(64).reshape(8, 8) % 3 > 0, (3, 8, 8)), superresolution(2, (3, 8, 8)),
+     deblurring(1.0, (3, 8, 8))],
+    ids=["mask", "downsampling", "blur"],
+)  # fmt: skip
+def test_a_sample_does_not_depend_on_its_batch(method, operator):
+    """Each with a measurement of its own, one of which is soon solved; with a solver that draws, by its seeds."""
+    y = operator.A(normal((3, 3, 8, 8), seed=1)) * torch.tensor([1e-4, 1.0, 30.0]).reshape(3, 1, 1, 1)
+
+    def drawn(rows):
+        if method == "red_diff":
+            return red_diff(elementwise, operator, y[rows], noise=0.1, schedule=fs.EDM(), seeds=rows, nfe=6)
+        given = posterior(elementwise, operator, y[rows], noise=0.1, schedule=fs.EDM(), method=method)
+        noise = fs.unit_noise(rows, (3, 8, 8), dtype=torch.float64)
+        return fs.sample(given, noise, solver=fs.DDIM(eta=1.0), nfe=6, seeds=rows)
+
+    together = drawn([0, 1, 2])
+    for row in range(3):
+        assert torch.equal(drawn([row])[0], together[row])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_types_are_kept_and_sums_are_in_float32_or_better(dtype):
+    operator = superresolution(2, (3, 8, 8))
+    y = operator.A(normal((1, 3, 8, 8), seed=1))
+    x = normal((2, 3, 8, 8), seed=2)
+    for method in METHODS:
+        given = posterior(elementwise, operator, y, noise=0.1, schedule=fs.EDM(), method=method)
+        answer = given(x.to(dtype), 1.0)
+        assert answer.dtype == dtype
+        # Rounded in and out, and in the residual over 0.1: thirty roundings are more than it takes.
+        assert torch.allclose(answer.double(), given(x, 1.0), rtol=0, atol=30 * torch.finfo(dtype).eps)
+
+
+# At the door
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"method": "mmps"}, "method must be one of moment, pigdm, dps, proximal; got 'mmps'"),
+        ({"spectrum": exact.spectrum()}, "spectrum is for method='proximal'"),
+        ({"tolerance": 0.0}, r"tolerance must lie in \(0, 1\)"),
+        ({"iterations": 0}, "iterations must be an integer of at least 1"),
+        ({"iterations": True}, "iterations must be an integer of at least 1"),
+    ],
+)
+def test_wrong_options_are_refused(options, told):
+    with pytest.raises(ValueError, match=told):
+        GAUSSIANS["mask, noise 0.05"].given(**options)
+
+
+def test_what_does_not_fit_is_refused_before_or_at_the_first_call():
+    operator = superresolution(2, (3, 8, 8))
+    y = operator.A(normal((2, 3, 8, 8), seed=1))
+    with pytest.raises(TypeError, match="schedule is needed"):
+        posterior(elementwise, operator, y, noise=0.1)
+    given = posterior(elementwise, operator, y, noise=0.1, schedule=fs.EDM())
+    with pytest.raises(ValueError, match="y must be one for all or one a sample, 3; got 2"):
+        given(normal((3, 3, 8, 8), seed=1), 1.0)
+    with pytest.raises(ValueError, match=r"x must have the shape that the operator takes, \(3, 8, 8\)"):
+        given(normal((2, 3, 16, 16), seed=1), 1.0)
+    flattened = posterior(elementwise, lambda x: x.flatten(1), y, noise=0.1, schedule=fs.EDM())
+    with pytest.raises(ValueError, match=r"y must have the shape of A\(x\), \(2, 192\)"):
+        flattened(normal((2, 3, 8, 8), seed=1), 1.0)
+    with pytest.raises(TypeError, match="denoiser must be a function"):
+        posterior(Linear(elementwise, (3, 8, 8)), operator, y, noise=0.1, schedule=fs.EDM())

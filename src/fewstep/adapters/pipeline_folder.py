@@ -19,7 +19,7 @@ from torch.nn.modules import module as hooks
 
 from ..models import read_json
 
-__all__ = ["load_pipeline"]
+__all__ = ["load_part", "load_pipeline"]
 
 INDEX = "model_index.json"
 OURS = "fewstep.integrations.diffusers"  # of pipelines that were saved with EVODiffScheduler
@@ -62,7 +62,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
     for name, part in classes.items():  # all that is missing is told before the first is loaded
         if part is not None:
             _check_files(folder / name, part)
-    loaded = {name: None if part is None else _part(folder / name, part, dtype) for name, part in classes.items()}
+    loaded = {name: None if part is None else load_part(folder / name, part, dtype) for name, part in classes.items()}
     return kind(**{**given, **loaded})
 
 
@@ -169,7 +169,8 @@ def _shards(folder: Path, index: str) -> list[Path]:
     return [folder / file for file in sorted(files)]
 
 
-def _part(folder: Path, kind: Any, dtype: torch.dtype) -> Any:
+def load_part(folder: Path, kind: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """What `kind`, a class of diffusers or transformers, makes of a folder of its own; ValueError in one line."""
     try:
         if _is_network(kind):
             return _network(folder, kind, dtype)

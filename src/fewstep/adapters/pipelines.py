@@ -17,10 +17,10 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -51,9 +51,11 @@ def fetched(name: str) -> Path | None:
     """The folder of a pipeline on the Hub or in its cache; None for what is no name there."""
     if not HUB_NAME.fullmatch(name):
         return None
-    import diffusers
-    from huggingface_hub.constants import HF_HUB_CACHE
-
+    try:
+        import diffusers
+        from huggingface_hub.constants import HF_HUB_CACHE
+    except ImportError as error:
+        raise ImportError(f"{name!r} is no folder here, and to fetch it: pip install 'fewstep[pipelines]'") from error
     level = diffusers.utils.logging.get_verbosity()
     diffusers.utils.logging.set_verbosity_error()  # what it warns of is in the error, if it is one
     try:
@@ -140,6 +142,12 @@ class PipelineModel:
     def network(self) -> Any:
         """What a call evaluates, a torch.nn.Module."""
         return self.pipe.components.get("transformer") or self.pipe.unet
+
+    def with_network(self, network: torch.nn.Module) -> Self:
+        """The model with another network, such as a cheaper one; all else is shared."""
+        pipe = copy.copy(self.pipe)
+        vars(pipe)["transformer" if pipe.components.get("transformer") else "unet"] = network
+        return replace(self, pipe=pipe)
 
     @cached_property
     def fingerprint(self) -> str:

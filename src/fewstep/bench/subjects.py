@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
@@ -14,18 +13,22 @@ from typing import Any
 from torch import Tensor
 
 from ..adapters.unet2d import BATCH
+from ..grid import GridFunction
 from ..prediction import Denoiser
+from ..prompts import digest
 from ..schedule import Schedule
 
-__all__ = ["Subject", "imported", "load_subject", "read_prompts"]
+__all__ = ["Subject", "imported", "load_subject"]
 
 
 @dataclass(frozen=True)
 class Subject:
     """A model, ready to be sampled.
 
-    `denoiser(seeds, guidance)` is that of the images of these seeds: seed s draws class s, or prompt s, in turn, where
-    there are any. `decode` takes what it samples to images in [-1, 1]. `fingerprint` tells models apart.
+    `denoiser(seeds, guidance)` is that of the images of these seeds: seed s draws class or prompt s, in turn, where
+    there are some. `decode` takes what it samples to images in [-1, 1]. `fingerprint` tells models apart. `network` is
+    the torch module inside, if the model shows it. `grid` is of its own levels, and `unit_start` says that it begins
+    with unit noise, as pipelines have and do.
     """
 
     name: str
@@ -35,17 +38,24 @@ class Subject:
     conditioning: str
     denoiser: Callable[[range, float], Denoiser]
     decode: Callable[[Tensor], Tensor]
+    network: object = None
+    grid: GridFunction | None = None
+    unit_start: bool = False
 
 
 def load_subject(
-    name: str, device: str = "cpu", shape: tuple[int, ...] = (), batch: int = BATCH, prompts: Path | None = None
+    name: str,
+    device: str = "cpu",
+    shape: tuple[int, ...] = (),
+    batch: int = BATCH,
+    prompts: tuple[str, ...] = (),
 ) -> Subject:
-    """A packaged model, a folder, a name on the Hub, or `module:function`; `prompts` are a file's, for models of text.
+    """A packaged model, a folder, or `module:function`.
 
     The function takes nothing, or `device`, and returns a denoiser and its schedule, or a denoiser that has it as
     `schedule`. It is your code, found as Python finds modules, and in the working directory. The denoiser may have:
-    `shape`, of a sample; `classes` and `conditioned(labels, guidance)`, as `adapters.EDMModel` has; `decode`, from
-    latents to images in [-1, 1]; `fingerprint`, which changes with its weights.
+    `shape`, of a sample; `classes` and `conditioned(labels, guidance)`, as `adapters.EDMModel` has; `prompted(prompts,
+    guidance)`; `decode`, from latents to images in [-1, 1]; `fingerprint`, which changes with its weights.
     """
     if ":" in name and not Path(name).exists():
         made = imported(name)
@@ -61,24 +71,24 @@ def load_subject(
         folder, family = found(name)
         model = family.load(folder, device=device, batch=family.BATCH if device == "cpu" else batch)
         schedule = model.schedule
-    texts = () if prompts is None else read_prompts(prompts)
-    if hasattr(model, "prompted") != bool(texts):
-        raise ValueError(
-            f"{name} knows no prompts: leave them out"
-            if texts
-            else f"{name} draws what a text says: give prompts, a file of one a line"
-        )
+    text = hasattr(model, "prompted")
+    if text and not prompts:
+        raise ValueError(f"{name} draws what a text says: give prompts, a file with one a line")
     shape = shape or tuple(getattr(model, "shape", ()))
     if not shape:
         raise ValueError(f"the shape of a sample of {name} is not known: give shape = [3, 32, 32], or the like")
+    told = digest(prompts)
     return Subject(
         name,
         schedule,
         shape,
-        ", prompts ".join((str(getattr(model, "fingerprint", name)), *[_digest(texts)] * bool(texts))),
-        "classes" if getattr(model, "classes", ()) else "no classes",
-        lambda seeds, guidance: _conditioned(model, name, seeds, guidance, texts),
+        str(getattr(model, "fingerprint", name)),
+        f"prompts {told['sha256']}" if text and told else "classes" if getattr(model, "classes", ()) else "no classes",
+        lambda seeds, guidance: _conditioned(model, name, seeds, guidance, prompts if text else ()),
         getattr(model, "decode", lambda images: images),
+        getattr(model, "network", None),
+        getattr(model, "grid", None),
+        getattr(model, "unit_start", False),
     )
 
 
@@ -93,29 +103,14 @@ def imported(name: str) -> Any:
         raise ImportError(f"{name} cannot be imported ({error}): give module:function") from error
 
 
-def read_prompts(file: Path) -> tuple[str, ...]:
-    """One a line, without the blank ones; ValueError if there are none."""
-    try:
-        lines = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read as text ({error})") from error
-    if not lines:
-        raise ValueError(f"{file} holds no prompts")
-    return lines
-
-
-def _digest(texts: Sequence[str]) -> str:
-    return hashlib.sha256(repr(texts).encode()).hexdigest()
-
-
-def _conditioned(model: Any, name: str, seeds: range, guidance: float, texts: Sequence[str]) -> Denoiser:
-    if texts:
-        prompted: Denoiser = model.prompted([texts[seed % len(texts)] for seed in seeds], guidance)
+def _conditioned(model: Any, name: str, seeds: range, guidance: float, prompts: tuple[str, ...]) -> Denoiser:
+    if prompts:
+        prompted: Denoiser = model.prompted([prompts[seed % len(prompts)] for seed in seeds], guidance)
         return prompted
     classes = getattr(model, "classes", ())
     if classes:
         denoiser: Denoiser = model.conditioned([seed % len(classes) for seed in seeds], guidance)
         return denoiser
     if guidance != 1:
-        raise ValueError(f"guidance {guidance:g} needs a model with classes, and {name} has none: use 1")
+        raise ValueError(f"guidance {guidance:g} needs a model with classes or prompts, and {name} has none: use 1")
     return model  # type: ignore[no-any-return]

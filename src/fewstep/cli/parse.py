@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import inspect
-import json
 import math
 import re
 import warnings
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..prompts import digest, read_prompts
 from .options import ALL_GRIDS, ALL_SOLVERS
 from .show import count, say
 
@@ -94,8 +93,6 @@ def pick_prompts(prompt: str | None, file: Path | None) -> tuple[str, ...]:
         return () if prompt is None else (prompt,)
     if prompt is not None:
         raise typer.BadParameter("and --prompts exclude each other", param_hint="--prompt")
-    from ..bench.subjects import read_prompts
-
     try:
         return read_prompts(file)
     except ValueError as error:
@@ -158,14 +155,6 @@ def conditioned(
         known = f"'none', 'all', {', '.join(names[:SHOWN])}" if names else "'none', it has no classes"
         raise typer.BadParameter(f"{label!r} is not a class of this model; choose from {known}", param_hint="--label")
     return lambda seeds: model.conditioned(number, guidance)
-
-
-def digest(prompts: Sequence[str], negative: str | None) -> dict[str, Any] | None:
-    """What identifies the prompts of a run."""
-    if not prompts:
-        return None
-    words = json.dumps([list(prompts), negative])
-    return {"count": len(prompts), "first": prompts[0], "sha256": hashlib.sha256(words.encode()).hexdigest()}
 
 
 def grid_of(model: Any, name: str | None, solver: Solver) -> GridFunction | None:

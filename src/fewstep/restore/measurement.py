@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import avg_pool2d, conv2d, pad
 
 from ..answers import how_to_convert
@@ -100,7 +101,11 @@ def linearised(operator: Any, x: Tensor) -> Linearised:
     """`operator` about x (B, *); a linear one is the same about every x."""
     if hasattr(operator, "A_adjoint"):
         return Linearised(operator.A(x), operator.A, operator.A_adjoint)
-    function = _function(operator)
+
+    def function(x: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no derivative in forward mode: a decoder's attention
+            return _function(operator)(x)
+
     measured, pull = torch.func.vjp(function, x)  # type: ignore[misc]
     return Linearised(measured, lambda v: torch.func.jvp(function, (x,), (v,))[1], lambda y: pull(y)[0])
 
@@ -139,7 +144,7 @@ def check_measurement(operator: Any, y: Tensor, noise: float) -> tuple[int, ...]
         measured = operator.A(v)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"y of shape {tuple(y.shape)} does not fit the operator ({reason})") from error
+        raise ValueError(f"y, {y.dtype} of shape {tuple(y.shape)}, does not fit the operator ({reason})") from error
     if measured.shape != y.shape:
         raise ValueError(
             f"y must have the shape that the operator measures, {tuple(measured.shape)}; got {tuple(y.shape)}"
@@ -150,6 +155,6 @@ def check_measurement(operator: Any, y: Tensor, noise: float) -> tuple[int, ...]
         raise ValueError(
             "operator.A_adjoint is not the adjoint of operator.A: "
             f"<A v, w> = {one:.6g}, <v, A_adjoint w> = {other:.6g}; "
-            "restore.Linear(A, shape) derives it"
+            "restore.Linear(A, shape) derives it, and if A is not linear, give A alone"
         )
     return tuple(v.shape[1:])

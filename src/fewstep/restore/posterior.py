@@ -96,7 +96,7 @@ class Posterior:
         outside = inside if self.method == "proximal" else tweedie
         if self.method == "dps":
             u = residual / (self._variance(node) + self.noise**2)
-            found = Solution(u, torch.zeros(len(u), dtype=torch.long, device=u.device), u.new_ones(len(u)))
+            found = Solution(u, torch.zeros(len(u), dtype=torch.long, device=u.device), u.new_zeros(len(u)))
         else:
             found = conjugate_residuals(
                 lambda u: at.forward(inside(at.adjoint(u))) + self.noise**2 * u,
