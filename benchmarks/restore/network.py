@@ -297,20 +297,22 @@ INTRODUCTION = """# Restoring images, measured beside deepinv and azula
 
 For those who choose a method of [restore.md](restore.md), or between libraries: {images} held-out images of CIFAR-10,
 restored by the packaged model. It is small, and made to be quick: the order of methods is what to take from here, not
-the decibels. Where the posterior is known, methods are compared with it itself, which is the stricter test:
-[restore.md](restore.md).
+the decibels. Nothing is picked. The classifier has not seen the images; the network was trained on a fifth of all, and
+may have seen as many of these. Where the posterior is known, methods are compared with it itself, which is the stricter
+test: [restore.md](restore.md).
 
 All samplers have the same network, measurements and operators, which are deepinv's: the right half missing, means of
 4 x 4 pixels, and a Gaussian blur of 1.5 pixels, with noise {noise} of pixels in [-1, 1]. Those of deepinv 0.5.0 and
-azula 0.11.1 are at their defaults. Moment matching takes at most {iterations} iterations a call, or 3 where it is
-called *moment of 3*; a *spectrum* is that of 64 samples of the model. RED-Diff begins at A*(y).
+azula 0.11.1 are at their defaults, but for DPS, whose 1,000 steps take longer than all others together. Moment
+matching takes at most {iterations} iterations a call, or 3 where it is called *moment of 3*; a *spectrum* is that of
+64 samples of the model. RED-Diff begins at A*(y).
 
 PSNR is of a sample, in dB, and of the mean of {samples} samples of an image; *features* the distance of a sample's
 features in the packaged classifier to the truth's; *data* what a sample leaves of the measurement, over the noise: 1 is
 right. *In 90 %* is the share of pixels within the interval that the samples of the image say they should be in 9 times
 of 10 (Student's, of {samples} samples): less is a sampler that is too sure. Calls and gradients are for a sample,
 gradients each about a call and a half; seconds are of one core's time, for a sample of one image in a batch of eight.
-RED-Diff is an optimum and has one, and DPS was given one; its 1,000 steps, the default, are there if they were drawn.
+RED-Diff is an optimum and has one, and DPS was given one.
 
 `python -m benchmarks.restore.network --data DATA --out docs/restore-images.md`, with deepinv and azula, measures them
 and draws the picture. It goes on where it was interrupted; `--parts` has more images, {parts} if it is not given.
@@ -351,7 +353,8 @@ denoiser, the same samplers have the right variance. Here the network is small, 
 The picture has two samples of moment matching, *moment* and *again*. Seen by eye: they continue the horizon and the
 background across the hole, and put another animal, or a part of one, where the missing half was; so does *spectrum*.
 DiffPIR fills the hole with something of its own, with a seam; DDRM leaves it black, and is the smoothest elsewhere,
-MMPS between. From 8 x 8 pixels all but DDRM invent texture. Of the blur all but DPS make the animal and the bird.
+MMPS between. From 8 x 8 pixels all but DDRM invent texture. Of the blur all make the animal and the bird, but for DPS,
+which at its default weight draws images of its own that hardly heed what is measured.
 """
 OTHERS = """
 ## All methods, on the first {first} of these images
