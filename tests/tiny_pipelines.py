@@ -164,11 +164,6 @@ def save_pipeline(name: str, folder: Path) -> Path:
     return folder
 
 
-def brightness(images, seeds):
-    """A score of pixels."""
-    return images.float().mean((1, 2, 3))
-
-
 def reference(folder, name, guidance, negative=None, prompts=("a cat", "two"), labels=(1, 7), **options):
     """The pipeline's own run from the noise of seeds 0 and 1."""
     pipe = df.DiffusionPipeline.from_pretrained(folder)

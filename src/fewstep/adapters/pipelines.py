@@ -53,10 +53,9 @@ def fetched(name: str) -> Path | None:
         return None
     try:
         import diffusers
+        from huggingface_hub.constants import HF_HUB_CACHE
     except ImportError as error:
         raise ImportError(f"{name!r} is no folder here, and to fetch it: pip install 'fewstep[pipelines]'") from error
-    from huggingface_hub.constants import HF_HUB_CACHE
-
     level = diffusers.utils.logging.get_verbosity()
     diffusers.utils.logging.set_verbosity_error()  # what it warns of is in the error, if it is one
     try:

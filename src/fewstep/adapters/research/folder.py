@@ -140,8 +140,7 @@ def build(
     try:
         network = compared(make, config, shapes(path))
         with safe_open(path, framework="pt") as file:
-            # Each in its final form at once, the way in which convolutions are faster, so that two copies never meet.
-            state = {name: _laid_out(file.get_tensor(name).to(device, dtype)) for name in network.state_dict()}
+            state = {name: _placed(file.get_tensor(name), device, dtype) for name in network.state_dict()}
         network.load_state_dict(state, assign=True)
     except Exception as error:  # a corrupt header, missing or misshapen tensors, an impossible configuration
         reason = textwrap.shorten(str(error), 300, placeholder=" ...")
@@ -152,5 +151,7 @@ def build(
     return network.eval().requires_grad_(False)
 
 
-def _laid_out(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+def _placed(tensor: Tensor, device: str | torch.device, dtype: torch.dtype) -> Tensor:
+    """In its final form at once, in which convolutions are faster, so that two copies of the weights never meet."""
+    layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
+    return tensor.to(device, dtype, memory_format=layout)
