@@ -511,7 +511,8 @@ Written by `python -m benchmarks.cheaper`, here of the packaged network on {mach
 of yours, of classes or of prompts. Errors are root mean squares to the converged solution. Seconds are CPU time,
 measured in turn: look at ratios alone. An untrained network has errors that say nothing of a trained one.
 
-![Error against seconds](figures/cheaper.svg)
+![Error against seconds: whole calls of four solvers are lines, EVODiff's the lowest; caching and less precision are
+dots along them](figures/cheaper.svg)
 """
 PRECISION = """## Precision
 
