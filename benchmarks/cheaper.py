@@ -511,7 +511,7 @@ Written by `python -m benchmarks.cheaper`, here of the packaged network on {mach
 of yours, of classes or of prompts. Errors are root mean squares to the converged solution. Seconds are CPU time,
 measured in turn: look at ratios alone. An untrained network has errors that say nothing of a trained one.
 
-![Error against seconds](figures/cheaper.svg)
+![Error against seconds, whole calls as lines, caching and less precision as dots](figures/cheaper.svg)
 """
 PRECISION = """## Precision
 
@@ -551,7 +551,8 @@ PLANS = """### What is planned
 as the same cost buys. Features are not reused as they are: they are foretold on the line through the last two in log
 sigma, by the share that is best. A plan's errors are geometric means over its samples. Planned on {planned} images,
 measured on {seeds} others. "Seconds" are over the same number of whole calls; the last column is over the error of
-whole calls in the same seconds: where it is below 1, caching pays.
+whole calls in the same seconds: where it is below 1, caching pays. It pays most for solvers whose last calls do little:
+UniPC-2, 2M and DDIM leave at most three quarters of the error, EVODiff four fifths at best.
 """
 DEEPCACHE = """\
 **When not to use it.** Where the plan says "none". With a solver that wastes no call there is little to win. A plan is
