@@ -164,7 +164,7 @@ def save_pipeline(name: str, folder: Path) -> Path:
     return folder
 
 
-def reference(folder, name, guidance, negative=None, prompts=("a cat", "two"), **options):
+def reference(folder, name, guidance, negative=None, prompts=("a cat", "two"), labels=(1, 7), **options):
     """The pipeline's own run from the noise of seeds 0 and 1."""
     pipe = df.DiffusionPipeline.from_pretrained(folder)
     pipe.scheduler = EVODiffScheduler.from_config(pipe.scheduler.config)
@@ -178,6 +178,6 @@ def reference(folder, name, guidance, negative=None, prompts=("a cat", "two"), *
         if negative is not None or (name == "flux" and guidance > 1):
             call["negative_prompt"] = [negative or ""] * 2
     else:
-        call |= {"class_labels": [1, 7], "guidance_scale": guidance} if name == "dit" else {"batch_size": 2}
+        call |= {"class_labels": list(labels), "guidance_scale": guidance} if name == "dit" else {"batch_size": 2}
         call["generator"] = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     return torch.as_tensor(pipe(**call, return_dict=False)[0])

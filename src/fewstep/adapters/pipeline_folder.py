@@ -71,7 +71,12 @@ def _part_class(folder: Path, name: str, value: list[Any]) -> Any:
         return None
     if len(value) != 2 or not name.isidentifier():
         raise ValueError(f"{folder / INDEX}: {name!r} must name a library and a class; got {value!r}")
-    return _class_of(folder, *value)
+    from diffusers import DiffusionPipeline
+
+    kind = _class_of(folder, *value)
+    if issubclass(kind, DiffusionPipeline):  # it would read its folder in its own way
+        raise ValueError(f"{folder / INDEX}: {name!r} is a pipeline in a pipeline, which is not supported")
+    return kind
 
 
 def _class_of(folder: Path, library: object, name: object) -> Any:
@@ -182,6 +187,10 @@ def _network(folder: Path, kind: Any, dtype: torch.dtype) -> Any:
     config = read_json(folder / "config.json")
     if "quantization_config" in config:
         raise ValueError("its weights are quantized, which is not supported: take the ones that are not")
+    if (folder / "adapter_config.json").exists():  # which transformers would load, too
+        raise ValueError("there are weights of an adapter beside it: merge them, or take adapter_config.json away")
+    if code := next(_kernels(config), None):
+        raise ValueError(f"it asks for {code!r}, code from the hub, which is not run: take that out of config.json")
     _check_sizes(kind, config, files)
     types = {"dtype" if issubclass(kind, transformers.PreTrainedModel) else "torch_dtype": dtype}
     network, told = kind.from_pretrained(
@@ -194,6 +203,14 @@ def _network(folder: Path, kind: Any, dtype: torch.dtype) -> Any:
         if tensor.is_floating_point() and tensor.numel() and not all(map(torch.isfinite, tensor.aminmax())):
             raise ValueError(f"{name} holds NaN or inf as {tensor.dtype}")
     return network
+
+
+def _kernels(config: Any) -> Iterator[str]:
+    """The names of kernels, OWNER/NAME, that transformers would fetch and run for a configuration."""
+    for key, value in config.items() if isinstance(config, Mapping) else ():
+        if isinstance(key, str) and key.endswith("_implementation") and "/" in str(value):
+            yield str(value)
+        yield from _kernels(value)
 
 
 def _check_sizes(kind: Any, config: Mapping[str, Any], files: list[Path]) -> None:

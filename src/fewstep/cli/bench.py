@@ -31,7 +31,9 @@ def run(
     solvers: Annotated[str | None, typer.Option(help=f"Comma-separated: {ALL_SOLVERS}.")] = None,
     grids: Annotated[str | None, typer.Option(help=f"Comma-separated: own, {ALL_GRIDS}.")] = None,
     nfe: Annotated[str | None, typer.Option(help="Comma-separated budgets, in calls.")] = None,
-    guidance: Annotated[str | None, typer.Option(help="Comma-separated scales; 1 is none.")] = None,
+    guidance: Annotated[
+        str | None, typer.Option(help="Comma-separated scales; 1 is none, of ADM's classifier 0.")
+    ] = None,
     n: Annotated[int | None, typer.Option(help="Images in each cell; more may be added later.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the first image.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images at a time, and in a file.")] = None,

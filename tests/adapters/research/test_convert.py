@@ -7,11 +7,13 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,11 +23,13 @@ from adapters.research.test_architectures import NAMES, from_classifier_flags, f
 from cli.commands import DONE, FAILED, assert_refused, run
 from fewstep.adapters import load_model
 from fewstep.adapters.research import convert, unpickle
+from fewstep.adapters.research.adm import ADMCard
 from fewstep.adapters.research.convert import convert_adm, convert_score_sde
 from fewstep.adapters.research.folder import read_fields
 from fewstep.adapters.research.networks.adm import ADMConfig, ClassifierConfig
 from fewstep.adapters.research.networks.score_sde import NCSNppConfig
 from fewstep.adapters.research.published import ADM, ADM_CLASSIFIERS, SCORE_SDE
+from fewstep.adapters.research.score_sde import ScoreSDECard
 from research_files import Persistent
 
 
@@ -322,3 +326,11 @@ def test_published_configurations_are_those_of_the_table():
     for name, row in NAMES["score-sde"].items():
         wanted = read_fields(NCSNppConfig, from_config(row["config"]), name)
         assert read_fields(NCSNppConfig, SCORE_SDE[name]["network"], name) == wanted
+
+
+def test_the_examples_of_the_docs_are_configurations():
+    page = (Path(__file__).parents[3] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    adm, score = map(json.loads, re.findall(r"```json\n(.*?)```", page, re.DOTALL))
+    assert read_fields(ADMCard, adm, "docs").classifier.num_classes == read_fields(ADMCard, adm, "docs").classes == 10
+    published = SCORE_SDE["ve/cifar10_ncsnpp_continuous"]
+    assert read_fields(ScoreSDECard, score, "docs") == read_fields(ScoreSDECard, published, "published")
