@@ -1,5 +1,7 @@
 """The latent model: an error of the bench is that of a run, and the page is of the best grid of each peer."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -17,14 +19,13 @@ class Gaussians:
         return x / (1 + t**2)
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    made = Results(tmp_path_factory.mktemp("latent"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latent, "BUDGETS", (5, 8))
-        patch.setattr(latent, "PEERS", ("ddim", "dpmpp-2m", "unipc-3"))
-        latent.fill(Gaussians(), made, str)
-        yield made
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    for name, value in {"BUDGETS": (5, 8), "PEERS": ("ddim", "dpmpp-2m", "unipc-3")}.items():
+        monkeypatch.setattr(latent, name, value)
+    made = Results(tmp_path)
+    latent.fill(Gaussians(), made, str)
+    return made
 
 
 def test_every_cell_is_measured_once(results):
@@ -55,6 +56,7 @@ def test_the_page_has_the_best_grid_of_each_peer(results):
             found = latent.best(results, schedule, nfe, ["unipc-3"])
             assert found.rmse == min(each.rmse for each in results if each.key[:3] == (schedule, nfe, "unipc-3"))
             assert f"{found.rmse:.4f} ({found.grid})" in text
+    assert text.count(f" of {len(latent.SCHEDULES) * len(latent.BUDGETS)} cells.") == 2
     assert "nan" not in text
 
 
@@ -82,3 +84,8 @@ def test_the_latent_model_is_trained_once_and_answers_as_a_denoiser(tmp_path, mo
     assert model(x, 1e-2).sub(x).abs().max() < 0.1  # sigma / sqrt(sigma^2 + 1) of the network's answer
     with pytest.raises(ValueError, match="of 2 steps and not 3"):
         latent_model.latent_model(tmp_path, images, coding=1, denoising=3)
+
+
+def test_the_page_is_that_of_the_records():
+    page = Path(latent.__file__).parents[1] / "docs" / "latent.md"
+    assert page.read_text(encoding="utf-8") == latent.page(Results(latent.RECORDS))
