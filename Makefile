@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: help demo test check numerics ablation bench bench-overhead bench-imports stress robustness levels variance \
-	tune entropy cheaper flow frechet latent grids edit dehaze shifting comfyui memory quality quality-quick docs \
+	tune entropy cheaper stream flow frechet latent grids edit dehaze shifting comfyui memory quality quality-quick docs \
 	figures dist clean
 help:
 	@echo "make demo            compare solvers on the packaged model; says where the picture is"
@@ -16,6 +16,7 @@ help:
 	@echo "make tune            measure what tuning gains (docs/tune.md); hours"
 	@echo "make entropy         measure where the packaged network decides (docs/entropy.md)"
 	@echo "make cheaper         measure docs/cheaper.md: error against seconds of calls, caching and precision"
+	@echo "make stream          measure docs/stream.md: throughput, residual guidance, patches on two devices"
 	@echo "make stress          measure docs/stress.md: problems that are nothing like images, with networks from PyPI"
 	@echo "make robustness      kill runs of the command line, fill their disk, begin two at once; says what was lost"
 	@echo "make levels          measure what noise levels are worth to the scheduler for diffusers (docs/levels.md)"
@@ -79,6 +80,9 @@ tune: $(VENV)/.installed
 
 cheaper: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.cheaper
+
+stream: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.stream --out docs/stream.md
 
 entropy: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.entropy --out docs/entropy.md

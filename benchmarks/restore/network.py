@@ -47,7 +47,8 @@ SPECTRUM_SEEDS = range(100_000, 100_064)
 SAMPLES = 4  # of each image
 T_90 = {3: 2.3534}  # Student's, of the 90 % interval, by degrees of freedom
 ITERATIONS = 10
-ONCE = ("deepinv DPS, 1000", "RED-Diff, 25", "RED-Diff, 100")  # one of each image: a long run, or no samples
+LONG = "deepinv DPS, 1000"  # an hour: drawn at the end, of the first part, and not waited for
+ONCE = (LONG, "deepinv DPS, 100", "RED-Diff, 25", "RED-Diff, 100")  # one of each image: a long run, or no samples
 MAIN = (
     "moment, EVODiff, 10", "moment of 3, EVODiff, 10", "moment, DDIM, 10", "proximal with spectrum, EVODiff, 10",
     "proximal with spectrum, DDIM, 10", "deepinv DiffPIR, 100", "deepinv DDRM, 100", "azula MMPS, 64",
@@ -57,7 +58,7 @@ DEFAULT, FREE = "moment, EVODiff, 10", "proximal with spectrum, EVODiff, 10"
 SHOWN = 2  # images of the picture
 PICTURE = {  # of a sampler the sample of a number
     "moment": (DEFAULT, 0), "again": (DEFAULT, 1), "spectrum": (FREE, 0), "DiffPIR": ("deepinv DiffPIR, 100", 0),
-    "DDRM": ("deepinv DDRM, 100", 0), "MMPS": ("azula MMPS, 64", 0), "DPS": ("deepinv DPS, 1000", 0),
+    "DDRM": ("deepinv DDRM, 100", 0), "MMPS": ("azula MMPS, 64", 0), "DPS": ("deepinv DPS, 100", 0),
 }  # fmt: skip
 Sampler = Callable[..., Tensor]  # physics, y (B, *) and a seed to images
 
@@ -156,7 +157,8 @@ def draw(model: EDMModel, sampler: Sampler, operator: Any, y: Tensor, samples: i
 def wanted(parts: int) -> Iterator[tuple[int, str, str]]:
     """Part, sampler and task: all samplers on the first part, the main ones on the others."""
     for part in range(parts):
-        yield from product([part], MAIN if part else (*OURS, *PEERS), TASKS)
+        yield from product([part], MAIN if part else (name for name in (*OURS, *PEERS) if name != LONG), TASKS)
+    yield from product([0], [LONG], TASKS)
 
 
 def stored(store: Store, part: int, sampler: str, task: str) -> Drawn:
@@ -278,10 +280,11 @@ def picture(store: Store, data: str) -> bytes:
 
 def page(store: Store, data: str, parts: Sequence[int]) -> str:
     images = PART * len(parts)
-    whole = "" if len(parts) == 1 else OTHERS.format(first=PART, rows=table_of(store, data, (*OURS, *PEERS), [0]))
+    every = [name for name in (*OURS, *PEERS) if all(store.holds(name_of(0, name, task)) for task in TASKS)]
+    whole = "" if len(parts) == 1 else OTHERS.format(first=PART, rows=table_of(store, data, every, [0]))
     return (
         INTRODUCTION.format(images=images, parts=PARTS * PART, samples=SAMPLES, noise=NOISE, iterations=ITERATIONS)
-        + table_of(store, data, (*OURS, *PEERS) if len(parts) == 1 else MAIN, parts)
+        + table_of(store, data, every if len(parts) == 1 else MAIN, parts)
         + DIFFERENCES
         + differences(store, data, parts)
         + READING
@@ -339,13 +342,14 @@ def main(
     with Store(folder, settings, remedy="choose another --folder") as store:
         if draw_more:
             fill(store, data, parts)
-        done = {part for part, _, _ in wanted(parts)} - {
-            part for part, *rest in wanted(parts) if not store.holds(name_of(part, *rest))
+        lacking = {
+            part for part, name, task in wanted(parts) if name != LONG and not store.holds(name_of(part, name, task))
         }
-        if 0 not in done:
+        done = sorted({*range(parts)} - lacking)
+        if 0 in lacking:
             raise ValueError(f"{folder} has no whole part yet: run without --no-draw")
         write_atomically(out.with_suffix(".png"), picture(store, data))
-        write_atomically(out, page(store, data, sorted(done)).encode())
+        write_atomically(out, page(store, data, done).encode())
 
 
 if __name__ == "__main__":

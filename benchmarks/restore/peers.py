@@ -6,6 +6,7 @@ deepinv works in [0, 1], with half our noise.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,10 +96,10 @@ def _unit(physics: Any, y: Tensor) -> Tensor:
     return found
 
 
-def _dps(denoiser: Denoiser, physics: Any, y: Tensor, seed: int) -> Tensor:
+def _dps(denoiser: Denoiser, physics: Any, y: Tensor, seed: int, steps: int = 1000) -> Tensor:
     import deepinv as dinv
 
-    solver = dinv.sampling.DPS(_in_unit_interval(denoiser), dtype=torch.float32)
+    solver = dinv.sampling.DPS(_in_unit_interval(denoiser), num_steps=steps, dtype=torch.float32)
     found: Tensor = solver(_unit(physics, y), physics, seed=seed).float()
     return 2 * found - 1
 
@@ -154,5 +155,6 @@ PEERS: Mapping[str, Peer] = {
     "deepinv DiffPIR, 100": _diffpir,
     "deepinv DDRM, 100": _ddrm,
     "azula MMPS, 64": _mmps,
+    "deepinv DPS, 100": partial(_dps, steps=100),
     "deepinv DPS, 1000": _dps,
 }

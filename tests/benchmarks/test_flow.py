@@ -1,5 +1,7 @@
 """The flow table: what is measured is a run of the library, and the command works on a few images."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,8 @@ from benchmarks import flow
 from benchmarks.problems import ClassGaussians, Problem, gaussian, suite
 from fewstep.grid import simple
 from smooth import smooth_pictures
+
+PAGE = Path(__file__).parents[2] / "docs" / "flow.md"
 
 
 def small():
@@ -57,6 +61,7 @@ def test_standard_errors_are_those_of_the_draw():
 
 def test_the_command_writes_a_table_for_each_problem_and_shift(tmp_path, monkeypatch):
     monkeypatch.setattr(flow, "CALLS", (4, 6))
+    monkeypatch.setattr(flow, "SHIFTS", (1.0, 3.0))
     monkeypatch.setattr(suite, "STATISTICS_IMAGES", 50)
     images, labels = smooth_pictures()
     data, out = tmp_path / "pictures.npz", tmp_path / "flow.md"
@@ -78,3 +83,12 @@ def test_guidance_1_and_4_are_of_the_packaged_network():
     assert set(flow.MADE) == {"mixture", "guided-1", "guided-4"}
     assert flow.SHIFTS == (1.0, 3.0, 5.0, 7.0)
     assert torch.tensor(flow.CALLS).diff().min() > 0
+
+
+def test_the_page_is_that_of_the_records():
+    tag = (flow.RECORDS / "guided-1" / "10000-10003" / "fingerprint.txt").read_text().strip()
+    problems = [
+        Problem("mixture", (), 10_000, list, 1, targets={"exact": pytest.fail}),
+        *(Problem(name, (), 10_000, list, 1, fingerprint=tag) for name in ("guided-1", "guided-4")),
+    ]
+    assert PAGE.read_text(encoding="utf-8") == flow.page(problems, flow.RECORDS, flow.IMAGES, flow.MANY)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import fewstep as fs
 from benchmarks import frechet
 from fewstep.bench.metrics import Moments, frechet_distance
 
@@ -67,3 +68,40 @@ def test_efficientnet_is_of_1280_features_and_told_of_the_range():
     assert found.min() >= 0  # after ReLU6
     assert found.max() <= 6
     assert torch.allclose(of(images[1:2]), found[1:2], atol=1e-4)
+
+
+class Gaussians:
+    """As an EDM model: N(0, 1/4) in every pixel."""
+
+    schedule, shape, classes = fs.EDM(), (3, 4, 4), ("a", "b")
+
+    def __call__(self, x, t):
+        return x * 0.25 / (0.25 + t**2)
+
+
+class Images:
+    def of_class(self, label, side, count):
+        return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(label)) / 2
+
+
+def test_the_page_is_of_both_spaces_and_more_samples_add_to_fewer(tmp_path, monkeypatch):
+    for name, value in {"PART": 8, "RESAMPLES": 5, "BUDGETS": (5, 6)}.items():
+        monkeypatch.setattr(frechet, name, value)
+    spaces = {frechet.CLASSIFIER: lambda x: x[..., 0, 0], frechet.EFFICIENTNET: lambda x: x.mean((2, 3))}
+    said = []
+    store = frechet.Store(tmp_path, spaces, said.append)
+    few = frechet.sets(Gaussians(), Images(), store, 8, 20)
+    count = len(said)
+    found = frechet.sets(Gaussians(), Images(), store, 16, 20)
+    assert len(said) == 2 * count - 2  # the same again, but for the images of two classes
+    name = "EVODiff(), 5"
+    for space in spaces:
+        assert torch.equal(found[space][name][:8], few[space][name])
+    seeds = range(frechet.FIRST_SEED, frechet.FIRST_SEED + 16)
+    images = fs.sample(Gaussians(), fs.sampling.unit_noise(seeds, (3, 4, 4)), nfe=5)
+    assert torch.allclose(found[frechet.CLASSIFIER][name], images[..., 0, 0], atol=1e-6)
+    text = frechet.page(found, 16, 20)
+    assert "nan" not in text
+    for each in frechet.SAMPLERS:
+        assert text.count(f"\n| {each} |") == 4  # two spaces, two sets that distances are to
+    assert "of 10 |" in text

@@ -163,6 +163,8 @@ def test_other_commands_take_prompts_too(folder, tmp_path):
 def test_a_bench_takes_what_a_function_returns(folder, monkeypatch):
     with pytest.raises(ValueError, match=r"draws what a text says: give prompts, a file with one a line"):
         load_subject(str(folder("sd1")))
+    with pytest.raises(ValueError, match="knows no prompts: leave them out"):
+        load_subject(str(folder("dit")), prompts=("a cat",))
     denoiser = load_model(folder("sd1")).prompted("a cat", 2.0)
     monkeypatch.setattr("tiny_pipelines.subject", lambda: denoiser, raising=False)
     subject = load_subject("tiny_pipelines:subject")

@@ -74,6 +74,8 @@ def load_subject(
     text = hasattr(model, "prompted")
     if text and not prompts:
         raise ValueError(f"{name} draws what a text says: give prompts, a file with one a line")
+    if prompts and not text and ":" not in name:  # a function may have drawn from them itself
+        raise ValueError(f"{name} knows no prompts: leave them out")
     shape = shape or tuple(getattr(model, "shape", ()))
     if not shape:
         raise ValueError(f"the shape of a sample of {name} is not known: give shape = [3, 32, 32], or the like")

@@ -145,7 +145,8 @@ def restore(
             "seed": seed, "grid": grid, "label": label, "guidance": guidance, "prompts": digest(texts, negative),
             "size": size, "device": device, "dtype": dtype, "batch": loaded.batch, "versions": versions(network),
         }  # fmt: skip
-        evaluations, gradients = Evaluations(network, loaded.batch), list[int]()
+        evaluations = Evaluations(network, loaded.batch, getattr(loaded, "classifier", None))
+        gradients: list[int] = []
         begins_unit = getattr(loaded, "unit_start", False)
 
         # The first restoration of every image, then the second: a run grows with --n.
