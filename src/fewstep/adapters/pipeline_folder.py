@@ -19,7 +19,7 @@ from torch.nn.modules import module as hooks
 
 from ..models import read_json
 
-__all__ = ["load_part", "load_pipeline"]
+__all__ = ["load_part", "load_pipeline", "quiet"]
 
 INDEX = "model_index.json"
 OURS = "fewstep.integrations.diffusers"  # of pipelines that were saved with EVODiffScheduler
@@ -45,6 +45,26 @@ def load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
         raise ImportError(f"loading a pipeline needs {error.name}: pip install 'fewstep[pipelines]'") from error
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
+    with quiet(diffusers, transformers):  # of what they miss that nothing here needs
+        return _pipeline(folder, dtype)
+
+
+@contextmanager
+def quiet(*libraries: Any) -> Iterator[None]:
+    """Without the libraries' warnings, of which those that matter are errors here."""
+    levels = [library.utils.logging.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, level in zip(libraries, levels, strict=True):
+            library.utils.logging.set_verbosity(level)
+
+
+def _pipeline(folder: Path, dtype: torch.dtype) -> Any:
+    import diffusers
+
     index = read_json(folder / INDEX)
     kind = _class_of(folder, "diffusers", index.get("_class_name"))
     if not issubclass(kind, diffusers.DiffusionPipeline):

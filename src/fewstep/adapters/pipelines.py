@@ -51,15 +51,17 @@ def fetched(name: str) -> Path | None:
     """The folder of a pipeline on the Hub or in its cache; None for what is no name there."""
     if not HUB_NAME.fullmatch(name):
         return None
+    from .pipeline_folder import quiet
+
     try:
         import diffusers
+        import transformers
         from huggingface_hub.constants import HF_HUB_CACHE
     except ImportError as error:
         raise ImportError(f"{name!r} is no folder here, and to fetch it: pip install 'fewstep[pipelines]'") from error
-    level = diffusers.utils.logging.get_verbosity()
-    diffusers.utils.logging.set_verbosity_error()  # what it warns of is in the error, if it is one
     try:
-        return Path(diffusers.DiffusionPipeline.download(name, use_safetensors=True))
+        with quiet(diffusers, transformers):
+            return Path(diffusers.DiffusionPipeline.download(name, use_safetensors=True))
     except Exception as error:
         raise FileNotFoundError(
             f"no folder {name!r} here, no whole copy of it in {HF_HUB_CACHE}, and the Hugging Face hub did not give it "
@@ -67,8 +69,6 @@ def fetched(name: str) -> Path | None:
             f"`hf download {name} --local-dir FOLDER`, and give that folder, which has {INDEX} at the top and each "
             "part in a folder of its name"
         ) from error
-    finally:
-        diffusers.utils.logging.set_verbosity(level)
 
 
 def load(
