@@ -239,8 +239,8 @@ on the others, where little depends on it.
 CHOSEN = """
 ## The order of the last step
 
-Where `final_order` is None, the default, the order of the last step is found by a simulation on Gaussians and on pairs of
-sharp modes, before any call and without the model (`solvers/core/last_steps.py`). This is what it is worth on other
+Where `final_order` is None, the default, the order of the last step is found by a simulation on Gaussians and on pairs
+of sharp modes, before any call and without the model (`solvers/core/last_steps.py`). This is what it is worth on other
 data: six random pixels, each of its own mixture, whose ODE is solved exactly, modes of width 0.3 to 1 of their distance
 (smooth) or 0.03 to 0.2 (sharp). For stochastic solvers it is the error of the standard deviations of a Gaussian
 ("spread"), of other ones than the simulation has. The cases are all of EDM, VP (linear and cosine), Stable Diffusion's
@@ -255,7 +255,8 @@ sharper the data is, and no Gaussian is as sharp as one mode among others. The o
 and on smooth data a fixed order can be better: DEIS extrapolates in σ / α or the clock, of which a last step is a small
 part, so that `DEIS(3, final_order=3)` gains a fifth on smooth data in few calls and loses up to a third on sharp. With
 noise on the way the choice can reach to four steps before the end: where that leaves less both on Gaussians no wider
-than the data and on all. Were data four times as wide as the schedule says, up to 7 % of the cases would be worse by more.
+than the data and on all. Were data four times as wide as the schedule says, up to 7 % of the cases would be worse by
+more than 5 %.
 """
 LAST_STEP = """
 ## The last step of published EVODiff
