@@ -40,7 +40,7 @@ class Clip:
         if not (path / "config.json").is_file():
             raise FileNotFoundError(
                 f"no CLIP{f' in {path}' if folder else ''}: download {CLIP_OF_LAION} from the Hugging Face hub, its "
-                "model.safetensors and *.json, and give the folder as clip"
+                "model.safetensors, merges.txt and *.json, and give the folder as clip"
             )
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         with_pillow = "CLIPImageProcessorPil"  # from transformers 5 on

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import avg_pool2d, conv2d, pad
+from torch.nn.functional import avg_pool2d, conv1d, pad
 
 from ..answers import how_to_convert
 
@@ -74,19 +74,23 @@ def deblurring(std: float, shape: tuple[int, ...]) -> Linear:
             f"std must be positive and less than {min(shape[-2:]) / TAIL:.3g} pixels here; got std={std!r}"
         )
     line = torch.exp(-torch.arange(-reach, reach + 1, dtype=torch.float64).square() / (2 * std**2))
-    return Linear(partial(_blurred, line=line / line.sum()), shape)
+    rows, columns = (_blur(side, line / line.sum()) for side in shape[-2:])
+    return Linear(partial(_blurred, rows=rows, columns=columns), shape)
 
 
 def _masked(x: Tensor, mask: Tensor) -> Tensor:
     return x * mask.to(x)
 
 
-def _blurred(x: Tensor, line: Tensor) -> Tensor:
-    reach, channels = len(line) // 2, x.shape[1]
-    kernel = line.to(x).expand(channels, 1, -1)
-    x = pad(x, (reach,) * 4, mode="reflect")
-    x = conv2d(x, kernel[:, :, None], groups=channels)
-    return conv2d(x, kernel[..., None], groups=channels)
+def _blur(side: int, line: Tensor) -> Tensor:
+    """(side, side): of a row of pixels, what `line` makes of it."""
+    points = pad(torch.eye(side, dtype=line.dtype)[:, None], (len(line) // 2,) * 2, mode="reflect")
+    return conv1d(points, line.expand(1, 1, -1))[:, 0].T
+
+
+def _blurred(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    # A tenth of the time of convolutions and their derivative, on a CPU.
+    return rows.to(x) @ x @ columns.to(x).T
 
 
 class Linearised(NamedTuple):
@@ -99,7 +103,7 @@ class Linearised(NamedTuple):
 
 def linearised(operator: Any, x: Tensor) -> Linearised:
     """`operator` about x (B, *); a linear one is the same about every x."""
-    if hasattr(operator, "A_adjoint"):
+    if hasattr(operator, "A_adjoint") and not isinstance(operator, Linear):
         return Linearised(operator.A(x), operator.A, operator.A_adjoint)
 
     def function(x: Tensor) -> Tensor:
@@ -107,7 +111,9 @@ def linearised(operator: Any, x: Tensor) -> Linearised:
             return _function(operator)(x)
 
     measured, pull = torch.func.vjp(function, x)  # type: ignore[misc]
-    return Linearised(measured, lambda v: torch.func.jvp(function, (x,), (v,))[1], lambda y: pull(y)[0])
+    # The product of a `Linear` is the same about x as about 0: one for all that is solved here.
+    forward = function if isinstance(operator, Linear) else lambda v: torch.func.jvp(function, (x,), (v,))[1]
+    return Linearised(measured, forward, lambda y: pull(y)[0])
 
 
 def _function(operator: Any) -> Callable[[Tensor], Tensor]:

@@ -44,7 +44,7 @@ def conjugate_residuals(product: Callable[[Tensor], Tensor], b: Tensor, toleranc
         p, image = r, product(r)
         for direction, its in before:
             share = dot(its, image)
-            p, image = p - share * direction, image - share * its
+            p, image = torch.addcmul(p, share, direction, value=-1), torch.addcmul(image, share, its, value=-1)
         size = dot(image, image).sqrt()
         active = active & (size > 0)
         # Not 0 times what a frozen system may have in the meantime: that may be NaN.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -50,6 +51,7 @@ class Spectrum:
         return torch.einsum("cd,bdhw->bchw", self.colours.to(z), rows.T @ z @ columns)
 
 
+@cache
 def _cosines(side: int) -> Tensor:
     """(side, side), orthonormal: frequency k at pixel i is cos(pi k (i + 1/2) / side)."""
     pixel = torch.arange(side, dtype=torch.float64) + 0.5
