@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: help demo test check numerics ablation bench bench-overhead bench-imports stress robustness levels variance \
-	tune entropy cheaper flow edit restore-exact restore-cost comfyui memory quality quality-quick docs figures dist clean
+	tune entropy cheaper stream flow frechet latent grids edit dehaze shifting restore-exact restore-cost comfyui memory \
+	quality quality-quick docs figures dist clean
 help:
 	@echo "make demo            compare solvers on the packaged model; says where the picture is"
 	@echo "make test            everything that CI runs: lint, types, tests"
@@ -15,6 +16,7 @@ help:
 	@echo "make tune            measure what tuning gains (docs/tune.md); hours"
 	@echo "make entropy         measure where the packaged network decides (docs/entropy.md)"
 	@echo "make cheaper         measure docs/cheaper.md: error against seconds of calls, caching and precision"
+	@echo "make stream          measure docs/stream.md: throughput, residual guidance, patches on two devices"
 	@echo "make stress          measure docs/stress.md: problems that are nothing like images, with networks from PyPI"
 	@echo "make robustness      kill runs of the command line, fill their disk, begin two at once; says what was lost"
 	@echo "make levels          measure what noise levels are worth to the scheduler for diffusers (docs/levels.md)"
@@ -24,7 +26,12 @@ help:
 	@echo "make flow            measure docs/flow.md: what users of flow models choose from, on the grid that they have"
 	@echo "make restore-exact   measure who is biased, against known posteriors (docs/restore-exact.md)"
 	@echo "make restore-cost    measure what restoring costs beside plain sampling (docs/restore-cost.md)"
+	@echo "make frechet         measure docs/frechet.md: distances in features that nobody here trained"
+	@echo "make latent          train a small latent model on other images, and measure docs/latent.md on it"
+	@echo "make grids           write docs/grids.md, which grid for which solver, from the records of make quality"
 	@echo "make edit            edit images with the packaged model (docs/edit.md)"
+	@echo "make dehaze          take haze off images, with a model of the haze too (docs/dehaze.md)"
+	@echo "make shifting        train a network for residual shifting, and measure it (docs/shifting.md)"
 	@echo "make bench           solvers on the packaged model, 1,000 images a row (benchmarks/report/): an hour; goes on"
 	@echo "make quality         measure docs/quality.md: hours; goes on where it was interrupted"
 	@echo "make docs            the site of docs/, in site/: strict, without network"
@@ -76,6 +83,9 @@ tune: $(VENV)/.installed
 cheaper: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.cheaper
 
+stream: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.stream --out docs/stream.md
+
 entropy: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.entropy --out docs/entropy.md
 
@@ -105,8 +115,29 @@ restore-exact: $(VENV)/.installed
 restore-cost: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.restore.cost --out docs/restore-cost.md
 
+# What only measures: an outsider's features, and photographs that are not CIFAR-10's.
+$(VENV)/.evidence: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[evidence]'
+	touch $@
+
+frechet: $(VENV)/.evidence
+	$(BIN)/python -m benchmarks.frechet --data $(DATA) --out docs/frechet.md
+
+LATENT ?= samples/latent
+latent: $(VENV)/.evidence
+	$(BIN)/python -m benchmarks.latent --folder $(LATENT) --out docs/latent.md
+
+grids: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.grids --out docs/grids.md
+
 edit: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.edit --data $(DATA) --out docs/edit.md
+
+dehaze: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.restore.dehaze --data $(DATA) --out docs/dehaze.md
+
+shifting: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.restore.shifting --data $(DATA) --out docs/shifting.md
 
 BENCH ?= samples/bench
 bench: $(VENV)/.installed

@@ -151,10 +151,10 @@ from fewstep import edit
 
 nodes = fs.karras(model.schedule, 20)
 maps = edit.invert(model.conditioned(cat), images, nodes, seeds=range(len(images)))
-same = edit.replay(model.conditioned(cat), maps)                        # the images, to rounding
+same = edit.replay(model.conditioned(cat), maps)  # the images, to rounding
 dogs = edit.replay(model.conditioned(dog, guidance=3.0), maps)
 moved = edit.replay(model.conditioned(cat), maps.changed(lambda each: each.roll(4, -1)))
-maps = edit.invert(model.conditioned(cat), images, nodes[6:], seeds=range(len(images)))   # a skipped start
+maps = edit.invert(model.conditioned(cat), images, nodes[6:], seeds=range(len(images)))  # a skipped start
 ```
 
 Each costs one call a step; the maps, as much memory as the image times the nodes. `solver=` is DDPM if not given, and

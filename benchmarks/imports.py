@@ -16,14 +16,14 @@ from .command import Out, write
 __all__ = ["page"]
 
 ROUNDS = 7  # each runs every candidate once, in turn
-BASE = "import torch"
+BASE, OURS, THEIRS = "import torch", "load_model()", "load_model() with diffusers' network"
 CANDIDATES = {
     BASE: BASE,
     "import fewstep": "import fewstep",
     "from fewstep import sample": "from fewstep import sample",
     "fewstep --help": "from fewstep.cli import app; app(['--help'])",
-    "import diffusers' network": "from diffusers import UNet2DModel",
-    "load_model()": "from fewstep.adapters import load_model; load_model()",
+    OURS: "from fewstep.adapters import load_model; load_model()",
+    THEIRS: "from fewstep.adapters import load_model, unet2d; unet2d.covers = lambda config: False; load_model()",
 }
 
 
@@ -48,9 +48,9 @@ in turn. Compare ratios, not seconds.
 
 """
 READING = """
-The names of `fewstep` are imported when one is first asked for, and the command line's help needs none. Loading the
-packaged model is mostly the import of diffusers' network: its packages import every model that diffusers has, and with
-them parts of transformers and torch's compiler, whichever one is asked for.
+The names of `fewstep` are imported when one is first asked for, and the command line's help needs no torch. The network
+of the packaged model, and others of its kind, are in the package, equal to diffusers' to the bit. The last line takes
+diffusers' own, whose import brings parts of transformers and torch's compiler along.
 """
 
 

@@ -77,8 +77,8 @@ class Ending(NamedTuple):
 
     @property
     def excess(self) -> float:
-        """The rule's error over that of the best of the orders from 1 to its own."""
-        return self.rule / min(self.errors[: self.chosen], default=self.rule)
+        """The rule's error over that of the best of the orders from 1 to its own, or of 1 where its own is lower."""
+        return self.rule / min(self.errors[: max(self.chosen, 1)])
 
 
 def endings(family: Family, law: Product | None, budgets: Sequence[int] = BUDGETS) -> Iterator[Ending]:

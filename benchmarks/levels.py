@@ -105,7 +105,8 @@ if it were theirs: under the noise of their schedule, predicting what they predi
 converged solution from the same noise ({converged} steps of UniPC-3 in log-SNR over the whole schedule, to σ = 0), by
 calls of the network. The least of each budget is in bold. Written by `make levels`.
 
-The network is small, and of pixels. **What this says of latents is not known.**
+The network is small, and of pixels. [latent.md](latent.md) has a small latent model; **what this says of large ones is
+not known.**
 """
 READING = """
 The levels that these configs ask for are even in time and end with a long step to σ = 0, which decides the error of

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from .command import Out, say, write
 
-__all__ = ["measure", "page", "save_model"]
+__all__ = ["measure", "networks", "page", "save_model", "save_network"]
 
 BATCHES = (1, 8)
 STEPS = 4
@@ -25,6 +26,7 @@ ROUNDS = 5
 GUIDANCE = 7.5
 POLL = 0.001  # seconds
 WIDTH, LENGTH = 256, 77  # of the text
+SMALL = "small"  # the folder of a small network in that of a large one
 KINDS = {"diffusers, UniPC": "theirs", "fewstep": "ours"}
 
 
@@ -60,6 +62,20 @@ def save_model(folder: Path, channels: tuple[int, ...] = (96, 192, 384), side: i
     return folder
 
 
+def save_network(folder: Path, channels: int = 128) -> Path:
+    """An untrained network of EDM, that of its CIFAR-10 files, as `fewstep convert` leaves it."""
+    from fewstep.adapters.research.folder import NETWORK, read_fields, write_folder
+    from fewstep.adapters.research.networks.edm import EDMUNet, UNetConfig
+
+    config = {"model_type": "SongUNet", "img_resolution": 32, "in_channels": 3, "out_channels": 3}
+    config |= {"model_channels": channels, "channel_mult": [2, 2, 2]}
+    network = EDMUNet(read_fields(UNetConfig, config, "network"))
+    for each in network.parameters():
+        torch.nn.init.normal_(each, std=0.02)
+    write_folder(folder, {"family": "edm", "network": config}, {NETWORK: network.state_dict()})
+    return folder
+
+
 def held() -> int:
     """Bytes of this process that are no file's: what was read of weights by mapping does not count twice."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -85,17 +101,25 @@ def peak(work: Callable[[], object]) -> int:
     return max([*found, held()])
 
 
+def loading(folder: Path, dtype: str) -> None:
+    """Print bytes beyond what imports hold, of loading a network and of holding it."""
+    from fewstep.adapters import load_model
+
+    load_model(folder / SMALL)  # what that imports is nobody's
+    before, kept = held(), dict[str, Any]()
+    most = peak(lambda: kept.update(model=load_model(folder, dtype=getattr(torch, dtype)))) - before
+    print(json.dumps({"loading": most, "loaded": held() - before}))
+
+
 def one(kind: str, folder: Path, batch: int) -> None:
     """Measure in this process, and print: bytes beyond what imports hold, of loading and of a run with its images."""
     import accelerate  # noqa: F401, whose memory is nobody's
-    import torch
     import transformers  # noqa: F401
     from diffusers import StableDiffusionPipeline
 
     import fewstep
     from fewstep.adapters import asking, load_model, pipeline_folder, pipelines  # noqa: F401
 
-    torch.set_num_threads(1)
     prompts, kept = ["a horse"] * batch, {}
     if kind == "theirs":
 
@@ -127,13 +151,38 @@ def measure(folder: Path, batch: int, rounds: int = ROUNDS) -> dict[str, dict[st
     found: dict[str, list[dict[str, int]]] = {name: [] for name in KINDS}
     for _ in range(rounds):
         for name, kind in KINDS.items():
-            arguments = ["--one", kind, "--folder", str(folder), "--batch", str(batch)]
-            command = [sys.executable, "-m", "benchmarks.memory", *arguments]
-            told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            found[name].append(json.loads(told.splitlines()[-1]))
+            found[name].append(apart("--one", kind, "--folder", str(folder), "--batch", str(batch)))
     return {
         name: {key: statistics.median(each[key] for each in all_) for key in all_[0]} for name, all_ in found.items()
     }
+
+
+def apart(*arguments: str) -> dict[str, int]:
+    """What this program prints in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.memory", *arguments]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found: dict[str, int] = json.loads(told.splitlines()[-1])
+    return found
+
+
+def networks() -> str:
+    """Of loading a network of research code."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = save_network(Path(temporary))
+        save_network(folder / SMALL, channels=16)
+        weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        rows = []
+        for dtype, share in (("float32", 1.0), ("bfloat16", 0.5)):
+            found = apart("--one", dtype, "--folder", str(folder))
+            numbers = (f"{each / 2**20:,.0f}" for each in (weights * share, found["loading"], found["loaded"]))
+            rows.append(f"| {dtype} | {' | '.join(numbers)} |")
+    return f"""A folder that `fewstep convert` made, of EDM's network for CIFAR-10:
+
+| | weights | loading | loaded |
+|---|---|---|---|
+{chr(10).join(rows)}
+
+"""
 
 
 def page() -> str:
@@ -161,7 +210,7 @@ loaded: no copy of the weights beside the files. Single runs of batch 1 scatter 
 |---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-[Models of others](checkpoints.md) says how to need less: `dtype=torch.bfloat16`, `batch=1`.
+{networks()}[Models of others](checkpoints.md) says how to need less: `dtype=torch.bfloat16`, `batch=1`.
 """
 
 
@@ -172,7 +221,10 @@ def main(
     batch: int = 1,
 ) -> None:
     """Measure the memory of a run beside diffusers' own pipeline, and write docs/memory.md."""
-    if one_:
+    torch.set_num_threads(1)
+    if one_ in ("float32", "bfloat16"):
+        loading(folder, one_)
+    elif one_:
         one(one_, folder, batch)
     else:
         write(out, page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import statistics
 import time
@@ -16,7 +17,8 @@ from fewstep.adapters import load_model
 from fewstep.adapters.unet2d import EDMModel
 from fewstep.bench.markdown import table
 from fewstep.grid import focused
-from fewstep.guidance import guided
+from fewstep.guidance import guidance_interval, guided
+from fewstep.prediction import Denoiser
 from fewstep.sampling import integrate, sample, unit_noise
 from fewstep.stream import residual, stream
 
@@ -30,6 +32,7 @@ NFE, START = 12, 4  # eight calls a frame: image to image, from sigma = 2.9
 FRAMES, ROUNDS, WARM_UP = 16, 3, 1
 PHASES = (2, 4, 8)
 SCALE, SCALES = 2.0, (1.5, 2.0, 4.0)
+ABOVE = 1.0  # sigma, of `above=`
 HORSE, DEER = 7, 4  # the frames show one, the prompt says the other
 ALONE = "one after another"
 
@@ -72,13 +75,15 @@ def guidance(model: EDMModel, frames: Tensor, scales: Sequence[float] = SCALES) 
     start = nodes[0].alpha * frames + nodes[0].sigma * unit_noise([0], model.shape)
     with torch.no_grad():
         once = model(start, nodes[0].time)
-    ways = {"none": None, "by the frame": residual(frames), "by one call": residual(once)}
-    found = {}
+    known = {"by the frame": residual(frames), "by one call": residual(once)}
+    found: dict[tuple[str, float], float] = {}
     for scale in scales:
+        ways: dict[str, Denoiser] = {"none": deer}
+        for name, negative in known.items():
+            ways[name] = guided(deer, negative, scale)
+            ways[f"{name}, above {ABOVE:g}"] = guidance_interval(ways[name], deer, ABOVE, math.inf)
         exact = integrate(guided(deer, model, scale), start, nodes)
-        for name, negative in ways.items():
-            denoiser = deer if negative is None else guided(deer, negative, scale)
-            found[name, scale] = rmse(integrate(denoiser, start, nodes), exact)
+        found |= {(name, scale): rmse(integrate(denoiser, start, nodes), exact) for name, denoiser in ways.items()}
     return found
 
 
@@ -125,7 +130,8 @@ for frame in camera:
 ```
 
 A result says whether its frame was done, skipped, dropped or failed: the queue is bounded, and NaN in one frame does
-not touch the others. `residual` is the negative of residual guidance, which costs no call (StreamDiffusion, 2023).
+not touch the others. On CPU an image is that of its frame alone, to the bit, if the model's answer for a sample does
+not depend on the others: `load_model(batch=8)` sees to that.
 
 **When not to use it.** Where all images are there at once, a batch is as fast and simpler. Where a call of one image
 uses the whole machine, phases gain nothing.
@@ -136,16 +142,76 @@ Written by `python -m benchmarks.stream`: {frames} frames of {calls} calls each,
 {throughput}
 ## Residual guidance
 
-RMSE to guidance that asks the model twice:
+`Stream(..., scale=1.5)` guides with what is known instead of a second call: the frame itself, or with `negative=` the
+unconditional answer to the frame's first x, which is one call a frame (RCFG; StreamDiffusion, 2023, section 3.2). RMSE
+to guidance that asks the model twice:
 
 {guidance}
+The first row has no guidance at all. What is known stands still while x nears the image, so that each call pushes
+further from it what the last one had pushed: down to the clean end the image is lost. `above=1.0` guides at noise
+levels above 1 alone: with one call of the negative that is nearer to whole guidance than none is, at every scale here.
+
+**When not to use it.** Without `above`, unless the run ends in noise. By the frame it steers away from the frame, which
+is not what guidance does. Where two calls fit, make two.
+
 ## Several devices
 
-Independent images: data parallel, by `accelerate` and `fewstep bench --shard`. One large image on several devices:
-patch parallel of transformers, by xDiT, which takes a diffusers pipeline with `EVODiffScheduler`. PCPP and ASGDiffusion
-let patches see each other's features of the call before; simulated here with two halves of {images} images:
+| you have | use | the images |
+| --- | --- | --- |
+| many images | one process a device, by `accelerate` or `--shard`: [Bench](bench.md) | the same |
+| one large image, a transformer of diffusers | its sequence on all devices, below | the same, to rounding |
+| such a model on devices that xDiT knows | xDiT, Ulysses or ring degree | the same, to rounding |
+| a U-Net, and one image on several devices | one device, fewer calls | see below |
+
+**diffusers** divides the sequence of tokens, and gathers the answer before the scheduler sees it, so that the scheduler
+need not know. Under `torchrun --nproc-per-node 2`, for Flux, Qwen-Image, Wan, LTX and others:
+
+```python
+import torch.distributed
+from diffusers import ContextParallelConfig
+from fewstep.integrations.diffusers import EVODiffScheduler
+
+torch.distributed.init_process_group()
+pipe.scheduler = EVODiffScheduler.from_config(pipe.scheduler.config)
+pipe.transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
+```
+
+The tests run this in two processes on a CPU with a tiny Flux: the latents are those of one process, to rounding. Give
+all processes the same seed.
+
+**xDiT** (`pip install xfuser`) has more models, and divides guidance too:
+
+```python
+from xfuser.runner import xFuserModelRunner
+
+runner = xFuserModelRunner({{"model": "FLUX.1-dev", "ulysses_degree": 2}})
+options = runner.preprocess_args({{"prompt": "a cat", "num_inference_steps": 8}})
+runner.initialize(options)
+pipe = runner.model.pipe
+pipe.scheduler = EVODiffScheduler.from_config(pipe.scheduler.config)
+output, timings = runner.run(options)
+```
+
+Read in the code of xfuser 0.7.0, not run: without an accelerator `import xfuser` ends in NotImplementedError, "No
+Accelerators ... available", once triton is there, which it needs and does not name. The runner's transformers gather
+their answers, so that the scheduler sees whole latents. Not so in xDiT's own pipelines (`xFuserFluxPipeline`), which
+PipeFusion needs: there each device steps its own part, whose weights EVODiff would find for that part alone, and a
+scheduler that xDiT does not wrap is asked for every patch in turn.
+
+**PCPP** and DistriFusion, of which it is a variant, give each device a part of the image, and let it see the other
+parts' features as they were one call ago. Neither is built here; this is what stale features cost, of two halves of
+{images} images:
 
 {patches}
+Few calls are where neighbouring calls differ most. With EVODiff one device in 8 calls is better than two in 20; DDIM
+loses less, as it had less to lose, and stays behind EVODiff on the same devices. DistriFusion's gains are of 50 calls.
+PCPP sends only what borders on a patch, which cannot be less stale.
+
+**ASGDiffusion** makes images larger than those a model was trained on, from patches that follow a smaller image's
+structure, each on its device. That is another image than the model's own, so that there is no solution to hold it to,
+and nothing of it is here.
+
+**When not to use several devices.** For many images at once one process a device wins: nothing is sent.
 """
 
 

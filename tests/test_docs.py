@@ -38,7 +38,7 @@ def test_the_page_on_extending_writes_a_solver_of_twenty_lines_that_does_what_it
 
 
 def test_the_short_example_runs():
-    pytest.importorskip("diffusers", reason="needs the extra diffusers")
+    pytest.importorskip("safetensors", reason="needs the extra cli")
     names: dict = {}
     exec(SHORT, names)
     assert names["horses"].shape == (16, 3, 32, 32)

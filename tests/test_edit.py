@@ -48,7 +48,7 @@ def test_a_replay_returns_the_image_with_every_stochastic_solver_of_one_call(sol
 
 def test_32_images_come_back_from_a_network(tmp_path):
     """In float32, with its answers the same to the bit in any batch."""
-    pytest.importorskip("diffusers", reason="needs the extra diffusers")
+    pytest.importorskip("safetensors", reason="needs the extra cli")
     from fewstep.adapters import load_model
     from tiny import save_model
 

@@ -42,7 +42,7 @@ def test_rows_of_a_table_have_its_correlations():
 
 
 def test_an_inverse_problem_explains_what_was_seen(tmp_path):
-    pytest.importorskip("diffusers", reason="needs the extra diffusers")
+    pytest.importorskip("safetensors", reason="needs the extra cli")
     error, unaware = load("inverse").main(str(tmp_path / "inverse.png"), seeds=range(2))
     assert error < unaware / 10
     assert (tmp_path / "inverse.png").is_file()

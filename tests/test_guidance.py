@@ -249,6 +249,17 @@ def test_cfgpp_refuses():
         fs.cfgpp(same, same, 0.5, nodes)(torch.ones(1, 2), 3.0)
 
 
+@pytest.mark.parametrize("solver", [fs.Heun(), fs.SEEDS(r=1.0), fs.DPMSolverPP(2, method="singlestep")])
+@pytest.mark.parametrize("wrap", [lambda denoiser: denoiser, lambda denoiser: fs.clip(denoiser, -1, 1)])
+def test_cfgpp_is_refused_with_several_calls_a_step(solver, wrap):
+    nodes = fs.log_snr(fs.EDM(), 5)
+    denoiser = wrap(fs.cfgpp(same, same, 0.5, nodes))
+    with pytest.raises(ValueError, match=r"CFG\+\+ follows the steps, one call each.*take a solver of one call a step"):
+        fs.integrate(denoiser, torch.ones(1, 2), nodes, solver=solver, schedule=fs.EDM(), seeds=[0])
+    with pytest.raises(ValueError, match=r"CFG\+\+ follows the steps"):
+        fs.sample(denoiser, torch.ones(1, 2), nfe=10, solver=solver, schedule=fs.EDM(), seeds=[0])
+
+
 @pytest.mark.parametrize("nodes", [(), [80.0, 1.0, 0.0], [fs.EDM().node(80.0)]])
 def test_cfgpp_asks_for_the_nodes_of_a_run(nodes):
     with pytest.raises(TypeError, match="nodes must be those of the run, as a grid makes them"):

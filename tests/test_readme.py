@@ -81,7 +81,7 @@ def test_the_example_for_diffusers_runs():
 
 
 def test_the_example_in_python_runs():
-    pytest.importorskip("diffusers", reason="needs the extra diffusers")
+    pytest.importorskip("safetensors", reason="needs the extra cli")
     names: dict = {}
     exec(PYTHON, names)
     assert names["horses"].shape == (16, 3, 32, 32)

@@ -4,34 +4,36 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from fewstep.adapters.unet2d_network import UNet2D
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CLASSES = ["circle", "square", "star"]
 SIDE = 8
 
 
-def save_model(folder: Path, classes: Sequence[str] = CLASSES) -> Path:
-    """An untrained class-conditional network with the files of a packaged model."""
-    from diffusers import UNet2DModel
+CONFIG = {
+    "_class_name": "UNet2DModel", "sample_size": SIDE, "in_channels": 3, "out_channels": 3, "layers_per_block": 1,
+    "block_out_channels": [8, 8], "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2,
+    "norm_num_groups": 4, "norm_eps": 1e-5, "attention_head_dim": 8, "add_attention": False, "freq_shift": 0,
+    "flip_sin_to_cos": True, "resnet_time_scale_shift": "default",
+}  # fmt: skip
 
+
+def save_model(folder: Path, classes: Sequence[str] = CLASSES, **config: Any) -> Path:
+    """An untrained class-conditional network with the files of a packaged model; with `dropout`, of diffusers'."""
+    config = {**CONFIG, "num_class_embeds": len(classes) + 1, **config}
     torch.manual_seed(0)
-    network = UNet2DModel(
-        sample_size=SIDE,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        add_attention=False,
-        num_class_embeds=len(classes) + 1,
-    )
+    network = UNet2D(config)
     folder.mkdir(parents=True)
-    network.save_pretrained(folder)
+    save_file(network.state_dict(), folder / WEIGHTS)
     card = {"classes": list(classes), "null_label": len(classes), "sigma_max": 20.0}
-    (folder / "fewstep.json").write_text(json.dumps(card))
+    for name, content in (("config.json", config), ("fewstep.json", card)):
+        (folder / name).write_text(json.dumps(content))
     return folder
 
 

@@ -30,6 +30,21 @@ def _clip(kind):
     return kind(config).eval()
 
 
+def save_clip(folder, width):
+    """A CLIP whose embeddings have `width` numbers, with what reads texts and images for it."""
+    torch.manual_seed(0)
+    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    text = {"vocab_size": len(WORDS), "max_position_embeddings": LENGTH, **ends, **SMALL}
+    vision = {"image_size": 16, "patch_size": 8, **SMALL}
+    sides = {"height": 16, "width": 16}
+    for part in (
+        tf.CLIPModel(tf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=width)), clip_tokenizer(),
+        tf.CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=sides),
+    ):  # fmt: skip
+        part.save_pretrained(folder)
+    return folder
+
+
 def t5():
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0), *((c, -2.0) for c in CHARACTERS)]
     tokenizer = tf.T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=LENGTH)
@@ -149,7 +164,7 @@ def save_pipeline(name: str, folder: Path) -> Path:
     return folder
 
 
-def reference(folder, name, guidance, negative=None, prompts=("a cat", "two"), **options):
+def reference(folder, name, guidance, negative=None, prompts=("a cat", "two"), labels=(1, 7), **options):
     """The pipeline's own run from the noise of seeds 0 and 1."""
     pipe = df.DiffusionPipeline.from_pretrained(folder)
     pipe.scheduler = EVODiffScheduler.from_config(pipe.scheduler.config)
@@ -163,6 +178,6 @@ def reference(folder, name, guidance, negative=None, prompts=("a cat", "two"), *
         if negative is not None or (name == "flux" and guidance > 1):
             call["negative_prompt"] = [negative or ""] * 2
     else:
-        call |= {"class_labels": [1, 7], "guidance_scale": guidance} if name == "dit" else {"batch_size": 2}
+        call |= {"class_labels": list(labels), "guidance_scale": guidance} if name == "dit" else {"batch_size": 2}
         call["generator"] = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     return torch.as_tensor(pipe(**call, return_dict=False)[0])

@@ -100,20 +100,27 @@ class Bench:
             found[cell] = {name: self._error(cell, peer(name, schedule), own, self._kept) for name in names}
         return found
 
-    def _error(self, cell: Cell, solver: Solver, own: GridFunction, kept: Kept) -> float:
-        """RMSE to the converged solution between the same ends, in data standard deviations; inf if not finite."""
+    def samples(self, solver: Solver | Maker, cell: Cell, own: GridFunction | None = None) -> Tensor:
+        """RMSE of each sample to its converged solution between the same ends, in data standard deviations."""
         problem = self.problems[cell.problem]
+        solver = _maker(solver)(problem)
         schedule = problem.schedules[cell.schedule]
-        nodes, stages = self._plan(schedule, solver, LEVELS[cell.levels] or own, cell.calls)
+        nodes, stages = self._plan(schedule, solver, LEVELS[cell.levels] or own or solver.grid, cell.calls)
+        exact = self._solution(problem, schedule, nodes[0], nodes[-1])
+        x = problem.noise * nodes[0].sigma
+        state: Any = None
+        with torch.inference_mode():
+            for stage in stages:
+                x, state = stage(state, x, problem.law.denoised(x, stage.node))
+        return ((x - exact) / problem.std).flatten(1).square().mean(1).sqrt()
+
+    def _error(self, cell: Cell, solver: Solver, own: GridFunction, kept: Kept) -> float:
+        """Of all samples; inf if not finite."""
+        problem = self.problems[cell.problem]
+        nodes, _ = self._plan(problem.schedules[cell.schedule], solver, LEVELS[cell.levels] or own, cell.calls)
 
         def measure() -> float:
-            exact = self._solution(problem, schedule, nodes[0], nodes[-1])
-            x = problem.noise * nodes[0].sigma
-            state: Any = None
-            with torch.inference_mode():
-                for stage in stages:
-                    x, state = stage(state, x, problem.law.denoised(x, stage.node))
-            found = rmse(x, exact) / problem.std
+            found = float(self.samples(solver, cell, own).square().mean().sqrt())
             return found if math.isfinite(found) else math.inf
 
         content = _hash(self._digests[cell.problem], repr(nodes), repr(solver))

@@ -7,14 +7,17 @@ from textwrap import fill
 from typing import NamedTuple
 
 from fewstep.bench.markdown import table
+from fewstep.solvers import EVODiff
 
 from .measure import Bench
-from .peers import PEERS
-from .problems import OWN, Cell
+from .peers import PEERS, SIMPLE, peer
+from .problems import OWN, SAMPLES, Cell
 from .ratios import NEGLIGIBLE, WORSE, Errors, Peers, over_best, over_simple, report, summed
 
 __all__ = ["Measured", "page"]
 
+ELSEWHERE = 0.3  # of the data's standard deviation: the next mode is further, the worst of the others nearer
+SHOWN = 20
 GROUPS = ("levels", "guidance", "calls", "schedule", "family")
 
 
@@ -42,6 +45,8 @@ def page(exact: Measured, networks: Measured, split: str, command: str) -> str:
         _solvers(exact),
         "## EVODiff() on the exact problems\n",
         *_tables(exact, (*GROUPS, "problem")),
+        "## Its losses, sample by sample\n",
+        _losses(exact),
         "## EVODiff() on pretrained networks\n\n" + NETWORKS,
         *_tables(networks, ("levels", "calls", "problem")),
         "Every error, in data standard deviations, of EVODiff() and the peers on the same levels:\n",
@@ -82,6 +87,30 @@ def _solvers(found: Measured) -> str:
         parts = [{cell: r for cell, r in ratios.items() if cell.levels == kind} for kind in levels]
         rows.append([name, *map(shown, (ratios, *parts))])
     return table(["", "all", *levels], rows)
+
+
+def _losses(found: Measured) -> str:
+    """Cells above WORSE: whether it is a sample that landed elsewhere, or all of them."""
+    ratios = over_simple(found.ours, found.peers)
+    lost = sorted((cell for cell in ratios if ratios[cell] > WORSE), key=lambda cell: -ratios[cell])
+    rows, elsewhere, better = [], 0, 0
+    for cell in lost:
+        problem = found.bench.problems[cell.problem]
+        simple = {name: peer(name, problem.schedules[cell.schedule]) for name in SIMPLE}
+        best = min(SIMPLE, key=lambda name: found.peers[cell][name])
+        errors = [found.bench.samples(each, cell, EVODiff().grid) for each in (EVODiff(), *simple.values())]
+        far = [int((each > ELSEWHERE).sum()) for each in errors]
+        medians = [float(each.median()) for each in errors]
+        more = far[0] > far[1 + list(SIMPLE).index(best)]
+        elsewhere += more
+        better += more and medians[0] <= WORSE * medians[1 + list(SIMPLE).index(best)]
+        rows.append([", ".join(map(str, cell)), f"{ratios[cell]:.2f}", *map(str, far), *(f"{m:.4f}" for m in medians)])
+    names = ["EVODiff()", *SIMPLE]
+    head = ["", "ratio", *(f"{name}: elsewhere" for name in names), *(f"{name}: median" for name in names)]
+    said = LOSSES.format(
+        samples=SAMPLES, far=ELSEWHERE, worse=WORSE, lost=len(lost), elsewhere=elsewhere, better=better, shown=SHOWN
+    )
+    return said + "\n" + table(head, rows[:SHOWN])
 
 
 def _tables(found: Measured, groups: Sequence[str]) -> list[str]:
@@ -135,6 +164,12 @@ Their last steps have the order that is chosen for each run (`solvers/core/last_
 `focused`; the others are Karras', even in log-SNR and even in time. "The better of DDIM and 2M" and "the best peer at
 its best levels" are chosen in each cell afterwards, which nobody could in advance. Below 1 EVODiff() is better; a ratio
 above {worse} counts as worse. Errors below {negligible:g} of the data's standard deviation count as that.
+"""
+LOSSES = """Where data are sharp modes, the map from noise to image jumps between them, and a sample that starts beside
+a jump lands elsewhere by any error, however small. One of {samples} that does weighs more in the RMSE than all the rest
+together, whichever solver it happens to. Of the {lost} cells above {worse}, {elsewhere} have more samples off by over
+{far} standard deviations than the better of DDIM and 2M has; in {better} of these the median sample is no worse than
+theirs. The {shown} worst:
 """
 BESIDE = f"""Every solver over the better of DDIM and 2M on the same nodes: geometric mean / worst / share of cells
 above {WORSE}.

@@ -40,6 +40,7 @@ from .solvers import (
     UniPC,
 )
 from .statistics import EMS, Gamma, estimate_ems, estimate_gamma, fingerprint
+from .transition import Transitions, over_calls, transitions
 from .tuning import tune
 
 __all__ = [
@@ -84,6 +85,7 @@ __all__ = [
     "Solver",
     "Step",
     "Stochastic",
+    "Transitions",
     "Tuned",
     "UniPC",
     "VPCosine",
@@ -106,6 +108,7 @@ __all__ = [
     "integrate",
     "karras",
     "log_snr",
+    "over_calls",
     "rescaled",
     "sample",
     "threshold",
@@ -113,6 +116,7 @@ __all__ = [
     "time_uniform",
     "to_denoised",
     "trajectory",
+    "transitions",
     "tune",
     "uniform",
     "unit_noise",

@@ -16,11 +16,11 @@ try:
 except ImportError as error:
     raise ImportError("pictures need Pillow: pip install 'fewstep[cli]'") from error
 
-__all__ = ["Cell", "comparison", "pixels", "png", "read", "sheet"]
+__all__ = ["Cell", "comparison", "headed", "pixels", "png", "read", "sheet"]
 
 INK, FAINT, PAPER = (24, 24, 24), (110, 110, 110), (255, 255, 255)
 TEXT_SIZE, LINE, GAP, MARGIN = 15, 23, 2, 20  # pixels
-MIN_SIDE = 64  # small images are enlarged to at least this, by whole factors, so that one can see them
+MIN_SIDE, HEADED_SIDE = 64, 96  # small images are enlarged to at least this, by whole factors, so that one can see them
 FIGURES = ("RMSE", "seconds", "calls")
 
 
@@ -49,12 +49,12 @@ def read(path: Path) -> np.ndarray:
         raise OSError(f"{path} is not a whole image: delete it, to have it made again") from error
 
 
-def sheet(array: np.ndarray, columns: int | None = None) -> np.ndarray:
+def sheet(array: np.ndarray, columns: int | None = None, side: int = MIN_SIDE) -> np.ndarray:
     """(B, H, W, 3) pixels side by side, near a square if `columns` is not given."""
     count, height, width, _ = array.shape
     columns = min(columns or math.ceil(math.sqrt(count)), count)
     rows = math.ceil(count / columns)
-    scale = max(1, math.ceil(MIN_SIDE / min(height, width)))
+    scale = max(1, math.ceil(side / min(height, width)))
     large = array.repeat(scale, axis=1).repeat(scale, axis=2)
     h, w = height * scale + GAP, width * scale + GAP
     out = np.full((rows * h - GAP, columns * w - GAP, 3), 255, np.uint8)
@@ -62,6 +62,17 @@ def sheet(array: np.ndarray, columns: int | None = None) -> np.ndarray:
         top, left = i // columns * h, i % columns * w
         out[top : top + h - GAP, left : left + w - GAP] = image
     return out
+
+
+def headed(array: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """(B, H, W, 3) pixels in rows of as many as there are names, which stand above the columns."""
+    body = sheet(array, len(names), HEADED_SIDE)
+    canvas = Image.new("RGB", (body.shape[1], LINE + body.shape[0]), PAPER)
+    draw, font, width = ImageDraw.Draw(canvas), ImageFont.load_default(TEXT_SIZE), (body.shape[1] + GAP) / len(names)
+    for k, name in enumerate(names):
+        draw.text(((k + 1 / 2) * width, LINE / 2), name, INK, font, anchor="mm")
+    canvas.paste(Image.fromarray(body), (0, LINE))
+    return np.asarray(canvas)
 
 
 @dataclass(frozen=True)

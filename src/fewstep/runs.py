@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,15 @@ GRID, NPZ = "grid.png", "samples.npz"
 IMAGES, LATENTS = "images", "latents"
 
 
-def versions() -> dict[str, str]:
-    """Of what a result depends on."""
-    packages = ("torch", "numpy", "diffusers")
+def versions(network: object = None) -> dict[str, str]:
+    """Of what a result depends on: of diffusers only where the network is its."""
+    library = type(network).__module__.partition(".")[0]
+    packages = ("torch", "numpy", *(("diffusers",) if library == "diffusers" else ()))
     return {"fewstep": __version__, **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def numbered(index: int, kind: str) -> str:
+    return f"{index:06d}{'.png' if kind == IMAGES else '.npz'}"
 
 
 class Run(Store):
@@ -33,7 +39,8 @@ class Run(Store):
 
     `settings` is everything that the pixels depend on, and `n`, which may grow. `missing` are the numbers of images
     that are not there, or damaged. `keep` says what is kept of each: its image, its latents, one `.npz` an image, or
-    both. An npz run keeps its arrays in memory until `finish`.
+    both. An npz run keeps its arrays in memory until `finish`. `name` has the names of files, and `draw` the pixels of
+    `grid.png`, if it is another sheet.
     """
 
     def __init__(
@@ -43,8 +50,11 @@ class Run(Store):
         as_npz: bool = False,
         overwrite: bool = False,
         keep: Sequence[str] = (IMAGES,),
+        name: Callable[[int, str], str] = numbered,
+        draw: Callable[[Run], np.ndarray] | None = None,
     ):
-        self.as_npz, self.keep = as_npz, tuple(keep)
+        self.as_npz, self.keep, self.name = as_npz, tuple(keep), name
+        self._draw = draw or Run._sheet
         sheet_name = [GRID] if IMAGES in keep else []
         files = [NPZ] if as_npz else [name for i in range(settings["n"]) for name in self._names(i)]
         super().__init__(folder, settings, names=sheet_name + files, extends=("n",), overwrite=overwrite)
@@ -83,7 +93,7 @@ class Run(Store):
                 self._kept[kind].extend(array)
         else:
             parts = {kind: map(png if kind == IMAGES else _latents, array) for kind, array in given.items()}
-            self.write({_name(i, kind): next(parts[kind]) for i in numbers for kind in self.keep})
+            self.write({self.name(i, kind): next(parts[kind]) for i in numbers for kind in self.keep})
         del self.missing[:count]
 
     def finish(self, status: str, **facts: Any) -> dict[str, Any]:
@@ -93,22 +103,22 @@ class Run(Store):
         if self.as_npz and self.made:
             contents[NPZ] = _npz(**{kind: np.stack(arrays[: self.made]) for kind, arrays in self._kept.items()})
         if self.made and IMAGES in self.keep:
-            first = self._kept[IMAGES][:SHEET] or [read(self.folder / _name(i)) for i in self._first()]
-            contents[GRID] = png(sheet(np.stack(first)))
+            contents[GRID] = png(self._draw(self))
         if contents:
             self.write(contents)
         return self.record(status, images=self.made, **facts)
 
-    def _first(self) -> list[int]:
+    def present(self) -> dict[int, Path]:
+        """The files of the images that there are, by number."""
         missing = set(self.missing)
-        return [i for i in range(self.settings["n"]) if i not in missing][:SHEET]
+        return {i: self.folder / self.name(i, IMAGES) for i in range(self.settings["n"]) if i not in missing}
+
+    def _sheet(self) -> np.ndarray:
+        first = self._kept[IMAGES][:SHEET] or list(map(read, islice(self.present().values(), SHEET)))
+        return sheet(np.stack(first))
 
     def _names(self, index: int) -> list[str]:
-        return [_name(index, kind) for kind in self.keep]
-
-
-def _name(index: int, kind: str = IMAGES) -> str:
-    return f"{index:06d}{'.png' if kind == IMAGES else '.npz'}"
+        return [self.name(index, kind) for kind in self.keep]
 
 
 def _latents(array: np.ndarray) -> bytes:

@@ -7,7 +7,7 @@ import operator
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -433,6 +433,11 @@ def check_parts(denoiser: object, solver: object, schedule: Schedule | None) -> 
         raise TypeError(f"denoiser must be a function denoiser(x, t); got {type(denoiser).__name__}")
     if isinstance(solver, type) or not hasattr(solver, "plan"):
         raise TypeError(f"solver must be a solver such as EVODiff(); got {solver!r}")
+    if getattr(solver, "calls_per_step", 1) > 1 and _follows_steps(denoiser):
+        raise ValueError(
+            f"CFG++ follows the steps, one call each; {solver!r} makes more: take a solver of one call a step, such as "
+            "DDIM() or DPMSolverPP(2), or guide with guided"
+        )
     if schedule is not None and (isinstance(schedule, type) or not hasattr(schedule, "node")):
         raise TypeError(f"schedule must be a schedule such as EDM(); got {schedule!r}")
     found = agreed((denoiser,), schedule)
@@ -442,6 +447,12 @@ def check_parts(denoiser: object, solver: object, schedule: Schedule | None) -> 
             "schedule=EDM(), or make the denoiser with as_denoiser(network, kind, schedule)"
         )
     return found
+
+
+def _follows_steps(denoiser: object) -> bool:
+    """Whether it, or one that it wraps, answers for the step that begins at its call."""
+    parts = vars(denoiser).values() if is_dataclass(denoiser) and not isinstance(denoiser, type) else ()
+    return getattr(denoiser, "follows_steps", False) is True or any(map(_follows_steps, parts))
 
 
 def check_tensor(name: str, x: Tensor, differentiable: bool) -> None:

@@ -54,17 +54,17 @@ def images(model, x):
     return ((model.decode(x) + 1) / 2).permute(0, 2, 3, 1)
 
 
-@pytest.mark.parametrize(("guidance", "negative"), [(1.0, None), (4.0, "dog")])
 @pytest.mark.parametrize("name", TEXT)
-def test_a_text_model_draws_what_its_pipeline_draws(folder, model, name, guidance, negative):
+def test_a_text_model_draws_what_its_pipeline_draws(folder, model, name):
+    """With a negative prompt; without one tests/cli has them, with guidance and without."""
+    guidance, negative = 4.0, "dog"
     loaded = model(name)
     noise = fs.unit_noise([0, 1], loaded.shape)
     expected = reference(folder(name), name, guidance, negative, latents=noise, output_type="latent")
     got = pushed(loaded, loaded.prompted(["a cat", "two"], guidance, negative))
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
-    shown = reference(folder(name), name, guidance, negative, latents=noise) if negative else None
-    if shown is not None:
-        torch.testing.assert_close(images(loaded, got), shown, rtol=0, atol=1e-5)
+    shown = reference(folder(name), name, guidance, negative, latents=noise)
+    torch.testing.assert_close(images(loaded, got), shown, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "guidance"), [("dit", 1.0), ("dit", 4.0), ("ldm", 1.0), ("ddpm", 1.0)])
@@ -135,6 +135,24 @@ def test_samples_may_have_times_of_their_own(folder, name):
     assert torch.equal(denoiser(x, times), torch.stack(apart))
 
 
+@pytest.mark.parametrize("name", ["sd1", "flux", "dit"])
+def test_a_scale_each_is_that_scale_alone(model, name):
+    loaded, scales = model(name), torch.tensor([1.0, 2.0, 5.0])
+    x, t = torch.randn(3, *loaded.shape), loaded.schedule.t_max / 2
+
+    def asked(scale, which=slice(None)):
+        if name == "dit":
+            return loaded.conditioned([3, 4, 5][which], scale)
+        return loaded.prompted(["a", "b", "c"][which], scale, "dog")
+
+    each = asked(scales)
+    assert each.schedule == loaded.schedule
+    got = pickle.loads(pickle.dumps(each))(x, t)
+    for i, scale in enumerate(scales.tolist()):
+        alone = loaded.prompted("a") if name != "dit" and scale == 1 else asked(scale, slice(i, i + 1))
+        torch.testing.assert_close(got[i : i + 1], alone(x[i : i + 1], t), rtol=0, atol=1e-5)
+
+
 def test_one_prompt_for_all_is_that_prompt_for_each(model):
     loaded = model("sd3")
     x = torch.randn(3, *loaded.shape)
@@ -181,8 +199,11 @@ def test_what_is_given_to_a_model_must_be_its_own(model):
     x = torch.randn(3, *sd.shape)
     for wrong, message in (
         (lambda: sd.prompted(["a", "b"])(x, 5.0), r"one for all or one a sample, 3; got 2"),
-        (lambda: sd.prompted("a", 0.5), "guidance must be 1, which is none, or a larger number, one for all; got 0.5"),
-        (lambda: sd.prompted("a", torch.ones(2)), "guidance must be 1"),
+        (lambda: sd.prompted("a", 0.5), "guidance must be 1, which is none, or larger, for all or each"),
+        (lambda: sd.prompted("a", torch.tensor([2.0, 0.5])), "guidance must be 1"),
+        (lambda: sd.prompted("a", torch.ones(2))(x, 5.0), "guidance must be one for all or one a sample, 3; got 2"),
+        (lambda: sd.prompted(["a", "b"], torch.ones(3)), "prompts must be one for all or one a scale, 3; got 2"),
+        (lambda: dit.conditioned(1, torch.ones(2))(x, 5.0), "guidance must be one for all or one a sample, 3; got 2"),
         (lambda: sd.prompted("a", 1.0, "b"), "has no effect, as guidance 1 is none"),
         (lambda: sd.prompted(["a", "b", "c"], 2.0, ["d", "e"]), "one for all or one a prompt, 3; got 2"),
         (lambda: sd.conditioned(1), "has no classes"),
@@ -286,6 +307,16 @@ REFUSED = {
     "text without end": (_json("text_encoder/config.json", num_hidden_layers=10**9), "more layers than the weights"),
     "words without end": (_json("text_encoder/config.json", vocab_size=10**11), "the configuration is of 800,000,000,"),
     "too wide": (_json("unet/config.json", block_out_channels=[4 * 10**6] * 2), "the configuration is of"),
+    "a pipeline in a pipeline": (
+        _json("model_index.json", vae=["diffusers", "DDPMPipeline"]), "'vae' is a pipeline in a pipeline"
+    ),
+    "kernels of the hub": (
+        _json("text_encoder/config.json", text_config={"_attn_implementation": "evil/kernel"}),
+        "it asks for 'evil/kernel', code from the hub, which is not run",
+    ),
+    "an adapter": (
+        lambda folder: (folder / "text_encoder/adapter_config.json").write_text("{}"), "weights of an adapter",
+    ),
     "quantized": (_json("unet/config.json", quantization_config={"load_in_8bit": True}), "its weights are quantized"),
     "distilled": (
         _json("model_index.json", scheduler=["diffusers", "LCMScheduler"]), "LCMScheduler is for models that are"
@@ -357,7 +388,9 @@ def test_without_the_hub_it_says_what_to_do(monkeypatch):
 
     monkeypatch.setattr(diffusers.DiffusionPipeline, "download", offline)
     with pytest.raises(
-        FileNotFoundError, match=r"no folder 'some/model' here, and the .* \(Cannot reach the hub\): copy"
+        FileNotFoundError,
+        match=r"no folder 'some/model' here, no whole copy of it in .* did not give it \(Cannot reach the hub\): .* "
+        r"`hf download some/model --local-dir FOLDER`, and give that folder, which has model_index.json at the top",
     ):
         load_model("some/model")
 

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import pickle
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -13,9 +15,12 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 import fewstep as fs
 from fewstep.adapters import EDMModel, load_model, packaged_models
+from fewstep.adapters.unet2d_network import UNet2D
 from fewstep.models import MODELS
+from fewstep.runs import versions
 from tiny import CLASSES, DAMAGES, SIDE, WEIGHTS, save_model
 
+DIFFUSERS = {"dropout": 0.1}  # in training alone, and not of our network
 LEVELS = (0.002, 0.3, 1.0, 7.7, 80.0)
 
 
@@ -68,7 +73,7 @@ def test_the_packaged_network_is_called_as_its_card_says():
     norm = (t**2 + 0.5**2) ** 0.5
 
     def reference(time):
-        output = cifar.network(pixel_unshuffle(x / norm, 2), time, class_labels=label).sample
+        output = cifar.network(pixel_unshuffle(x / norm, 2), time, class_labels=label)
         return (0.5 / norm) ** 2 * x + t * 0.5 / norm * pixel_shuffle(output, 2)
 
     got = cifar.conditioned(label)(x, t)
@@ -258,22 +263,53 @@ def test_a_damaged_folder_is_refused_in_one_line(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["another width", "a tensor missing", "too many layers", "layers without end"])
-def test_sizes_are_compared_before_anything_is_built(tmp_path, monkeypatch, kind):
-    from diffusers import UNet2DModel
-
-    folder = save_model(tmp_path / "tiny")
+@pytest.mark.parametrize("whose", ["ours", "diffusers"])
+def test_sizes_are_compared_before_anything_is_built(tmp_path, monkeypatch, kind, whose):
+    network = UNet2D if whose == "ours" else pytest.importorskip("diffusers").UNet2DModel
+    folder = save_model(tmp_path / "tiny", **({} if whose == "ours" else DIFFUSERS))
     damage, _ = DAMAGES[kind]
     damage(folder)
-    build = UNet2DModel.__init__
+    build = network.__init__
 
     def built(self, *args, **kwargs):
         assert torch.empty(0).device.type == "meta"
         build(self, *args, **kwargs)
 
-    monkeypatch.setattr(UNet2DModel, "__init__", built)
+    monkeypatch.setattr(network, "__init__", built)
     with pytest.raises(ValueError, match="does not hold a whole UNet2DModel") as caught:
         load_model(folder)
     assert "AssertionError" not in str(caught.value)
+
+
+def test_what_the_small_network_does_not_cover_is_loaded_by_diffusers(tmp_path):
+    """With the same weights: its answers are the same, to the bit."""
+    pytest.importorskip("diffusers", reason="needs the extra diffusers")
+    ours, theirs = load_model(save_model(tmp_path / "a")), load_model(save_model(tmp_path / "b", **DIFFUSERS))
+    assert [type(each.network).__name__ for each in (ours, theirs)] == ["UNet2D", "UNet2DModel"]
+    assert ours.fingerprint == theirs.fingerprint
+    assert ["diffusers" in versions(each.network) for each in (ours, theirs)] == [False, True]
+    x = images(3, torch.float32, (3, SIDE, SIDE))
+    assert torch.equal(ours.conditioned([0, 1, 2])(x, 2.0), theirs.conditioned([0, 1, 2])(x, 2.0))
+
+
+def test_the_packaged_model_draws_what_it_draws_with_the_network_of_diffusers(monkeypatch):
+    """To the bit, with its layout in memory and its batches."""
+    pytest.importorskip("diffusers", reason="needs the extra diffusers")
+    ours = load_model(batch=2)
+    monkeypatch.setattr("fewstep.adapters.unet2d.covers", lambda config: False)
+    theirs = load_model(batch=2)
+    noise = fs.unit_noise(range(3), ours.shape)
+    drawn = [fs.sample(each.conditioned([0, 4, 9], 2.0), noise, nfe=3) for each in (ours, theirs)]
+    assert type(ours.network) is not type(theirs.network)
+    assert torch.equal(*drawn)
+
+
+def test_diffusers_and_the_compiler_of_torch_are_not_imported_for_the_packaged_model():
+    code = (
+        "import sys; sys.modules.update(diffusers=None, transformers=None); from fewstep.adapters import load_model; "
+        "assert load_model().classes; assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_weights_that_a_type_cannot_hold_are_told(tmp_path):
@@ -356,7 +392,6 @@ def test_the_fingerprint_is_of_the_weights_and_the_preconditioning():
 
 
 def test_models_and_their_conditions_carry_their_schedule_and_can_be_pickled(tmp_path):
-    pytest.importorskip("diffusers", reason="needs the extra diffusers")
     small, x = load_model(save_model(tmp_path / "m")), images(3, torch.float32, (3, 8, 8))
     for denoiser in (small, small.conditioned(1), small.conditioned([0, 1, 2], torch.tensor([1.0, 2.0, 3.0]))):
         there = pickle.loads(pickle.dumps(denoiser))

@@ -23,14 +23,15 @@ KINDS = [
         ("default", "scale_shift"),
         (1, 3),
         (8, None),
-        ({"num_class_embeds": None, "flip_sin_to_cos": False, "freq_shift": 1}, {}),
+        ({"num_class_embeds": None, "flip_sin_to_cos": False, "freq_shift": 1}, {"add_attention": False}),
     )
 ]
 
 
 def pair(config):
-    theirs = UNet2DModel.from_config(config).eval().requires_grad_(False)
+    theirs = UNet2DModel.from_config(config).eval().requires_grad_(False)  # whose numbers are drawn
     ours = UNet2D(config).eval().requires_grad_(False)
+    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
 
@@ -61,7 +62,15 @@ def test_other_networks_answer_as_diffusers(change):
 
 
 @pytest.mark.parametrize(
-    "change", [{"act_fn": "gelu"}, {"time_embedding_type": "fourier"}, {"new": 1}, {"dropout": 0.1}]
+    "change",
+    [
+        {"act_fn": "gelu"},
+        {"time_embedding_type": "fourier"},
+        {"new": 1},
+        {"dropout": 0.1},
+        {"attention_head_dim": 36},
+        {"block_out_channels": [96, 160]},
+    ],
 )
 def test_other_configurations_are_left_to_diffusers(change):
     assert not covers(PACKAGED | change)

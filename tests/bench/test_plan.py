@@ -74,7 +74,7 @@ def test_what_is_wrong_is_told_by_its_key(given, message):
 @pytest.mark.parametrize("name", presets())
 def test_presets_are_plans_whose_figures_are_of_their_budgets(name):
     preset = load_preset(name)
-    plan = Plan.of(preset.filled(name, dict.fromkeys(preset.files, "x") | {"models": "m:f", "scores": {"clip": "m:f"}}))
+    plan = Plan.of(preset.filled(name, dict.fromkeys(preset.files, "x") | {"models": "m:f"}))
     names = plan.candidates()
     for by in plan.published.values():
         assert names.keys() & by.keys()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("diffusers", reason="needs the extra bench")
+pytest.importorskip("safetensors", reason="needs the extra bench")
 
 import fewstep as fs
 from benchmarks.quality import distance_parts

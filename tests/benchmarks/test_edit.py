@@ -3,7 +3,7 @@ from pathlib import Path
 import torch
 
 import fewstep as fs
-from benchmarks.edit import EDITS, GUIDANCES, SKIPS, SOLVERS, Source, measured, page
+from benchmarks.edit import GUIDANCES, SKIPS, SOLVERS, Source, measured, page
 
 PAGE = Path(__file__).parents[2] / "docs" / "edit.md"
 
@@ -34,9 +34,8 @@ def test_of_greys_an_edit_moves_all_by_the_difference_and_no_edit_moves_nothing(
     assert len(page(rows).splitlines()) > 50
 
 
-def test_the_page_has_all_rows_and_says_what_is_edited():
+def test_the_page_is_what_the_command_writes_of_its_rows():
     text = PAGE.read_text()
-    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) == 2 + 2 + len(SKIPS) * len(GUIDANCES) * (1 + len(SOLVERS))
-    words = " ".join(text.split())
-    assert all(f"{a} to {b}" in words for a, b in EDITS)
+    assert page(rows[2:]) == text

@@ -1,6 +1,6 @@
 import pytest
 
-pytest.importorskip("diffusers", reason="needs the extra bench")
+pytest.importorskip("diffusers", reason="needs the extra diffusers")
 
 from benchmarks import overhead
 

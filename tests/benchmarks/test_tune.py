@@ -69,6 +69,8 @@ def test_the_page_of_entropy_is_of_the_analysis():
     assert made.count("•") == 2 * 9  # of 8 steps, for each of two
     assert "## No guidance" in made
     assert "## Guidance 4" in made
+    assert made.count("| RE, high |") == 2
+    assert made.count("RMSE at the end: evodiff ") == 2
 
 
 def test_the_pages_have_every_row():

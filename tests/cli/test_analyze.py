@@ -33,9 +33,22 @@ def test_people_read_it_too(analyze):
     assert "variance" in told.stdout
 
 
+def test_it_tells_what_steps_leave_and_what_the_papers_weigh(analyze):
+    told = analyze("--json", "--nfe", 4, "--single-steps")
+    assert told.exit_code == DONE, told.stderr
+    found = json.loads(told.stdout)
+    assert [len(found[part]) for part in ("variance that steps have added", "error of reconstruction")] == [4, 4]
+    first, *_, last = found["what the papers' rule weighs"]
+    assert first["eta, paper"] is None
+    assert 0.5 <= last["eta, paper"] <= 1
+    assert set(found["RMSE of the sample"][0]) == {"evodiff", "ddim", "dpmpp-2m"}
+    assert [row["calls"] for row in found["RMSE of single steps"]] == [6, 8, 10, 14, 20]
+    assert found["RMSE of single steps"][0].keys() == {"calls", "FD", "RE, low", "RE, high"}
+
+
 @pytest.mark.skipif(not PLOTS, reason="needs the extra plot")
 def test_it_is_a_picture(analyze, tmp_path):
-    assert analyze("--out", tmp_path / "entropy.png").exit_code == DONE
+    assert analyze("--nfe", 3, "--out", tmp_path / "entropy.png").exit_code == DONE
     assert (tmp_path / "entropy.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -75,10 +75,11 @@ def test_no_command_shows_the_help_and_is_wrong_usage():
 @pytest.mark.parametrize(
     ("missing", "args", "extra"),
     [
-        ("typer", ["--help"], "fewstep[cli,diffusers]"),
-        ("rich", ["--help"], "fewstep[cli,diffusers]"),
+        ("typer", ["--help"], "fewstep[cli]"),
+        ("rich", ["--help"], "fewstep[cli]"),
         ("PIL", ["sample"], "fewstep[cli]"),
-        ("diffusers", ["sample"], "fewstep[diffusers]"),
+        ("safetensors", ["sample"], "fewstep[cli]"),
+        ("diffusers", ["sample", "--model", "a/pipeline"], "fewstep[pipelines]"),
     ],
 )
 def test_a_missing_extra_is_named(tmp_path, missing, args, extra):

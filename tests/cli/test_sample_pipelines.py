@@ -11,6 +11,7 @@ pytest.importorskip("transformers", reason="needs the extra pipelines")
 import fewstep as fs
 from cli.commands import DONE, FAILED, USAGE, assert_refused, content, names, record, run, stored
 from fewstep.adapters import load_model
+from fewstep.bench.measure import read_rows
 from fewstep.bench.subjects import load_subject
 from tiny_pipelines import NFE, SIZES, TEXT, reference, save_pipeline
 
@@ -40,21 +41,37 @@ def latents(folder):
     return torch.from_numpy(np.stack([np.load(path)["latents"] for path in sorted(folder.glob("[0-9]*.npz"))]))
 
 
+@pytest.mark.parametrize("guidance", [1, 4])
 @pytest.mark.parametrize("name", TEXT)
-def test_the_command_draws_what_the_pipeline_draws(sample, folder, tmp_path, name):
+def test_the_command_draws_what_the_pipeline_draws(sample, folder, tmp_path, name, guidance):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\n\n  two\n", encoding="utf-8")
-    told = sample(name, "--prompts", prompts, "--guidance", 4, "--save", "both")
+    told = sample(name, "--prompts", prompts, "--guidance", guidance, "--save", "both" if guidance > 1 else "latents")
     assert told.exit_code == DONE, told.stderr
     got = latents(tmp_path / "samples")
     noise = fs.unit_noise([0, 1], got.shape[1:])
-    expected = reference(folder(name), name, 4.0, latents=noise, output_type="latent")
+    expected = reference(folder(name), name, float(guidance), latents=noise, output_type="latent")
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
-    shown = reference(folder(name), name, 4.0, latents=noise)
+    counted = "1 evaluation of the network"
+    if guidance > 1:
+        shown = reference(folder(name), name, float(guidance), latents=noise)
+        assert_shown(tmp_path / "samples", shown)
+        counted = "2 evaluations" if name == "flux" else "one evaluation of the network, of a batched pair"
+    assert f"4 calls an image, each {counted}" in " ".join(told.stderr.split())
+
+
+def assert_shown(folder, images):
     # Half a level of a pixel for rounding, and what of 1e-5 falls on its edge.
-    assert np.abs(stored(tmp_path / "samples") / 255 - shown.numpy()).max() <= 0.5 / 255 + 1e-5
-    evaluations = "2 evaluations" if name == "flux" else "one evaluation of the network, of a batched pair"
-    assert f"4 calls an image, each {evaluations}" in " ".join(told.stderr.split())
+    assert np.abs(stored(folder) / 255 - images.numpy()).max() <= 0.5 / 255 + 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "guidance", "options"),
+    [("dit", 1, ("--label", 7)), ("dit", 4, ("--label", 7)), ("ldm", 1, ()), ("ddpm", 1, ())],
+)
+def test_the_command_draws_what_a_pipeline_without_text_draws(sample, folder, tmp_path, name, guidance, options):
+    assert sample(name, "--n", 2, "--guidance", guidance, "--device", "auto", *options).exit_code == DONE
+    assert_shown(tmp_path / "samples", reference(folder(name), name, float(guidance), labels=[7, 7]))
 
 
 def test_it_says_what_it_recognised_and_what_it_took(sample, folder):
@@ -97,13 +114,6 @@ def test_latents_alone(sample, tmp_path, npz):
         with np.load(tmp_path / "samples" / "samples.npz") as file:
             assert file["latents"].shape == (2, 4, 8, 8)
     assert sample("sd1", "--prompt", "a cat", "--n", 2, "--save", "latents", *["--npz"] * npz).exit_code == DONE
-
-
-def test_classes_and_models_without_any(sample, tmp_path):
-    assert sample("dit", "--label", "7", "--guidance", 3, "--n", 1, "--device", "auto").exit_code == DONE
-    for name in ("ldm", "ddpm"):
-        assert sample(name, "--n", 2, out=tmp_path / name).exit_code == DONE
-        assert stored(tmp_path / name).shape == (2, 8, 8, 3)
 
 
 @pytest.mark.parametrize("solver", ["heun", "evodiff-published"])
@@ -151,11 +161,28 @@ def test_other_commands_take_prompts_too(folder, tmp_path):
 
 
 def test_a_bench_takes_what_a_function_returns(folder, monkeypatch):
-    with pytest.raises(ValueError, match=r"give module:function, a function that returns load_model"):
+    with pytest.raises(ValueError, match=r"draws what a text says: give prompts, a file with one a line"):
         load_subject(str(folder("sd1")))
+    with pytest.raises(ValueError, match="knows no prompts: leave them out"):
+        load_subject(str(folder("dit")), prompts=("a cat",))
     denoiser = load_model(folder("sd1")).prompted("a cat", 2.0)
     monkeypatch.setattr("tiny_pipelines.subject", lambda: denoiser, raising=False)
     subject = load_subject("tiny_pipelines:subject")
     assert (subject.shape, subject.fingerprint) == ((4, 8, 8), denoiser.fingerprint)
     assert subject.decode(torch.zeros(1, 4, 8, 8)).shape == (1, 3, 8, 8)
     assert load_subject(str(folder("dit"))).conditioning == "classes"
+
+
+def test_a_bench_draws_what_sample_draws_of_the_same_prompts(folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a cat\ntwo\n")
+    common = ("--model", folder("sd1"), "--prompts", tmp_path / "prompts.txt", "--guidance", 2, "--nfe", NFE, "--n", 3)
+    assert run("sample", *common, "--npz", "--out", tmp_path / "s").exit_code == DONE
+    how = ("--solvers", "evodiff", "--batch", 3, "--converged", 8, "--metrics", "rmse", "--out", tmp_path / "b")
+    done = run("bench", "run", *common, *how)
+    assert done.exit_code == DONE, done.stderr
+    converged, row = read_rows(tmp_path / "b")
+    assert converged["calls"] == 8
+    assert row["drawn under"]["prompts"].startswith("prompts ")
+    assert "diffusers" in row["drawn under"]["versions"]
+    (drawn,) = (tmp_path / "b").rglob(f"*evodiff*{NFE}*/*/*.npz")
+    assert np.array_equal(np.load(drawn)["images"], np.load(tmp_path / "s" / "samples.npz")["images"])

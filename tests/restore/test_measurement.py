@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from fewstep import EDM
 from fewstep.restore import Linear, deblurring, inpainting, posterior, superresolution
@@ -32,6 +33,16 @@ def test_the_adjoint_is_the_transposed_matrix(operator):
     measured = operator.A(rows(*SHAPE)).shape[1:]
     forward, adjoint = matrix(operator.A, SHAPE), matrix(operator.A_adjoint, measured)
     assert torch.allclose(adjoint, forward.T, rtol=0, atol=1e-15)
+
+
+def test_a_decoder_with_attention_is_linearised():
+    """Whose fast kernels have no derivative in forward mode."""
+    x, v = rows(1, 4, 4)[:2], rows(1, 4, 4)[1:]
+    found = linearised(lambda x: scaled_dot_product_attention(x, x, x), x)
+    want, along = torch.func.jvp(lambda x: (x @ x.mT / 2).softmax(-1) @ x, (x,), (v,))
+    torch.testing.assert_close(found.measured, want)
+    torch.testing.assert_close(found.forward(v), along)
+    torch.testing.assert_close((found.adjoint(want) * v).sum(), (want * along).sum())
 
 
 def test_each_measures_what_it_says():

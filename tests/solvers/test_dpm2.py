@@ -39,7 +39,7 @@ def test_equals_k_diffusion():
     assert (got - want).abs().max() < 1e-12 * sigmas[0]
 
 
-@pytest.mark.parametrize("r", [0.0, 1.0, -0.5, float("nan")])
+@pytest.mark.parametrize("r", [0.0, 1e-9, 1.0, -0.5, float("nan")])
 def test_r_lies_inside_the_step(r):
-    with pytest.raises(ValueError, match=r"r must lie in \(0, 1\)"):
+    with pytest.raises(ValueError, match=r"r must lie in \[0.01, 1\)"):
         fs.DPM2(r=r)

@@ -78,8 +78,9 @@ def test_without_noise_it_is_dpm_solver_pp_in_single_steps(order):
 
 
 def test_refuses():
-    with pytest.raises(ValueError, match=r"r must lie in \(0, 1\]; got r=0"):
-        fs.SEEDS(r=0)
+    for r in (0, 1e-9):
+        with pytest.raises(ValueError, match=rf"r must lie in \[0.01, 1\].*got r={r}"):
+            fs.SEEDS(r=r)
     with pytest.raises(ValueError, match="r and variant are options of order 2"):
         fs.SEEDS(order=3, r=1.0)
     with pytest.raises(ValueError, match="needs nodes of falling noise; to invert, use eta=0"):

@@ -141,6 +141,8 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path):
         path.write_bytes(whole[:size])
         with pytest.raises(ValueError, match="does not hold a plan of this fewstep"):
             Tuned.load(path)
+    with pytest.raises(IsADirectoryError, match="is a folder: name the file in it"):
+        Tuned.load(tmp_path)
     with pytest.raises(FileNotFoundError, match="make it with fewstep tune"):
         Tuned.load(tmp_path / "none.json")
 

@@ -195,7 +195,7 @@ def test_where_f_does_not_vary_s_is_0():
 
 
 def test_a_network_of_diffusers_is_estimated(tmp_path):
-    pytest.importorskip("diffusers", reason="needs the extra diffusers")
+    pytest.importorskip("safetensors", reason="needs the extra cli")
     from fewstep.adapters import load_model
     from tiny import save_model
 

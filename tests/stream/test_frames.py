@@ -1,6 +1,7 @@
 """A stream gives each frame what it gets alone, whatever the others do, and says what became of each."""
 
 import itertools
+import math
 import threading
 
 import pytest
@@ -82,7 +83,7 @@ def test_in_half_precision_the_state_is_float32_as_alone():
 
 
 def test_frames_of_the_packaged_model_are_each_that_frame_alone():
-    pytest.importorskip("diffusers", reason="needs the extra diffusers")
+    pytest.importorskip("safetensors", reason="needs the extra cli")
     model = load_model(batch=2)
     noise = fs.unit_noise(range(3), model.shape)
     cats = model.conditioned(3)
@@ -189,16 +190,18 @@ def test_after_a_frame_that_failed_the_next_is_tried():
     assert results[1].error is results[0].error
 
 
-@pytest.mark.parametrize("delta", [1.0, 0.7])
-def test_residual_guidance_by_the_frame_itself(delta):
-    """Self-negative: no further call."""
+@pytest.mark.parametrize(("delta", "above"), [(1.0, 0.0), (0.7, 0.0), (1.0, 0.5)])
+def test_residual_guidance_by_the_frame_itself(delta, above):
+    """Self-negative: no further call; above a level of noise alone, and plain below."""
     denoiser, images = Bent(fs.EDM()), frames(6)
-    results = list(stream(denoiser, images, nfe=6, start=2, scale=1.6, delta=delta))
+    results = list(stream(denoiser, images, nfe=6, start=2, scale=1.6, delta=delta, above=above))
     assert sum(denoiser.batches) == 6 * 4
     nodes = fs.focused(fs.EDM(), 6)[2:]
+    assert nodes[0].sigma > 0.5 > nodes[-2].sigma
     for frame, result in zip(images, results, strict=True):
         guided = fs.guided(denoiser, residual(frame[None], delta, fs.EDM()), 1.6)
-        assert torch.equal(result.image, alone(guided, frame, nodes))
+        within = fs.guidance_interval(guided, denoiser, above, math.inf)
+        assert torch.equal(result.image, alone(within, frame, nodes))
 
 
 def test_residual_guidance_by_one_call_of_the_negative():
@@ -232,7 +235,8 @@ WRONG = {
     "fewer calls by start": ({"nfe": 8, "start": 4, "phases": 5}, r"phases must lie in 1 to 4"),
     "no node": ({"nfe": 4, "start": 4}, r"start must be one of the grid's nodes 0 to 3; got start=4"),
     "no queue": ({"waiting": 0}, r"waiting must be at least 1; got waiting=0"),
-    "delta alone": ({"delta": 0.5}, r"negative and delta are parts of residual guidance: give its scale"),
+    "delta alone": ({"delta": 0.5}, r"negative, delta and above are parts of residual guidance: give its scale"),
+    "above all": ({"scale": 2.0, "start": 2, "above": 99}, r"above must lie in \[0, .*the first call; got above=99"),
     "no image": ({"scale": 2.0}, r"takes the frame for one, an image: give start="),
     "no calls": ({"nfe": 0}, r"nfe must be an integer of at least 1"),
 }

@@ -53,7 +53,12 @@ def found(name: str | Path) -> tuple[Path, Any]:
     if not folder.is_dir():
         from . import pipelines
 
-        fetched = None if folder.exists() else pipelines.fetched(str(name))
+        if folder.exists():
+            raise ValueError(
+                f"{name} is a file, and models are folders: `fewstep convert` makes one of a file of EDM, ADM or "
+                "ScoreSDE; of a single file of Stable Diffusion, diffusers' from_single_file and save_pretrained do"
+            )
+        fetched = pipelines.fetched(str(name))
         if fetched is None:
             known = ", ".join(packaged_models())
             raise FileNotFoundError(

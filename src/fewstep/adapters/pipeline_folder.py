@@ -19,7 +19,7 @@ from torch.nn.modules import module as hooks
 
 from ..models import read_json
 
-__all__ = ["load_pipeline"]
+__all__ = ["load_part", "load_pipeline", "quiet"]
 
 INDEX = "model_index.json"
 OURS = "fewstep.integrations.diffusers"  # of pipelines that were saved with EVODiffScheduler
@@ -45,6 +45,26 @@ def load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
         raise ImportError(f"loading a pipeline needs {error.name}: pip install 'fewstep[pipelines]'") from error
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
+    with quiet(diffusers, transformers):  # of what they miss that nothing here needs
+        return _pipeline(folder, dtype)
+
+
+@contextmanager
+def quiet(*libraries: Any) -> Iterator[None]:
+    """Without the libraries' warnings, of which those that matter are errors here."""
+    levels = [library.utils.logging.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, level in zip(libraries, levels, strict=True):
+            library.utils.logging.set_verbosity(level)
+
+
+def _pipeline(folder: Path, dtype: torch.dtype) -> Any:
+    import diffusers
+
     index = read_json(folder / INDEX)
     kind = _class_of(folder, "diffusers", index.get("_class_name"))
     if not issubclass(kind, diffusers.DiffusionPipeline):
@@ -62,7 +82,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
     for name, part in classes.items():  # all that is missing is told before the first is loaded
         if part is not None:
             _check_files(folder / name, part)
-    loaded = {name: None if part is None else _part(folder / name, part, dtype) for name, part in classes.items()}
+    loaded = {name: None if part is None else load_part(folder / name, part, dtype) for name, part in classes.items()}
     return kind(**{**given, **loaded})
 
 
@@ -71,7 +91,12 @@ def _part_class(folder: Path, name: str, value: list[Any]) -> Any:
         return None
     if len(value) != 2 or not name.isidentifier():
         raise ValueError(f"{folder / INDEX}: {name!r} must name a library and a class; got {value!r}")
-    return _class_of(folder, *value)
+    from diffusers import DiffusionPipeline
+
+    kind = _class_of(folder, *value)
+    if issubclass(kind, DiffusionPipeline):  # it would read its folder in its own way
+        raise ValueError(f"{folder / INDEX}: {name!r} is a pipeline in a pipeline, which is not supported")
+    return kind
 
 
 def _class_of(folder: Path, library: object, name: object) -> Any:
@@ -164,7 +189,8 @@ def _shards(folder: Path, index: str) -> list[Path]:
     return [folder / file for file in sorted(files)]
 
 
-def _part(folder: Path, kind: Any, dtype: torch.dtype) -> Any:
+def load_part(folder: Path, kind: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """What `kind`, a class of diffusers or transformers, makes of a folder of its own; ValueError in one line."""
     try:
         if _is_network(kind):
             return _network(folder, kind, dtype)
@@ -181,6 +207,10 @@ def _network(folder: Path, kind: Any, dtype: torch.dtype) -> Any:
     config = read_json(folder / "config.json")
     if "quantization_config" in config:
         raise ValueError("its weights are quantized, which is not supported: take the ones that are not")
+    if (folder / "adapter_config.json").exists():  # which transformers would load, too
+        raise ValueError("there are weights of an adapter beside it: merge them, or take adapter_config.json away")
+    if code := next(_kernels(config), None):
+        raise ValueError(f"it asks for {code!r}, code from the hub, which is not run: take that out of config.json")
     _check_sizes(kind, config, files)
     types = {"dtype" if issubclass(kind, transformers.PreTrainedModel) else "torch_dtype": dtype}
     network, told = kind.from_pretrained(
@@ -193,6 +223,14 @@ def _network(folder: Path, kind: Any, dtype: torch.dtype) -> Any:
         if tensor.is_floating_point() and tensor.numel() and not all(map(torch.isfinite, tensor.aminmax())):
             raise ValueError(f"{name} holds NaN or inf as {tensor.dtype}")
     return network
+
+
+def _kernels(config: Any) -> Iterator[str]:
+    """The names of kernels, OWNER/NAME, that transformers would fetch and run for a configuration."""
+    for key, value in config.items() if isinstance(config, Mapping) else ():
+        if isinstance(key, str) and key.endswith("_implementation") and "/" in str(value):
+            yield str(value)
+        yield from _kernels(value)
 
 
 def _check_sizes(kind: Any, config: Mapping[str, Any], files: list[Path]) -> None:

@@ -14,17 +14,18 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-import math
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from ..guidance.base import checked, times
 from ..models import read_json
 from ..prediction import Denoiser
 from ..schedule import Node, Schedule
@@ -34,6 +35,7 @@ from .devices import check_device
 __all__ = ["BATCH", "LabelModel", "PipelineModel", "TextModel", "fetched", "load", "recognises"]
 
 BATCH = 1  # of large networks
+SHOWN = 120  # letters of the reason that a library gives
 INDEX = "model_index.json"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 NEEDS = {"prompt", "latents", "output_type", "num_inference_steps", "num_images_per_prompt"}
@@ -49,14 +51,23 @@ def fetched(name: str) -> Path | None:
     """The folder of a pipeline on the Hub or in its cache; None for what is no name there."""
     if not HUB_NAME.fullmatch(name):
         return None
-    from diffusers import DiffusionPipeline
+    from .pipeline_folder import quiet
 
     try:
-        return Path(DiffusionPipeline.download(name, use_safetensors=True))
+        import diffusers
+        import transformers
+        from huggingface_hub.constants import HF_HUB_CACHE
+    except ImportError as error:
+        raise ImportError(f"{name!r} is no folder here, and to fetch it: pip install 'fewstep[pipelines]'") from error
+    try:
+        with quiet(diffusers, transformers):
+            return Path(diffusers.DiffusionPipeline.download(name, use_safetensors=True))
     except Exception as error:
         raise FileNotFoundError(
-            f"no folder {name!r} here, and the Hugging Face hub did not give {name} ({_first_line(error)}): copy its "
-            f"files to a folder, {INDEX} at the top and each part in the folder that it names, and give that"
+            f"no folder {name!r} here, no whole copy of it in {HF_HUB_CACHE}, and the Hugging Face hub did not give it "
+            f"({textwrap.shorten(_first_line(error), SHOWN, placeholder=' ...')}): where there is a network, "
+            f"`hf download {name} --local-dir FOLDER`, and give that folder, which has {INDEX} at the top and each "
+            "part in a folder of its name"
         ) from error
 
 
@@ -132,6 +143,12 @@ class PipelineModel:
         """What a call evaluates, a torch.nn.Module."""
         return self.pipe.components.get("transformer") or self.pipe.unet
 
+    def with_network(self, network: torch.nn.Module) -> Self:
+        """The model with another network, such as a cheaper one; all else is shared."""
+        pipe = copy.copy(self.pipe)
+        vars(pipe)["transformer" if pipe.components.get("transformer") else "unet"] = network
+        return replace(self, pipe=pipe)
+
     @cached_property
     def fingerprint(self) -> str:
         """Of the weights of all parts, the pipeline's class and what its scheduler says of the model."""
@@ -155,7 +172,7 @@ class PipelineModel:
         planned: tuple[Node, ...] = self.asking.planned(steps)
         return planned
 
-    def conditioned(self, labels: Sequence[int] | Tensor | int, guidance: float = 1.0) -> Denoiser:
+    def conditioned(self, labels: Sequence[int] | Tensor | int, guidance: float | Tensor = 1.0) -> Denoiser:
         raise ValueError("this model has no classes: call it as it is, or with prompts")
 
     def _each(self, x: Tensor, function: Callable[[Tensor, Tensor], Tensor], size: int | None = None) -> Tensor:
@@ -174,10 +191,11 @@ class PipelineModel:
 
         return self._each(x, ask, None if times is None else 1)
 
-    def _check_guidance(self, guidance: float | Tensor) -> float:
-        if isinstance(guidance, Tensor) or not 1 <= guidance < math.inf:
-            raise ValueError(f"guidance must be 1, which is none, or a larger number, one for all; got {guidance!r}")
-        return float(guidance)
+    def _check_guidance(self, guidance: float | Tensor) -> float | Tensor:
+        scale = checked(guidance, "guidance")
+        if not bool((torch.as_tensor(scale) >= 1).all()):
+            raise ValueError(f"guidance must be 1, which is none, or larger, for all or each (B,); got {guidance!r}")
+        return scale
 
 
 class TextModel(PipelineModel):
@@ -212,17 +230,32 @@ class TextModel(PipelineModel):
         return asking.planned(**asking.asked)  # type: ignore[no-any-return]
 
     def prompted(
-        self, prompts: str | Sequence[str], guidance: float = 1.0, negative: str | Sequence[str] | None = None
-    ) -> Prompted:
+        self, prompts: str | Sequence[str], guidance: float | Tensor = 1.0, negative: str | Sequence[str] | None = None
+    ) -> Prompted | Apart:
         """The denoiser of `prompts`, one for all samples or one a sample, against `negative`, "" if not given.
 
         Guidance is the pipeline's own: mostly both prompts in one batched evaluation. Models that have it built in
-        (Flux dev) are told the number, and know no negative prompts.
+        (Flux dev) are told the number, and know no negative prompts. A tensor (B,) is a scale each: a pipeline knows
+        one, so these samples go one by one.
         """
         texts, negatives = _texts("prompts", prompts), None if negative is None else _texts("negative", negative)
         guidance = self._check_guidance(guidance)
         if negatives is not None and len(negatives) not in (1, len(texts)):
             raise ValueError(f"negative must be one for all or one a prompt, {len(texts)}; got {len(negatives)}")
+        if isinstance(guidance, Tensor):
+            if len(texts) not in (1, len(guidance)):
+                raise ValueError(f"prompts must be one for all or one a scale, {len(guidance)}; got {len(texts)}")
+            return Apart(
+                tuple(
+                    self.prompted(text, scale, negative if scale > 1 else None)
+                    for text, scale, negative in zip(
+                        _each(texts, len(guidance)),
+                        guidance.tolist(),
+                        _each(negatives or (None,), len(guidance)),
+                        strict=True,
+                    )
+                )
+            )
         takes = inspect.signature(type(self.pipe).__call__).parameters
         built_in = getattr(self.network.config, "guidance_embeds", False)
         if negatives is not None and (guidance == 1 or built_in or "negative_prompt" not in takes):
@@ -299,6 +332,43 @@ class Prompted:
         return result
 
 
+@dataclass(frozen=True, eq=False)
+class Apart:
+    """Samples with a denoiser each, which are asked one by one."""
+
+    denoisers: tuple[Any, ...]
+
+    @property
+    def schedule(self) -> Schedule:
+        found: Schedule = self.denoisers[0].schedule
+        return found
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        found: tuple[int, ...] = self.denoisers[0].shape
+        return found
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all of them."""
+        return hashlib.sha256(repr([each.fingerprint for each in self.denoisers]).encode()).hexdigest()
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Images in [-1, 1] of samples."""
+        found: Tensor = self.denoisers[0].decode(x)
+        return found
+
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
+        if len(x) != len(self.denoisers):
+            raise ValueError(f"guidance must be one for all or one a sample, {len(x)}; got {len(self.denoisers)}")
+        times = t if isinstance(t, Tensor) and t.ndim else [t] * len(x)
+        return torch.cat([self.denoisers[i](x[i : i + 1], times[i]) for i in range(len(x))])
+
+
+def _each(texts: Sequence[Any], count: int) -> Sequence[Any]:
+    return texts if len(texts) == count else [texts[0]] * count
+
+
 def _of(rows: Tensor | None, count: int, **texts: tuple[str, ...] | None) -> dict[str, Any]:
     """The arguments of a pipeline for the texts of these samples: one text of several images, or a list of texts."""
     given = {name: values for name, values in texts.items() if values is not None}
@@ -343,8 +413,8 @@ class LabelModel(PipelineModel):
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         return Labelled(self, torch.tensor(len(self.classes)), 1.0)(x, t)
 
-    def conditioned(self, labels: Sequence[int] | Tensor | int, guidance: float = 1.0) -> Labelled:
-        """The denoiser of the classes `labels`, one a sample or one for all; with guidance both in one evaluation."""
+    def conditioned(self, labels: Sequence[int] | Tensor | int, guidance: float | Tensor = 1.0) -> Labelled:
+        """The denoiser of the classes `labels`, one a sample or one for all; guidance, too, both in one evaluation."""
         wanted = torch.as_tensor(labels)
         if not self.classes:
             raise ValueError("this model has no classes: call it as it is")
@@ -359,7 +429,7 @@ class Labelled:
 
     model: LabelModel
     labels: Tensor
-    guidance: float
+    guidance: float | Tensor
 
     @property
     def schedule(self) -> Schedule:
@@ -370,27 +440,31 @@ class Labelled:
             raise ValueError(
                 f"labels must be one for all or one a sample, shape {(len(x),)}; got shape {tuple(self.labels.shape)}"
             )
-        labels = self.labels.expand(len(x))
+        labels, scales = self.labels.expand(len(x)), self.guidance
+        if isinstance(scales, Tensor) and len(scales) != len(x):
+            raise ValueError(f"guidance must be one for all or one a sample, {len(x)}; got {len(scales)}")
 
         def ask(asking: Any, latents: Tensor, rows: Tensor) -> Tensor:
-            output = self._output(latents, asking.timesteps.to(x.device), labels[rows].to(x.device))
+            scale = scales if isinstance(scales, float) else scales[rows]
+            output = self._output(latents, asking.timesteps.to(x.device), labels[rows].to(x.device), scale)
             return asking.answered(output)  # type: ignore[no-any-return]
 
         return self.model._asked(x, t, ask)
 
-    def _output(self, x: Tensor, timestep: Tensor, labels: Tensor) -> Tensor:
+    def _output(self, x: Tensor, timestep: Tensor, labels: Tensor, scale: float | Tensor) -> Tensor:
         network = self.model.network
         x = x.to(network.dtype)
         if not self.model.classes:
             plain: Tensor = network(x, timestep).sample
             return plain
-        if self.guidance == 1:
+        if isinstance(scale, float) and scale == 1:
             output: Tensor = network(x, timestep=timestep.expand(len(x)), class_labels=labels).sample
             return output[:, : x.shape[1]]  # the rest is a variance
         both = torch.cat([labels, torch.full_like(labels, len(self.model.classes))])
         output = network(torch.cat([x, x]), timestep=timestep.expand(2 * len(x)), class_labels=both).sample
         given, none = output[:, : x.shape[1]].chunk(2)
-        return none + self.guidance * (given - none)
+        guided: Tensor = none + times(scale, given - none, "guidance")
+        return guided
 
 
 def _first_line(error: BaseException) -> str:

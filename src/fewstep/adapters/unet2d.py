@@ -1,4 +1,7 @@
-"""diffusers `UNet2DModel` folders with EDM preconditioning, as denoisers. Needs the extra `diffusers`."""
+"""diffusers `UNet2DModel` folders with EDM preconditioning, as denoisers. Needs safetensors, of the extra `cli`.
+
+The network is ours where `unet2d_network` covers it, else diffusers', of the extra `diffusers`.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from ..prediction import Denoiser, each, spread
 from ..schedule import EDM
 from ..statistics import fingerprint
 from .devices import check_device
+from .unet2d_network import UNet2D, covers
 
 __all__ = ["BATCH", "EDMModel", "load", "recognises"]
 
@@ -97,16 +101,18 @@ class EDMModel:
 
     def _evaluate(self, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
         if self.batch is None:
-            answer: Tensor = self.network(x, time, class_labels=labels).sample
-            return answer
+            return self._answer(x, time, labels)
         rows = torch.arange(-(-len(x) // self.batch) * self.batch, device=x.device).clamp_max(len(x) - 1)
         outputs = [
-            self.network(
-                x[part], time[part] if time.ndim else time, class_labels=None if labels is None else labels[part]
-            ).sample
+            self._answer(x[part], time[part] if time.ndim else time, None if labels is None else labels[part])
             for part in torch.split(rows, self.batch)
         ]
         return torch.cat(outputs)[: len(x)]
+
+    def _answer(self, x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+        answer = self.network(x, time, class_labels=labels)
+        found: Tensor = answer if isinstance(answer, Tensor) else answer.sample  # the latter of diffusers
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,10 +152,9 @@ def load(
     without one, EDM's values, no classes and no folding are assumed. Nothing in a folder is executed.
     """
     try:
-        from diffusers import UNet2DModel
         from safetensors.torch import load_file
     except ImportError as error:
-        raise ImportError("loading a model needs diffusers: pip install 'fewstep[diffusers]'") from error
+        raise ImportError("loading a model needs safetensors: pip install 'fewstep[cli]'") from error
 
     check_device(device)
     config, card = read_json(folder / "config.json"), Card.read(folder / "fewstep.json")
@@ -157,14 +162,16 @@ def load(
         raise ValueError(f"{folder / 'config.json'} must describe a UNet2DModel; got {config.get('_class_name')!r}")
     try:
         _check_sizes(config, folder / WEIGHTS)
-        network = UNet2DModel.from_config(config)
+        network = _network(config)
         network.load_state_dict(load_file(folder / WEIGHTS))
+    except ImportError:
+        raise
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{folder} has no {WEIGHTS}: save the model with safe_serialization=True") from error
     except Exception as error:  # a corrupt header, missing or misshapen tensors, an impossible configuration
         reason = textwrap.shorten(str(error), 200, placeholder=" ...")
         raise ValueError(f"{folder} does not hold a whole UNet2DModel ({reason}): copy it again") from error
-    height, width = _sides(network.config, folder / "config.json")
+    height, width = _sides(config, folder / "config.json")
     channels = card.fit(network)
     network.eval().requires_grad_(False)
     torch.nn.Module.to(network, device=device, dtype=dtype)  # ModelMixin.to prints a warning about casts
@@ -227,14 +234,14 @@ class Card:
 
     def fit(self, network: torch.nn.Module) -> int:
         """The colours of an image, if the network can be what the card says of it."""
-        config: Any = network.config
-        folded, area = config.in_channels, self.patch**2
+        config: Any = network.config  # not the file's, which may leave out what diffusers has a value for
+        folded, area = config["in_channels"], self.patch**2
         if folded % area:
             self._refuse("patch", f"an integer whose square divides {folded} channels")
-        if config.out_channels != folded:
+        if config["out_channels"] != folded:
             raise ValueError(
                 f"{self.path.parent}: the network must have as many channels out as in; "
-                f"got {folded} in, {config.out_channels} out"
+                f"got {folded} in, {config['out_channels']} out"
             )
         embedding: Any = network.class_embedding
         count = 0 if embedding is None else getattr(embedding, "num_embeddings", math.inf)
@@ -249,8 +256,8 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _sides(config: Any, path: Path) -> tuple[int, int]:
-    size = config.sample_size
+def _sides(config: Mapping[str, Any], path: Path) -> tuple[int, int]:
+    size = config.get("sample_size")
     if size is None:
         raise ValueError(f"{path} has no sample_size: add the side of the images in pixels")
     sides = [size, size] if _is_integer(size) else size
@@ -259,9 +266,18 @@ def _sides(config: Any, path: Path) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
+def _network(config: Mapping[str, Any]) -> Any:
+    if covers(config):
+        return UNet2D(config)
+    try:
+        from diffusers import UNet2DModel
+    except ImportError as error:
+        raise ImportError("this network needs diffusers: pip install 'fewstep[diffusers]'") from error
+    return UNet2DModel.from_config(config)
+
+
 def _check_sizes(config: Mapping[str, Any], path: Path) -> None:
     """ValueError unless the network of `config` has the tensors that the header of `path` names; nothing is built."""
-    from diffusers import UNet2DModel
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
@@ -270,7 +286,7 @@ def _check_sizes(config: Mapping[str, Any], path: Path) -> None:
     if layers > len(stored):  # before the network without memory, which takes its time too
         raise ValueError(f"the configuration has {layers} layers, the weights {len(stored)} tensors")
     with torch.device("meta"):
-        wanted = {name: tuple(each.shape) for name, each in UNet2DModel.from_config(config).state_dict().items()}
+        wanted = {name: tuple(each.shape) for name, each in _network(config).state_dict().items()}
     for name in sorted(wanted.keys() | stored.keys()):
         if wanted.get(name) != stored.get(name):
             raise ValueError(

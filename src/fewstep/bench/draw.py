@@ -98,12 +98,12 @@ def draw(
     be written, RuntimeError if the model fails: batches that are finished stay, and the next run goes on from them.
     """
     for name in plan.models:
-        subject = load_subject(name, worker.device, plan.shape, plan.batch)
+        subject = load_subject(name, worker.device, plan.shape, plan.batch, plan.texts())
         check(subject)
         for guidance in plan.guidance:
             cells = [*_solution(plan, name, guidance), *plan.cells(name, guidance)]
             for cell, solver, grid in cells:  # what cannot be planned is told before the long run
-                steps_of(subject.schedule, solver, nfe=cell.calls, grid=grid)
+                steps_of(subject.schedule, solver, nfe=cell.calls, grid=grid or subject.grid)
             for cell, solver, grid in cells:
                 settings = _settings(plan, subject, cell, solver, grid, worker.device)
                 shards = shards_of(plan, folder, cell)
@@ -132,12 +132,13 @@ def _settings(
     told = getattr(statistics, "fingerprint", None)
     if told is not None and told != f"{subject.fingerprint}, {subject.conditioning}, guidance {cell.guidance:g}":
         raise ValueError(f"the statistics of {cell.solver} are of {told}, not of {subject.name}: estimate them again")
+    prompts = {"prompts": subject.conditioning} if subject.conditioning.startswith("prompts") else {}
     return {
         "model": subject.name, "fingerprint": subject.fingerprint, "schedule": repr(subject.schedule),
         "shape": list(subject.shape), "python": call(solver), "nodes": OWN_GRID if grid is None else repr(grid),
         "statistics": _digest(statistics), "calls": cell.calls,
         "guidance": cell.guidance, "converged": plan.converged, "batch": plan.batch,
-        "device": torch.device(device).type, "versions": versions(),
+        "device": torch.device(device).type, "versions": versions(subject.network), **prompts,
     }  # fmt: skip
 
 
@@ -165,10 +166,12 @@ def _drawn(
     try:
         counted = Counted(subject.denoiser(seeds, cell.guidance))
         noise = unit_noise(seeds, subject.shape, device=device)
+        start = {"noise": None, "x": noise} if subject.unit_start else {"noise": noise}
         started = time.perf_counter()
         x = sample(
-            counted, noise, nfe=cell.calls, solver=solver, schedule=subject.schedule, grid=grid, seeds=seeds
-        ).cpu()
+            counted, **start, nfe=cell.calls, solver=solver, schedule=subject.schedule, grid=grid or subject.grid,
+            seeds=seeds,
+        ).cpu()  # fmt: skip
         seconds = time.perf_counter() - started
         images = pixels(subject.decode(x.to(device)))
     except Exception as error:

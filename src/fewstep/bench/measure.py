@@ -42,8 +42,16 @@ class Judge:
         self.plan, self.device = plan, device
         self.extractor: Extractor | None = None
         self.reference: Reference | None = None
-        self.scores = {name: imported(function) for name, function in plan.scores.items()}
+        self.scores: dict[str, Any] = {name: imported(function) for name, function in plan.scores.items()}
         wanted = set(plan.metrics)
+        if wanted & {"clip", "aesthetic"}:
+            from .text import Aesthetic, Clip, ClipScore
+
+            clip = Clip(plan.clip, device)
+            if "clip" in wanted:
+                self.scores["clip"] = ClipScore(clip, plan.texts())
+            if "aesthetic" in wanted:
+                self.scores["aesthetic"] = Aesthetic(clip, plan.aesthetic)
         if wanted & {"frechet", *FIDELITY}:
             self.extractor = load_extractor(plan.extractor, plan.weights, device)
         if self.extractor is not None and wanted & {"frechet", "kid", "precision", "recall"}:
@@ -72,6 +80,7 @@ class Judge:
             "extractor": self.extractor.identity if self.extractor else None,
             "reference": self.reference.identity if self.reference else None,
             "frechet is": self.extractor.title if self.extractor else None,
+            **{f"{name} is": score.identity for name, score in self.scores.items() if name in self.plan.metrics},
         }  # fmt: skip
 
     def figures(self, shards: Shards) -> dict[str, float]:

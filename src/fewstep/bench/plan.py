@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from ..grid import Grid
+from ..prompts import read_prompts
 from ..solvers import Solver
 from ..statistics import load_statistics
 from ..table import GRIDS, SOLVERS
@@ -22,7 +23,7 @@ __all__ = ["CONVERGED", "OWN_GRID", "Candidate", "Cell", "Plan"]
 OWN_GRID = "own"
 CONVERGED = "converged"  # the cell of the solution that errors are measured against
 KINDS: Mapping[str, type] = {"models": str, "grids": str, "metrics": str, "guidance": float}  # of lists; else int
-METRICS = ("frechet", "rmse", "gain", "isc", "kid", "precision", "recall")
+METRICS = ("frechet", "rmse", "gain", "isc", "kid", "precision", "recall", "clip", "aesthetic")
 
 
 class Candidate(NamedTuple):
@@ -59,6 +60,8 @@ class Plan:
     n, seed: how many images a cell, of the seeds from `seed` on. batch: images at a time, and in a file.
     converged: calls of the solution that errors are measured against; 0 measures none.
     extractor: what Fréchet distances see (`bench.extractors`); weights: its file. reference: what they are to, a file.
+    prompts: a file of text, a prompt a line, for models of text: seed s draws prompt s, in turn.
+    clip: the folder of a CLIP model (`bench.text`), for "clip" and "aesthetic"; aesthetic: the file of LAION's score.
     scores: further scores of images, by name: `module:function`, of pixels and seeds (`bench.measure`).
     published: the figures of a paper that the report shows beside ours, by metric, solver and calls.
     shape: of a model from `module:function` that has no `shape` of its own.
@@ -78,6 +81,9 @@ class Plan:
     extractor: str = "classifier"
     weights: str = ""
     reference: str = ""
+    prompts: str = ""
+    clip: str = ""
+    aesthetic: str = ""
     scores: Mapping[str, str] = field(default_factory=dict)
     published: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     shape: tuple[int, ...] = ()
@@ -125,6 +131,10 @@ class Plan:
                     raise ValueError(f"{name!r} is none of the {key}; choose from {', '.join(known)}")
         if not self.converged and {"rmse", "gain"} & set(self.metrics):
             raise ValueError("rmse and gain need the converged solution: give converged its calls, like 128")
+        if "clip" in self.metrics and not self.prompts:
+            raise ValueError("clip is of images and their prompts: give prompts, a file with one a line")
+        if taken := set(METRICS) & self.scores.keys():
+            raise ValueError(f"a score cannot be called {min(taken)!r}, as a metric is: give it another name")
         self.candidates()
 
     def candidates(self) -> dict[str, Candidate]:
@@ -155,6 +165,10 @@ class Plan:
         """The seeds, a batch each: what is drawn at a time, and kept in a file."""
         seeds = range(self.seed, self.seed + self.n)
         return [seeds[first : first + self.batch] for first in range(0, self.n, self.batch)]
+
+    def texts(self) -> tuple[str, ...]:
+        """The prompts; none if there is no file of them."""
+        return read_prompts(Path(self.prompts)) if self.prompts else ()
 
     def record(self) -> dict[str, Any]:
         """As JSON holds it; `of` reads it back."""

@@ -48,6 +48,10 @@ COLUMNS: Mapping[str, Column] = {
     "kid": Column("KID", lambda v: f"{v:.5f}"),
     "precision": Column("precision", lambda v: f"{v:.3f}", max),
     "recall": Column("recall", lambda v: f"{v:.3f}", max),
+    "clip": Column("CLIP score", lambda v: f"{v:.2f}", max),
+    "published clip": Column("published CLIP", lambda v: f"{v:.2f}", None),
+    "aesthetic": Column("aesthetic", lambda v: f"{v:.2f}", max),
+    "published aesthetic": Column("published aesthetic", lambda v: f"{v:.2f}", None),
     "milliseconds": Column("ms an image", lambda v: f"{v:.1f}", None),
     "memory": Column("peak MiB", lambda v: f"{v / 2**20:.0f}", None),
 }
@@ -80,6 +84,10 @@ def explained(rows: Sequence[Row], plan: Plan) -> list[str]:
     if by["frechet is"]:
         told.append(f"Fréchet: the {by['frechet is']}, to {by['reference']}; in the features of {by['extractor']}.")
         told.append("It is biased upwards, the more the fewer images: compare it at equal numbers only.")
+    if "clip is" in by:
+        told.append(f"CLIP score: 100 max(cos, 0) of the embeddings of image and prompt, by {by['clip is']}.")
+    if "aesthetic is" in by:
+        told.append(f"Aesthetic: LAION's score, by {by['aesthetic is']}.")
     if plan.converged:
         told.append(
             f"RMSE and gain: a pixel's distance to the converged solution of {plan.converged} calls from the same "

@@ -13,7 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from ..adapters.unet2d import BATCH
+from ..grid import GridFunction
 from ..prediction import Denoiser
+from ..prompts import digest
 from ..schedule import Schedule
 
 __all__ = ["Subject", "imported", "load_subject"]
@@ -23,8 +25,10 @@ __all__ = ["Subject", "imported", "load_subject"]
 class Subject:
     """A model, ready to be sampled.
 
-    `denoiser(seeds, guidance)` is that of the images of these seeds: seed s draws class s, in turn, where there are
-    classes. `decode` takes what it samples to images in [-1, 1]. `fingerprint` tells models apart.
+    `denoiser(seeds, guidance)` is that of the images of these seeds: seed s draws class or prompt s, in turn, where
+    there are some. `decode` takes what it samples to images in [-1, 1]. `fingerprint` tells models apart. `network` is
+    the torch module inside, if the model shows it. `grid` is of its own levels, and `unit_start` says that it begins
+    with unit noise, as pipelines have and do.
     """
 
     name: str
@@ -34,15 +38,24 @@ class Subject:
     conditioning: str
     denoiser: Callable[[range, float], Denoiser]
     decode: Callable[[Tensor], Tensor]
+    network: object = None
+    grid: GridFunction | None = None
+    unit_start: bool = False
 
 
-def load_subject(name: str, device: str = "cpu", shape: tuple[int, ...] = (), batch: int = BATCH) -> Subject:
+def load_subject(
+    name: str,
+    device: str = "cpu",
+    shape: tuple[int, ...] = (),
+    batch: int = BATCH,
+    prompts: tuple[str, ...] = (),
+) -> Subject:
     """A packaged model, a folder, or `module:function`.
 
     The function takes nothing, or `device`, and returns a denoiser and its schedule, or a denoiser that has it as
     `schedule`. It is your code, found as Python finds modules, and in the working directory. The denoiser may have:
-    `shape`, of a sample; `classes` and `conditioned(labels, guidance)`, as `adapters.EDMModel` has; `decode`, from
-    latents to images in [-1, 1]; `fingerprint`, which changes with its weights.
+    `shape`, of a sample; `classes` and `conditioned(labels, guidance)`, as `adapters.EDMModel` has; `prompted(prompts,
+    guidance)`; `decode`, from latents to images in [-1, 1]; `fingerprint`, which changes with its weights.
     """
     if ":" in name and not Path(name).exists():
         made = imported(name)
@@ -57,23 +70,27 @@ def load_subject(name: str, device: str = "cpu", shape: tuple[int, ...] = (), ba
         # Always so many at a time, so that an image depends on its seed alone; on a CPU few, for its caches.
         folder, family = found(name)
         model = family.load(folder, device=device, batch=family.BATCH if device == "cpu" else batch)
-        if hasattr(model, "prompted"):
-            raise ValueError(
-                f"{name} draws what a text says, and a bench has none: give module:function, a function that returns "
-                "load_model(...).prompted(text, guidance)"
-            )
         schedule = model.schedule
+    text = hasattr(model, "prompted")
+    if text and not prompts:
+        raise ValueError(f"{name} draws what a text says: give prompts, a file with one a line")
+    if prompts and not text and ":" not in name:  # a function may have drawn from them itself
+        raise ValueError(f"{name} knows no prompts: leave them out")
     shape = shape or tuple(getattr(model, "shape", ()))
     if not shape:
         raise ValueError(f"the shape of a sample of {name} is not known: give shape = [3, 32, 32], or the like")
+    told = digest(prompts)
     return Subject(
         name,
         schedule,
         shape,
         str(getattr(model, "fingerprint", name)),
-        "classes" if getattr(model, "classes", ()) else "no classes",
-        lambda seeds, guidance: _conditioned(model, name, seeds, guidance),
+        f"prompts {told['sha256']}" if text and told else "classes" if getattr(model, "classes", ()) else "no classes",
+        lambda seeds, guidance: _conditioned(model, name, seeds, guidance, prompts if text else ()),
         getattr(model, "decode", lambda images: images),
+        getattr(model, "network", None),
+        getattr(model, "grid", None),
+        getattr(model, "unit_start", False),
     )
 
 
@@ -88,11 +105,14 @@ def imported(name: str) -> Any:
         raise ImportError(f"{name} cannot be imported ({error}): give module:function") from error
 
 
-def _conditioned(model: Any, name: str, seeds: range, guidance: float) -> Denoiser:
+def _conditioned(model: Any, name: str, seeds: range, guidance: float, prompts: tuple[str, ...]) -> Denoiser:
+    if prompts:
+        prompted: Denoiser = model.prompted([prompts[seed % len(prompts)] for seed in seeds], guidance)
+        return prompted
     classes = getattr(model, "classes", ())
     if classes:
         denoiser: Denoiser = model.conditioned([seed % len(classes) for seed in seeds], guidance)
         return denoiser
     if guidance != 1:
-        raise ValueError(f"guidance {guidance:g} needs a model with classes, and {name} has none: use 1")
+        raise ValueError(f"guidance {guidance:g} needs a model with classes or prompts, and {name} has none: use 1")
     return model  # type: ignore[no-any-return]

@@ -186,7 +186,8 @@ def _like(shadow: Any, tensors: list[Tensor]) -> Any:
 
 
 def _shapes(given: Any) -> Any:
-    return str(tree_map(lambda each: (*each.shape, each.dtype) if isinstance(each, Tensor) else type(each), given))
+    """Without types: diffusers hands over the time as an integer where it is one."""
+    return str(tree_map(lambda each: tuple(each.shape) if isinstance(each, Tensor) else type(each), given))
 
 
 @contextmanager

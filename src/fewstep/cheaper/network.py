@@ -38,6 +38,8 @@ def with_network(model: M, network: nn.Module) -> M:
     """`model` with another network."""
     if isinstance(model, nn.Module):
         return network  # type: ignore[return-value]
+    if hasattr(model, "with_network"):
+        return model.with_network(network)  # type: ignore[no-any-return]
     if not dataclasses.is_dataclass(model):
         raise TypeError(f"{type(model).__name__} is no dataclass: give its network, and make the model with the answer")
     return dataclasses.replace(model, network=network)  # type: ignore[type-var]

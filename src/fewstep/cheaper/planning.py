@@ -3,7 +3,9 @@
 A good solver in few calls wastes none of them, and a call that reuses features is a worse one. So each candidate is
 held against as many whole calls as the same cost buys, and what does not win is not planned:
 
-    1. The errors of whole runs of nfe / 2 to nfe calls, to a run of many; between them, log-linear in the calls.
+    1. The errors of whole runs of nfe / 2 to nfe calls, to a run of many: root mean squares of each sample, and of
+       these the geometric mean, so that no sample that goes its own way decides for all. Between whole numbers of
+       calls they are taken as log-linear.
     2. From the last call to the end of the first third, which decides the image: may this one reuse too? Foretold are
        the skipped features F at lam = log(alpha / sigma) from the last two whole calls,
 
@@ -22,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +48,7 @@ PATIENCE = 2
 class Trial(NamedTuple):
     """What reusing features in these calls costs, in whole calls, and leaves; `fewer` is what that many whole calls do.
 
-    `reused` has for each such call the share of the line.
+    `reused` has for each such call the share of the line; errors are as `plan_cache` has them.
     """
 
     depth: int
@@ -127,8 +129,9 @@ def plan_cache(
         schedule: the denoiser's own if not given.
         cuts: depths to try (`cuts.depths` has those of a network); the two cheapest if not given.
 
-    Cost: 40 calls for the reference, nfe^2 / 3 for whole runs, at most nfe^2 a cut for what is tried, mostly nfe times
-    ten. Raises ValueError for networks that cannot be cut, and what `sample` raises.
+    Cost: 40 calls for the reference, nfe^2 / 3 for whole runs, and for each of what is tried, at most 2 nfe a cut, the
+    calls from two before the first that reuses. Raises ValueError for networks that cannot be cut, and what `sample`
+    raises.
     """
     solver = EVODiff() if solver is None else solver
     found = agreed((denoiser,), schedule)
@@ -142,11 +145,31 @@ def plan_cache(
     times = tuple(stage.node.time for stage in stages)
     exact = sample(denoiser, noise, nfe=max(REFERENCE, 2 * nfe), schedule=found)
 
-    def error(of: Any, calls: int) -> float:
-        return float((sample(of, noise, nfe=calls, solver=solver, schedule=found) - exact).square().mean().sqrt())
+    def error(of: Denoiser, calls: int) -> float:
+        off = sample(of, noise, nfe=calls, solver=solver, schedule=found) - exact
+        return float(off.double().square().flatten(1).mean(1).log().mean().div(2).exp())
+
+    answers: list[Tensor] = []
+
+    def told(x: Tensor, t: float | Tensor) -> Tensor:
+        answers.append(denoiser(x, t))
+        return answers[-1].clone()
+
+    def tried_out(each: CachePlan, first: int) -> float:
+        """Of a run whose calls before the two that precede `first` are known."""
+        start = max(0, first - 2)
+        known = iter(answers[:start])
+        later = Cached(denoiser, network, times=times[start:], weights=each.weights[start:], depth=each.depth)
+
+        def answer(x: Tensor, t: float | Tensor) -> Tensor:
+            before = next(known, None)
+            return later(x, t) if before is None else before.clone()
+
+        return error(answer, nfe)
 
     least = max(1, nfe // 2)
-    whole = {calls: error(denoiser, calls) for calls in range(least, nfe + 1)}
+    whole = {calls: error(denoiser, calls) for calls in range(least, nfe)}
+    whole[nfe] = error(told, nfe)
     trials: list[Trial] = []
     best: Trial | None = None
     left = {depth: share_left(denoiser, network, noise, (times[0], times[-1]), depth) for depth in cuts}
@@ -159,7 +182,7 @@ def plan_cache(
                 each = _planned(solver, stages, depth, {**reused, k: share}, left[depth])
                 if each.cost < least:
                     continue
-                off = error(each.wrap(denoiser, network), nfe)
+                off = tried_out(each, k)
                 tried.append(Trial(depth, {**reused, k: share}, each.cost, off, _between(whole, each.cost)))
             if not tried:
                 break

@@ -99,7 +99,7 @@ def save(model: Any, path: str | Path) -> None:
     try:
         from safetensors.torch import save as to_bytes
     except ImportError as error:
-        raise ImportError("saving needs safetensors: pip install 'fewstep[diffusers]'") from error
+        raise ImportError("saving needs safetensors: pip install 'fewstep[cli]'") from error
     path = Path(path)
     check_file(path)
     network = network_of(model)

@@ -14,11 +14,11 @@ try:
     import typer
     from typer.core import TyperGroup
 except ImportError:
-    sys.exit("error: the command line needs typer and rich: pip install 'fewstep[cli,diffusers]'")
+    sys.exit("error: the command line needs typer and rich: pip install 'fewstep[cli]'")
 
 from .. import __version__
 from ..signals import INTERRUPTED
-from . import analyze, bench, compare, convert, estimate, grids, models, sample, solvers, tune
+from . import analyze, bench, compare, convert, estimate, grids, models, restore, sample, solvers, tune
 from .show import say
 
 COMMIT = "commit.txt"
@@ -55,6 +55,7 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 app.command()(sample.sample)
+app.command()(restore.restore)
 app.command()(compare.compare)
 app.command()(tune.tune)
 app.command()(analyze.analyze)

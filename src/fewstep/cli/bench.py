@@ -31,15 +31,20 @@ def run(
     solvers: Annotated[str | None, typer.Option(help=f"Comma-separated: {ALL_SOLVERS}.")] = None,
     grids: Annotated[str | None, typer.Option(help=f"Comma-separated: own, {ALL_GRIDS}.")] = None,
     nfe: Annotated[str | None, typer.Option(help="Comma-separated budgets, in calls.")] = None,
-    guidance: Annotated[str | None, typer.Option(help="Comma-separated scales; 1 is none.")] = None,
+    guidance: Annotated[
+        str | None, typer.Option(help="Comma-separated scales; 1 is none, of ADM's classifier 0.")
+    ] = None,
     n: Annotated[int | None, typer.Option(help="Images in each cell; more may be added later.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the first image.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images at a time, and in a file.")] = None,
     converged: Annotated[int | None, typer.Option(help="Calls of the solution that errors are to; 0: none.")] = None,
-    metrics: Annotated[str | None, typer.Option(help="Comma-separated: frechet, rmse, gain, isc, kid ...")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Comma-separated: frechet, rmse, gain, isc, clip ...")] = None,
     extractor: Annotated[str | None, typer.Option(help="classifier, inception, a file or module:function.")] = None,
     weights: Annotated[str | None, typer.Option(help="The file of Inception's weights.")] = None,
     reference: Annotated[str | None, typer.Option(help="An npz file of images, or of mu and sigma.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="A text file of a prompt a line, for models of text.")] = None,
+    clip: Annotated[str | None, typer.Option(help="The folder of a CLIP, for the metrics clip and aesthetic.")] = None,
+    aesthetic: Annotated[str | None, typer.Option(help="The file of LAION's aesthetic score.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps ...")] = None,
     shard: Annotated[str, typer.Option(help="The i-th of n independent jobs, like 2/3; then `bench merge`.")] = "1/1",
     overwrite: Annotated[str, typer.Option(help="Comma-separated solvers whose images are drawn anew.")] = "",
@@ -63,7 +68,8 @@ def run(
             if text is not None:
                 given[key] = _listed(key, text, kind)
         single = {"n": n, "seed": seed, "batch": batch, "converged": converged, "extractor": extractor,
-                  "weights": weights, "reference": reference, "device": device}  # fmt: skip
+                  "weights": weights, "reference": reference, "prompts": prompts,
+                  "clip": clip, "aesthetic": aesthetic, "device": device}  # fmt: skip
         given |= {key: value for key, value in single.items() if value is not None}
         if preset is not None:
             given = load_preset(preset).filled(preset, given)

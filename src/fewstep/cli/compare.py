@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..models import DEFAULT_MODEL
+from ..prompts import digest
 from .options import (
     ALL_SOLVERS,
     AsJson,
@@ -31,7 +32,7 @@ from .options import (
     Statistics,
     path,
 )
-from .parse import conditioned, digest, informed, load, pick_budgets, pick_device, pick_grid, pick_prompts, pick_solvers
+from .parse import conditioned, informed, load, pick_budgets, pick_device, pick_grid, pick_prompts, pick_solvers
 from .show import count, errors, progress, say
 
 if TYPE_CHECKING:
@@ -117,7 +118,11 @@ def compare(
             "model": model, "n": n, "seed": seed, "guidance": guidance, "label": label, "grid": grid, "device": device,
             "prompts": digest(texts, negative),
         }  # fmt: skip
-        typer.echo(json.dumps({"out": str(out), **facts, "versions": versions(), "cells": cells}))
+        typer.echo(
+            json.dumps(
+                {"out": str(out), **facts, "versions": versions(getattr(loaded, "network", None)), "cells": cells}
+            )
+        )
     else:
         table = Table("solver", *columns, title=Text(f"{title}\nRMSE to the converged solution, and seconds"))
         for name, row in rows.items():

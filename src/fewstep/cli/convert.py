@@ -21,10 +21,16 @@ Config = Annotated[str | None, typer.Option(help="A published configuration's na
 def edm(
     file: Given,
     out: Out,
-    trust_pickle: Annotated[bool, typer.Option("--trust-pickle", help="Read a pickle, of a source you trust.")] = False,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Needed for a pickle, of a source you trust.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """A network of EDM (.pkl): SongUNet or DhariwalUNet with EDM's, VP's or VE's preconditioning."""
+    """A network of EDM (.pkl): SongUNet or DhariwalUNet with EDM's, VP's or VE's preconditioning.
+
+    Opened the usual way a pickle executes code. Here nothing of it is executed: it is read by a process of its own,
+    without secrets and, on Linux, without network, with limited memory. It asks for --trust-pickle all the same.
+    """
     with errors(debug):
         from ..adapters.research.convert import convert_edm
 
@@ -40,7 +46,10 @@ def adm(
     config: Config = None,
     debug: Debug = False,
 ) -> None:
-    """A network of guided-diffusion (.pt), and its classifier."""
+    """A network of guided-diffusion (.pt), and its classifier.
+
+    Published files are known by their names; others need --config, whose fields docs/checkpoints.md lists.
+    """
     with errors(debug):
         from ..adapters.research.convert import convert_adm
 
@@ -50,7 +59,10 @@ def adm(
 
 @app.command("score-sde")
 def score_sde(file: Given, out: Out, config: Config = None, debug: Debug = False) -> None:
-    """A continuous checkpoint of score_sde_pytorch (.pth): DDPM++ or NCSN++, VP or VE."""
+    """A continuous checkpoint of score_sde_pytorch (.pth): DDPM++ or NCSN++, VP or VE.
+
+    Published files are known by their folders; others need --config, whose fields docs/checkpoints.md lists.
+    """
     with errors(debug):
         from ..adapters.research.convert import convert_score_sde
 

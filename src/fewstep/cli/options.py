@@ -28,7 +28,9 @@ Model = Annotated[str, typer.Option(help="A packaged model, a folder, or a name 
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the first image; the next has the next seed.")]
 GridName = Annotated[str | None, typer.Option("--grid", help=f"{ALL_GRIDS}. Default: the solver's own.")]
 Label = Annotated[str, typer.Option(help="A class by name or number, 'none', or 'all': seed s draws class s, in turn.")]
-Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is none.")]
+Guidance = Annotated[
+    float, typer.Option(help="Scale: 1 is none; of ADM's classifier 0 is none, and 1 what its authors had.")
+]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, mps ..., or auto, the fastest there is.")]
 Prompt = Annotated[str | None, typer.Option(help="What to draw, for models of text; '' is nothing in particular.")]
 Prompts = Annotated[

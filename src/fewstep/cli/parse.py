@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
+import inspect
 import math
 import re
 import warnings
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..prompts import digest, read_prompts
 from .options import ALL_GRIDS, ALL_SOLVERS
-from .show import say
+from .show import count, say
 
 if TYPE_CHECKING:
     from ..grid import Grid, GridFunction
@@ -94,12 +94,9 @@ def pick_prompts(prompt: str | None, file: Path | None) -> tuple[str, ...]:
     if prompt is not None:
         raise typer.BadParameter("and --prompts exclude each other", param_hint="--prompt")
     try:
-        lines = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{file} cannot be read as text ({error})", param_hint="--prompts") from error
-    if not lines:
-        raise typer.BadParameter(f"{file} holds no prompts", param_hint="--prompts")
-    return lines
+        return read_prompts(file)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--prompts") from error
 
 
 def load(
@@ -116,10 +113,10 @@ def load(
     # A pixel depends on its seed alone where the network always has as many images before it. For small networks that
     # is a number of ours; of large ones nobody wants to evaluate more than were asked for.
     batch = family.BATCH if family.BATCH > 1 else batch_size or 1
-    if size is not None and family.BATCH > 1:
+    if size is not None and "size" not in inspect.signature(family.load).parameters:
         raise typer.BadParameter(f"{size} is for pipelines; {model} makes images of one size", param_hint="--size")
     loaded = family.load(folder, device=device, dtype=getattr(torch, dtype), batch=batch, **chosen)
-    say(f"{model}: {loaded.family}")
+    say(f"{model}: {loaded.family}" + (f", {count(len(loaded.classes), 'class', 'es')}" if loaded.classes else ""))
     return loaded
 
 
@@ -146,6 +143,8 @@ def conditioned(
         if guidance != 1:
             raise typer.BadParameter(f"{guidance:g} needs a class: give a --label, or 1", param_hint="--guidance")
         return lambda seeds: model
+    if names:
+        model.conditioned(0, guidance)  # what is wrong with it is told now
     if label == "all":
         return lambda seeds: model.conditioned([seed % len(names) for seed in seeds], guidance)
     if label in names:
@@ -156,14 +155,6 @@ def conditioned(
         known = f"'none', 'all', {', '.join(names[:SHOWN])}" if names else "'none', it has no classes"
         raise typer.BadParameter(f"{label!r} is not a class of this model; choose from {known}", param_hint="--label")
     return lambda seeds: model.conditioned(number, guidance)
-
-
-def digest(prompts: Sequence[str], negative: str | None) -> dict[str, Any] | None:
-    """What identifies the prompts of a run."""
-    if not prompts:
-        return None
-    words = json.dumps([list(prompts), negative])
-    return {"count": len(prompts), "first": prompts[0], "sha256": hashlib.sha256(words.encode()).hexdigest()}
 
 
 def grid_of(model: Any, name: str | None, solver: Solver) -> GridFunction | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..models import DEFAULT_MODEL
+from ..prompts import digest
 from .options import (
     ALL_SOLVERS,
     AsJson,
@@ -35,7 +36,6 @@ from .options import (
 from .parse import (
     DTYPES,
     conditioned,
-    digest,
     grid_of,
     informed,
     load,
@@ -112,7 +112,7 @@ def sample(
         chosen = informed(picked, statistics, plan, loaded, label, guidance, texts, negative)[solver]
         network = getattr(loaded, "network", None)
         settings = {
-            "model": model, "family": loaded.family, "weights": loaded.fingerprint, "network": _digest(network),
+            "model": model, "family": loaded.family, "weights": loaded.fingerprint, "network": digest_of(network),
             "schedule": repr(loaded.schedule), "classes": list(loaded.classes),
             "solver": solver, "solver_options": repr(chosen),
             "nfe": nfe, "n": n, "seed": seed, "grid": grid, "label": label, "guidance": guidance,
@@ -120,9 +120,9 @@ def sample(
             "batch": loaded.batch, "format": "npz" if npz else "png", "save": save,
             "statistics": [hashlib.sha256(path.read_bytes()).hexdigest() for path in statistics or []],
             "plan": None if plan is None else hashlib.sha256(plan.read_bytes()).hexdigest(),
-            "versions": versions(),
+            "versions": versions(network),
         }  # fmt: skip
-        evaluations = Evaluations(network, loaded.batch)
+        evaluations = Evaluations(network, loaded.batch, getattr(loaded, "classifier", None))
         begins_unit = getattr(loaded, "unit_start", False)
 
         def arrays(seeds: list[int]) -> dict[str, np.ndarray]:
@@ -140,7 +140,7 @@ def sample(
             if run.damaged:
                 say(f"damaged, made again: {', '.join(run.damaged)}")
             before = run.made
-            record = run.complete() or _fill(run, seed, batch_size or loaded.batch or 1, arrays, evaluations)
+            record = run.complete() or fill(run, "sampling", seed, batch_size or loaded.batch or 1, arrays, evaluations)
     if as_json:
         typer.echo(json.dumps({**record, "out": str(out)}))
     if record["status"] == "interrupted":
@@ -154,14 +154,19 @@ def sample(
 class Evaluations:
     """What the calls of denoisers made of a network: how often it was evaluated, and on how many rows."""
 
-    def __init__(self, network: Any, batch: int | None):
-        self.calls, self.evaluations, self.rows, self._batch = 0, 0, 0, batch
+    def __init__(self, network: Any, batch: int | None, classifier: Any = None):
+        self.calls, self.evaluations, self.rows, self.gradients, self._batch = 0, 0, 0, 0, batch
         if network is not None:
             network.register_forward_pre_hook(self._see, with_kwargs=True)
+        if classifier is not None:
+            classifier.register_forward_pre_hook(self._judged)
 
     def _see(self, network: Any, args: Any, kwargs: Any) -> None:
         first = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
         self.evaluations, self.rows = self.evaluations + 1, self.rows + len(first)
+
+    def _judged(self, classifier: Any, args: Any) -> None:
+        self.gradients += 1
 
     def of(self, denoiser: Denoiser) -> Denoiser:
         """The denoiser, whose calls are counted: each batch of a call is one."""
@@ -178,17 +183,27 @@ class Evaluations:
         each, rows = self.evaluations / self.calls, self.rows / self.evaluations / (self._batch or 1)
         if each == 1 and self._batch and rows == 2:
             return ", each one evaluation of the network, of a batched pair: with the condition and without"
-        return f", each {count(round(each), 'evaluation')} of the network"
+        judged = f" and {count(round(self.gradients / self.calls), 'gradient')} of the classifier" * bool(
+            self.gradients
+        )
+        return f", each {count(round(each), 'evaluation')} of the network{judged}"
 
 
-def _fill(
-    run: Run, seed: int, batch_size: int, draw: Callable[[list[int]], dict[str, np.ndarray]], evaluations: Evaluations
+def fill(
+    run: Run,
+    doing: str,
+    seed: int,
+    batch_size: int,
+    draw: Callable[[list[int]], dict[str, np.ndarray]],
+    evaluations: Evaluations,
+    measure: Callable[[], dict[str, Any]] = dict,
 ) -> dict[str, Any]:
-    """Draw the images that are missing, up to the end or an interruption, and return the run's record."""
+    """Draw the images that are missing, up to the end or an interruption, and return the run's record, which has what
+    `measure` finds then."""
     found, status = run.made, "done"
     started = time.perf_counter()
     try:
-        with progress("sampling", run.settings["n"], "images", done=found) as advance:
+        with progress(doing, run.settings["n"], "images", done=found) as advance:
             while run.missing:
                 part = run.missing[:batch_size]
                 run.add(**draw([seed + i for i in part]))
@@ -201,11 +216,11 @@ def _fill(
         raise
     seconds = time.perf_counter() - started
     facts = {"found": found, "seconds": round(seconds, 3), "images_per_second": round((run.made - found) / seconds, 3)}
-    network = {"calls": evaluations.calls, "evaluations": evaluations.evaluations, "rows": evaluations.rows}
-    return run.finish(status, **facts, network=network)
+    network = {name: getattr(evaluations, name) for name in ("calls", "evaluations", "rows", "gradients")}
+    return run.finish(status, **facts, **measure(), network=network)
 
 
-def _digest(network: Any) -> str:
+def digest_of(network: Any) -> str:
     """Of the configuration of a network, without diffusers' own notes on it."""
     config = getattr(network, "config", {})
     config = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config  # type: ignore[arg-type]

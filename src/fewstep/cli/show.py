@@ -17,8 +17,8 @@ EXIT_FAILED = 1
 log = Console(stderr=True)
 
 
-def count(number: int, what: str) -> str:
-    return f"{number} {what}" + "s" * (number != 1)
+def count(number: int, what: str, plural: str = "s") -> str:
+    return f"{number} {what}" + plural * (number != 1)
 
 
 def say(text: str) -> None:

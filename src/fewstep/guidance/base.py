@@ -13,7 +13,7 @@ from ..answers import check_answer
 from ..prediction import Denoiser
 from ..schedule import Schedule
 
-__all__ = ["Batched", "answer", "checked", "pair", "times"]
+__all__ = ["Batched", "answer", "checked", "in_batches", "pair", "times"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,14 +24,18 @@ class Batched:
     one for all, of batch 1, or one a sample. Two of these of one network are evaluated together, in one evaluation of
     2 B samples, wherever guidance needs both: half as many evaluations, each twice as large. ValueError at a call for
     conditions of another number.
+
+    With `batch` the network gets exactly so many samples at a time, or twice as many where it is asked for two
+    conditions; the last ones fill up. On a CPU a sample is then the same, to the bit, whatever it is batched with.
     """
 
     network: Callable[[Tensor, Any, Tensor], Tensor]
     condition: Tensor
     schedule: Schedule | None = None
+    batch: int | None = None
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
-        return self.network(x, t, self._of(x))
+        return in_batches(self.network, self.batch, x, t, self._of(x))
 
     def _of(self, x: Tensor) -> Tensor:
         if self.condition.ndim == 0 or len(self.condition) not in (1, len(x)):
@@ -40,12 +44,34 @@ class Batched:
             )
         return self.condition.to(x.device).expand(len(x), *self.condition.shape[1:])
 
-    def beside(self, other: Denoiser, x: Tensor, t: float | Tensor) -> Tensor | None:
-        """The answers of both, (2 B, *), from one evaluation; None if `other` is not of the same network."""
+    def beside(self, other: Denoiser, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor] | None:
+        """The answers of both from one evaluation; None if `other` is not of the same network."""
         if not isinstance(other, Batched) or other.network != self.network:
             return None
-        times = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
-        return self.network(torch.cat([x, x]), times, torch.cat([self._of(x), other._of(x)]))
+
+        def both(x: Tensor, t: float | Tensor, *conditions: Tensor) -> Tensor:
+            twice, times = torch.cat([x, x]), torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
+            found = self.network(twice, times, torch.cat(conditions))
+            check_answer(found, twice, "the network", t)
+            return torch.stack(found.chunk(2), dim=1)
+
+        first, second = in_batches(both, self.batch, x, t, self._of(x), other._of(x)).unbind(1)
+        return first, second
+
+
+def in_batches(
+    function: Callable[..., Tensor], batch: int | None, x: Tensor, t: float | Tensor, *conditions: Tensor
+) -> Tensor:
+    """function(x, t, *conditions) on exactly `batch` samples at a time, if that is given; the last one fills up."""
+    if batch is None:
+        return function(x, t, *conditions)
+    every = torch.arange(-(-len(x) // batch) * batch).clamp_max(len(x) - 1)
+    own = isinstance(t, Tensor) and t.ndim
+    answers = [
+        function(x[rows.to(x.device)], t[rows.to(t.device)] if own else t, *(c[rows.to(c.device)] for c in conditions))  # type: ignore[index,union-attr]
+        for rows in every.split(batch)
+    ]
+    return torch.cat(answers)[: len(x)]
 
 
 def answer(denoiser: Denoiser, x: Tensor, t: float | Tensor, who: str = "the denoiser") -> Tensor:
@@ -58,9 +84,7 @@ def answer(denoiser: Denoiser, x: Tensor, t: float | Tensor, who: str = "the den
 def pair(denoiser: Denoiser, uncond: Denoiser, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
     """Both answers at x: from one evaluation if both are `Batched` of one network, else from one each."""
     if isinstance(denoiser, Batched) and (both := denoiser.beside(uncond, x, t)) is not None:
-        check_answer(both, torch.cat([x, x]), "the network", t)
-        first, second = both.chunk(2)
-        return first, second
+        return both
     # Copies: a model may work in place on its input, and both may answer in one buffer.
     denoised = answer(denoiser, x.clone(), t).clone()
     return denoised, answer(uncond, x, t, "the unconditional denoiser")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -199,6 +200,7 @@ class Plus:
     uncond: Denoiser
     weights: Mapping[float, float]  # by the time of a call
     schedule: Schedule | None
+    follows_steps: ClassVar[bool] = True
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         found = each(self._weight, t)
@@ -222,7 +224,8 @@ def cfgpp(denoiser: Denoiser, uncond: Denoiser, scale: float, nodes: Sequence[No
     exactly, so that it is made here, in the denoiser, and any solver of one call a step can run it: with `DDIM` it is
     the authors' and ComfyUI's Euler form, with a multistep solver an extrapolation of these images. To sigma = 0, or
     from alpha = 0, it is `scale`. Each call evaluates both. ValueError at a call that is not at a node, for a scale
-    that is not finite and for nodes whose noise rises.
+    that is not finite and for nodes whose noise rises; a run refuses it with a solver of several calls a step, whose
+    second call would follow the wrong step.
 
     Chung et al., CFG++: Manifold-Constrained Classifier-Free Guidance for Diffusion Models (2024), Algorithm 2.
     """

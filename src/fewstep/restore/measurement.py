@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import avg_pool2d, conv1d, pad
 
 from ..answers import how_to_convert
@@ -104,7 +105,11 @@ def linearised(operator: Any, x: Tensor) -> Linearised:
     """`operator` about x (B, *); a linear one is the same about every x."""
     if hasattr(operator, "A_adjoint") and not isinstance(operator, Linear):
         return Linearised(operator.A(x), operator.A, operator.A_adjoint)
-    function = _function(operator)
+
+    def function(x: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no derivative in forward mode: a decoder's attention
+            return _function(operator)(x)
+
     measured, pull = torch.func.vjp(function, x)  # type: ignore[misc]
     # The product of a `Linear` is the same about x as about 0: one for all that is solved here.
     forward = function if isinstance(operator, Linear) else lambda v: torch.func.jvp(function, (x,), (v,))[1]

@@ -18,12 +18,12 @@ from typing import ClassVar
 from ..grid import Grid, karras
 from ..schedule import Node, Schedule
 from .core.base import LinearStage
-from .core.exponential import calls_of_steps, single_step
+from .core.exponential import NEAREST, calls_of_steps, single_step
 
 
 @dataclass(frozen=True)
 class DPM2:
-    """DPM-Solver-2 with the second call at the fraction `r` of the step in log-SNR.
+    """DPM-Solver-2 with the second call at the fraction `r` in [0.01, 1) of the step in log-SNR.
 
     It cannot leave alpha = 0, where a flow starts: use `DPMSolverPP(order=2, method="singlestep")` there.
 
@@ -36,8 +36,8 @@ class DPM2:
     calls_per_step: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        if not 0 < self.r < 1:
-            raise ValueError(f"r must lie in (0, 1); got r={self.r!r}")
+        if not NEAREST <= self.r < 1:
+            raise ValueError(f"r must lie in [{NEAREST}, 1): of nearer calls the slope is rounding; got r={self.r!r}")
 
     def plan(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None = None) -> list[LinearStage]:
         stages: list[LinearStage] = []

@@ -31,14 +31,14 @@ from typing import ClassVar, Literal
 from ..grid import Grid, uniform
 from ..schedule import Node, Schedule
 from .core.base import LinearStage, Row, choice, euler_row
-from .core.exponential import Variant, calls_of_steps, combine
+from .core.exponential import NEAREST, Variant, calls_of_steps, combine
 
 
 @dataclass(frozen=True)
 class SEEDS:
     """SEEDS-2 and SEEDS-3; `eta` is the amount of noise, 0 the ODE.
 
-    Of SEEDS-2 alone: `r` in (0, 1] is where the second call is made, 1 is exponential Heun; `variant` its last row.
+    Of SEEDS-2 alone: `r` in [0.01, 1] is where the second call is made, 1 is exponential Heun; `variant` its last row.
 
     Cost: `order` calls per step. Order: docs/numerics.md.
     """
@@ -52,8 +52,8 @@ class SEEDS:
     def __post_init__(self) -> None:
         choice("order", self.order, (2, 3))
         choice("variant", self.variant, ("midpoint", "taylor"))
-        if not 0 < self.r <= 1:
-            raise ValueError(f"r must lie in (0, 1]; got r={self.r!r}")
+        if not NEAREST <= self.r <= 1:
+            raise ValueError(f"r must lie in [{NEAREST}, 1]: of nearer calls the slope is rounding; got r={self.r!r}")
         if self.order == 3 and (self.r, self.variant) != (0.5, "midpoint"):
             raise ValueError(f"r and variant are options of order 2; got {self!r}")
         if not 0 <= self.eta < math.inf:

@@ -228,5 +228,5 @@ def _safetensors() -> tuple[Any, Any]:
         from safetensors import safe_open
         from safetensors.torch import save
     except ImportError as error:
-        raise ImportError("statistics files need safetensors: pip install 'fewstep[diffusers]'") from error
+        raise ImportError("statistics files need safetensors: pip install 'fewstep[cli]'") from error
     return save, safe_open

@@ -81,6 +81,8 @@ class Stream:
         scale: of residual guidance, as `guided` has it; 1 is none.
         negative: the unconditional denoiser, asked once a frame, at its first x; None takes the frame itself.
         delta: as in `residual`.
+        above: residual guidance acts at noise levels sigma / alpha above this, as `guidance_interval` has them. Down to
+            the clean end it pushes away from the negative at every call: docs/stream.md.
         skip: skip(frame, reference) says whether a frame is so like the last one that was taken that its image will do,
             such as `Similar()`.
         waiting: how many frames may wait; one more, and the oldest of them is dropped.
@@ -108,6 +110,7 @@ class Stream:
         scale: float = 1.0,
         negative: Denoiser | None = None,
         delta: float = 1.0,
+        above: float = 0.0,
         skip: Callable[[Tensor, Tensor], bool] | None = None,
         waiting: int = 1,
     ) -> None:
@@ -128,11 +131,18 @@ class Stream:
         self._stride = -(-calls // phases)
         if operator.index(waiting) < 1:
             raise ValueError(f"waiting must be at least 1; got waiting={waiting!r}")
-        if scale == 1 and (negative is not None or delta != 1):
-            raise ValueError("negative and delta are parts of residual guidance: give its scale, such as scale=1.5")
+        if scale == 1 and (negative is not None or delta != 1 or above):
+            raise ValueError(
+                "negative, delta and above are parts of residual guidance: give its scale, such as scale=1.5"
+            )
+        if not 0 <= above < self._stages[0].node.nsr:
+            raise ValueError(
+                f"above must lie in [0, {self._stages[0].node.nsr:g}), the level of the first call; got above={above!r}"
+            )
         if scale != 1 and negative is None and start is None:
             raise ValueError("residual guidance without negative= takes the frame for one, an image: give start=")
         self._guidance = scale, negative, delta
+        self._scales = [scale if stage.node.nsr > above else 1.0 for stage in self._stages]
         self._seeds = iter(seeds) if isinstance(seeds, Iterable) else itertools.repeat(seeds)
         self._skip, self._waiting = skip, waiting
         self._lock = threading.Lock()  # of the next four
@@ -222,7 +232,8 @@ class Stream:
         denoiser, (scale, _, delta) = self.denoiser, self._guidance
         if scale != 1:
             references = torch.cat([run.reference for run in runs if run.reference is not None])
-            denoiser = guided(denoiser, residual(references, delta, self._schedule), scale)
+            scales = torch.tensor([self._scales[run.calls] for run in runs], dtype=torch.float64)
+            denoiser = guided(denoiser, residual(references, delta, self._schedule), scales)
         with torch.no_grad():
             denoised = answer(denoiser, torch.cat([run.x for run in runs]), t)
         for run, own in zip(runs, denoised.split(1), strict=True):

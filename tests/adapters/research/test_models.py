@@ -276,7 +276,7 @@ def test_labels_and_guidance_that_cannot_be(folders):
         edm.conditioned([1, 2, 0])(images(dtype=torch.float32), 1.0)
     with pytest.raises(ValueError, match="no classifier, which guidance needs"):
         adm.conditioned(1, 2.0)
-    with pytest.raises(ValueError, match="trained with labels alone: give them"):
+    with pytest.raises(ValueError, match="trained with labels alone: give them one"):
         adm(images(dtype=torch.float32), 5.0)
     with pytest.raises(ValueError, match="this model has no classes: call it as it is"):
         vp.conditioned(0)

@@ -10,11 +10,11 @@ import torch
 
 from ...models import read_json
 from ..devices import check_device
-from ..unet2d import BATCH
 from .folder import CONFIG, FORMAT, read_config
 
 __all__ = ["BATCH", "FAMILIES", "load", "recognises"]
 
+BATCH = 1  # of large networks, as of pipelines
 FAMILIES = {"edm": "edm", "adm": "adm", "score-sde": "score_sde"}  # to a module of this package
 
 

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...guidance import Batched, classifier_guided
+from ...guidance.base import in_batches
 from ...prediction import Denoiser, each, to_denoised
 from ...schedule import Discrete
 from .folder import CLASSIFIER, NETWORK, build, read_fields
-from .model import Networked, in_batches
+from .model import Networked
 from .networks.adm import ADMClassifier, ADMConfig, ADMUNet, ClassifierConfig
 
 __all__ = ["ADMCard", "ADMNetwork", "load"]
@@ -61,13 +62,17 @@ class ADMNetwork(Networked):
     The authors' sampler clips the denoised x to [-1, 1]: `clip` and `threshold` do that here.
     """
 
-    family: ClassVar[str] = "a network of guided diffusion (ADM)"
     classifier: ADMClassifier | None = None
+
+    @property
+    def family(self) -> str:
+        """What was recognised."""
+        return f"U-Net of guided diffusion (ADM), {'without' if self.classifier is None else 'with its'} classifier"
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         if self.card.network.num_classes:
-            raise ValueError("this network was trained with labels alone: give them, by conditioned(labels)")
-        return self.denoised(x, t)
+            raise ValueError("this network was trained with labels alone: give them one")
+        return in_batches(self.denoised, self.batch, x, t)
 
     def denoised(self, x: Tensor, t: float | Tensor, *labels: Tensor) -> Tensor:
         """labels: (B,), if the network has classes."""
@@ -81,7 +86,11 @@ class ADMNetwork(Networked):
         be 1, which adds nothing.
         """
         wanted = self.checked(labels)
-        given: Denoiser = Batched(self.denoised, wanted, self.schedule) if self.card.network.num_classes else self
+        given: Denoiser = self
+        if self.card.network.num_classes:
+            given = Batched(self.denoised, wanted, self.schedule, self.batch)
+        if self.classifier is not None and not isinstance(guidance, Tensor) and guidance == 0:
+            return given
         if self.classifier is not None:
             return classifier_guided(given, Judged(self, wanted), guidance)
         if isinstance(guidance, Tensor) or guidance != 1:
@@ -97,12 +106,14 @@ class Judged:
     labels: Tensor
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
+        return in_batches(self._log_prob, self.model.batch, x, t, self.labels.to(x.device).expand(len(x)))
+
+    def _log_prob(self, x: Tensor, t: float | Tensor, labels: Tensor) -> Tensor:
         classifier = self.model.classifier
         if classifier is None:
             raise ValueError("the model has no classifier")
-        labels = self.labels.to(x.device).expand(len(x))
         inner = x.to(next(classifier.parameters()).dtype)
-        return in_batches(classifier.log_prob, self.model.batch, inner, self.model.level(x, t), labels)
+        return classifier.log_prob(inner, self.model.level(x, t), labels)
 
 
 def load(

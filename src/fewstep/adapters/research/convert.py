@@ -103,12 +103,12 @@ def convert_adm(path: Path, out: Path, *, classifier: Path | None = None, config
     config: a JSON file with the fields of `ADMCard`, or one of the published names; without, that of the file. The
     classifier's is found by its file's name, or is under "classifier" in a JSON file.
     """
+    _check_target(path, out)
     facts = _facts(config or path.stem, ADM)
     if classifier is None:
         facts.pop("classifier", None)
     elif "classifier" not in facts:
         facts["classifier"] = _facts(classifier.stem, ADM_CLASSIFIERS)
-    _check_target(path, out)
     card: ADMCard = read_fields(ADMCard, {**facts, "source": path.name}, config or path.stem)
     card.betas()
     parts = {NETWORK: (ADMUNet, card.network, plain_tensors(read_torch_file(path), path))}
@@ -125,9 +125,9 @@ def convert_score_sde(path: Path, out: Path, *, config: str | None = None) -> st
     config: a JSON file with the fields of `ScoreSDECard`, or one of the published configurations, which is also found
     by the folders of the file.
     """
+    _check_target(path, out)
     name = config or next((each for each in SCORE_SDE if str(path.resolve().parent).endswith(each)), path.parent.name)
     facts = _facts(name, SCORE_SDE)
-    _check_target(path, out)
     card: ScoreSDECard = read_fields(ScoreSDECard, {**facts, "source": path.name}, name)
     state = averaged(read_torch_file(path), path)
     _write(out, "score-sde", card, {NETWORK: (NCSNpp, card.network, state)}, path)

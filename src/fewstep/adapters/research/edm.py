@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,10 +57,18 @@ class EDMNetwork(Networked):
     Without labels a network of classes is told none, zeros for one-hot, as its authors' code does.
     """
 
-    family: ClassVar[str] = "a network of EDM"
+    @property
+    def family(self) -> str:
+        """What was recognised."""
+        kind = self.card.preconditioning
+        name = f"{self.card.network.model_type} of EDM"
+        return name if kind == "edm" else f"{name}, preconditioned as {kind.upper()}"
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
-        return self.denoised(x, t, torch.zeros(len(x), len(self.classes), device=x.device))
+        return self._told(torch.zeros(1, len(self.classes)))(x, t)
+
+    def _told(self, labels: Tensor) -> Batched:
+        return Batched(self.denoised, labels, self.schedule, self.batch)
 
     def denoised(self, x: Tensor, t: float | Tensor, told: Tensor) -> Tensor:
         """told (B, classes), one-hot."""
@@ -74,13 +82,12 @@ class EDMNetwork(Networked):
         Guidance needs a network that was trained with labels left out (`label_dropout`); both answers are of one
         evaluation of twice as many images.
         """
-        wanted = one_hot(self.checked(labels), len(self.classes)).float()
-        conditioned = Batched(self.denoised, wanted, self.schedule)
+        conditioned = self._told(one_hot(self.checked(labels), len(self.classes)).float())
         if not isinstance(guidance, Tensor) and guidance == 1:
             return conditioned
         if not self.card.network.label_dropout:
             raise ValueError("this model was never trained without labels, which guidance needs: use guidance=1")
-        return guided(conditioned, Batched(self.denoised, torch.zeros(1, len(self.classes)), self.schedule), guidance)
+        return guided(conditioned, self._told(torch.zeros(1, len(self.classes))), guidance)
 
 
 def load(

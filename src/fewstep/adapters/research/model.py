@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from ...prediction import Denoiser
 from ...schedule import Schedule
 from ...statistics import fingerprint
 
-__all__ = ["Networked", "in_batches"]
+__all__ = ["Networked"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,13 +25,17 @@ class Networked:
     image is then the same, bit for bit, whatever it is batched with. Otherwise it may differ in the last bits.
     """
 
-    family: ClassVar[str]
     network: nn.Module
     card: Any  # what the folder's config.json says
     shape: tuple[int, int, int]
     schedule: Schedule
     classes: tuple[str, ...]
     batch: int | None
+
+    @property
+    def family(self) -> str:
+        """What was recognised."""
+        raise NotImplementedError
 
     @cached_property
     def fingerprint(self) -> str:
@@ -40,8 +44,8 @@ class Networked:
 
     def asked(self, x: Tensor, *told: Tensor) -> Tensor:
         """The network's answer, (B, *), in x's type."""
-        inner = x.to(next(self.network.parameters()).dtype)
-        return in_batches(self.network, self.batch, inner, *told).to(x.dtype)
+        answer: Tensor = self.network(x.to(next(self.network.parameters()).dtype), *told)
+        return answer.to(x.dtype)
 
     def level(self, x: Tensor, value: float | Tensor) -> Tensor:
         """What the network is told, (B,), of one value for all or one a sample."""
@@ -59,13 +63,3 @@ class Networked:
         if wanted.is_floating_point() or wanted.ndim > 1 or bool(((wanted < 0) | (wanted >= len(self.classes))).any()):
             raise ValueError(f"labels must be integers in [0, {len(self.classes)}); got {labels!r}")
         return wanted.reshape(-1).long()
-
-
-def in_batches(network: Callable[..., Tensor], batch: int | None, *tensors: Tensor) -> Tensor:
-    """network(*tensors), all (B, *), in batches of exactly `batch`; the last one is filled up by its last row."""
-    if batch is None:
-        return network(*tensors)
-    count = len(tensors[0])
-    rows = torch.arange(-(-count // batch) * batch, device=tensors[0].device).clamp_max(count - 1)
-    parts = [network(*(each[part] for each in tensors)) for part in rows.split(batch)]
-    return torch.cat(parts)[:count]

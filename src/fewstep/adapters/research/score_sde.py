@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...guidance.base import in_batches
 from ...prediction import each, spread, to_denoised
 from ...schedule import DATA_STD, EDM, VPLinear
 from .folder import NETWORK, build, read_fields
@@ -42,9 +43,15 @@ class ScoreSDENetwork(Networked):
     Where the authors' data are in [0, 1], they are in [-1, 1] here, as everybody else's: noise levels are twice theirs.
     """
 
-    family: ClassVar[str] = "a network of ScoreSDE"
+    @property
+    def family(self) -> str:
+        """What was recognised."""
+        return f"network of ScoreSDE, {'VP' if self.card.sde == 'vpsde' else 'VE'}"
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
+        return in_batches(self.denoised, self.batch, x, t)
+
+    def denoised(self, x: Tensor, t: float | Tensor) -> Tensor:
         if self.card.sde == "vpsde":
             node = each(self.schedule.node, t)
             return to_denoised("epsilon", self.asked(x, self.level(x, TOLD_VP * t)), x, node)

@@ -52,6 +52,8 @@ def plain_tensors(content: Any, path: Path) -> dict[str, Tensor]:
     for name, each in content.items():
         if not isinstance(name, str) or not isinstance(each, Tensor):
             raise ValueError(f"{path} holds {name!r}, which is no tensor: give the file of a network")
+        if each.layout != torch.strided or each.device.type != "cpu":  # sparse, or without values
+            raise ValueError(f"{path}: {name} is no plain tensor: it is refused")
     if sum(each.numel() * each.element_size() for each in content.values()) > path.stat().st_size:
         raise ValueError(f"{path}: its tensors are larger than the file: it is refused")
     return dict(content)

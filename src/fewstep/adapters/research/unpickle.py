@@ -22,7 +22,6 @@ from typing import Any
 
 USER, NET = 0x10000000, 0x40000000  # CLONE_NEWUSER and CLONE_NEWNET of Linux
 COPIES, ROOM = 4, 2**30  # address space: of the file, and beside it
-DEEPEST = 20  # of modules in modules
 TOLD = ("sigma_data", "sigma_min", "sigma_max", "beta_d", "beta_min", "M")
 
 
@@ -93,6 +92,8 @@ def persistent(meta: Any) -> Module:
 def storage(content: Any) -> Any:
     import torch
 
+    if not isinstance(content, bytes) or content.startswith(b"PK"):  # an archive, which may unpack to any size
+        raise pickle.UnpicklingError("a storage is not of torch.save")
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
@@ -140,12 +141,14 @@ def attributes(module: Any) -> dict[str, Any]:
     return module.state
 
 
-def tensors(module: Any, prefix: str = "", depth: int = 0) -> dict[str, Any]:
+def tensors(module: Any, prefix: str = "", known: set[int] | None = None) -> dict[str, Any]:
     """Of a module and those in it, by their names, as its `state_dict` has them."""
     import torch
 
-    if depth > DEEPEST:
-        raise ValueError(f"modules are nested deeper than {DEEPEST}")
+    known = set() if known is None else known
+    if id(module) in known:  # in itself, or in so many places that there is no end to them
+        raise ValueError(f"{prefix.rstrip('.')} is another of its modules, too")
+    known.add(id(module))
     state = attributes(module)
     found = {}
     for kind in ("_parameters", "_buffers"):
@@ -156,12 +159,15 @@ def tensors(module: Any, prefix: str = "", depth: int = 0) -> dict[str, Any]:
                 raise ValueError(f"{prefix}{name} is no tensor")
     for name, each in (state.get("_modules") or {}).items():
         if each is not None:
-            found |= tensors(each, f"{prefix}{name}.", depth + 1)
+            found |= tensors(each, f"{prefix}{name}.", known)
     return found
 
 
-def plain(value: Any) -> bool:
-    return isinstance(value, bool | int | float | str) or (isinstance(value, list | tuple) and all(map(plain, value)))
+def plain(value: Any, nested: bool = False) -> bool:
+    """Whether it is a number, a word, or a list of these: lists of lists may hold each other, without end."""
+    if isinstance(value, list | tuple) and not nested:
+        return all(plain(each, nested=True) for each in value)
+    return isinstance(value, bool | int | float | str)
 
 
 def read(file: Any, size: int) -> tuple[dict[str, Any], dict[str, Any]]:

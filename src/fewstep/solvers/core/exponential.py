@@ -42,7 +42,7 @@ import numpy as np
 from ...schedule import Node
 from .base import LinearStage, Row, euler_row, psi, scale_and_level
 
-__all__ = ["Variant", "calls_of_steps", "combine", "distances", "multistep_row", "single_step"]
+__all__ = ["NEAREST", "Variant", "calls_of_steps", "combine", "distances", "multistep_row", "single_step"]
 
 Exponential = Literal["data", "noise"]
 Variant = Literal["midpoint", "taylor"]
@@ -63,6 +63,7 @@ def combine(scale: float, level: float, z: float, r: Sequence[float], variant: V
 
 
 PUBLISHED_BEND = 0.5  # of the multistep method, see above
+NEAREST = 0.01  # r of a second call inside a step: the slope has 1 / r times float32's rounding, 1e-5 of a prediction
 
 
 def multistep_row(field: Exponential, nodes: Sequence[Node], order: int, variant: Variant) -> Row:

@@ -82,26 +82,43 @@ class Stage(NamedTuple):
         slope = (denoised - state.m).div_(self.predict.r)
         return x.add_(slope, alpha=self.predict.gain), State(denoised, slope)
 
+    def weights(self, state: State | None, x: Tensor, denoised: Tensor) -> tuple[Tensor, Tensor] | None:
+        """eta and zeta of each sample, of the correction made here; None where there is none."""
+        if self.correct is None or state is None:
+            return None
+        half_eta, zeta = _weights(self.correct, state, x, denoised)
+        return half_eta * 2, zeta
+
 
 def _correct(step: Second, state: State, x: Tensor, m_t: Tensor) -> Tensor:
-    m0, slope = state
-    if slope is None:
-        raise ValueError("this stage corrects a step that was not predicted: plan again from its node")
-    inner = Inner(x, None)
-    change = m_t - m0
+    slope = _slope(state)
+    change = m_t - state.m
+    half_eta, zeta = _weights(step, state, x, m_t)
+    # x_t = x^ + gain (zeta B - B_l), in which x^ = x_E + gain B_l
+    turned = zeta * half_eta
+    x = x.addcmul(turned, change, value=step.gain)
+    return x.addcmul_(zeta.sub(turned).sub_(1), slope, value=step.gain)
+
+
+def _weights(step: Second, state: State, x: Tensor, m_t: Tensor) -> tuple[Tensor, Tensor]:
+    """Lines 6 and 8: eta / 2 and zeta, of each sample."""
+    inner, slope, change = Inner(x, None), _slope(state), m_t - state.m
     if step.eta is None:
         half_eta = sigmoid(inner.project(slope, slope - change).abs_()).div(2)
     else:
         half_eta = _constant(x, step.eta)
     if step.zeta is None:
-        reach = (m0 + m_t).sub_(x, alpha=2 / (step.sigma * step.h))  # -P~ / (sigma_s h)
+        reach = (state.m + m_t).sub_(x, alpha=2 / (step.sigma * step.h))  # -P~ / (sigma_s h)
         zeta = sigmoid(inner.project(reach, change).abs_().sub_(step.shift))
     else:
         zeta = _constant(x, step.zeta)
-    # x_t = x^ + gain (zeta B - B_l), in which x^ = x_E + gain B_l
-    turned = zeta * half_eta
-    x = x.addcmul(turned, change, value=step.gain)
-    return x.addcmul_(zeta.sub(turned).sub_(1), slope, value=step.gain)
+    return half_eta, zeta
+
+
+def _slope(state: State) -> Tensor:
+    if state.slope is None:
+        raise ValueError("this stage corrects a step that was not predicted: plan again from its node")
+    return state.slope
 
 
 def _constant(x: Tensor, value: float) -> Tensor:

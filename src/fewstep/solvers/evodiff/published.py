@@ -113,6 +113,15 @@ class Stage(NamedTuple):
         gain = self.predict.alpha * self.predict.a / (2 * self.predict.r)
         return x.addcmul_(pending.spread, pending.d1, value=gain), State(m0, pending)
 
+    def weights(self, state: State | None, x: Tensor, denoised: Tensor) -> tuple[Tensor, Tensor] | None:
+        """eta and zeta of each sample and channel, of the correction made here; None where there is none."""
+        if self.correct is None or state is None or state.pending is None:
+            return None
+        inner = Inner(x, self.channel_dim)
+        share = inner.project(denoised, state.m).clamp_(-CLIP, CLIP)
+        _, turn, weight = _balance(self.correct, inner, share, state.m, denoised, state.pending)
+        return (1 - turn) / 2, weight.reciprocal()
+
 
 def _predict(step: Second, share: Tensor, m0: Tensor, m1: Tensor, temper: Tensor | None) -> Pending:
     rho = _rho(step, share)
@@ -122,6 +131,17 @@ def _predict(step: Second, share: Tensor, m0: Tensor, m1: Tensor, temper: Tensor
 
 
 def _correct(step: Second, inner: Inner, share: Tensor, x: Tensor, m0: Tensor, m_t: Tensor, pending: Pending) -> Tensor:
+    v, turn, weight = _balance(step, inner, share, m0, m_t, pending)
+    d1, spread, _ = pending
+    turned = weight * turn
+    x = x.addcmul(weight.add(turned), v, value=step.alpha * step.a * step.r / 4)
+    return x.addcmul_(turned.sub_(spread), d1, value=step.alpha * step.a * 0.5 / step.r)
+
+
+def _balance(
+    step: Second, inner: Inner, share: Tensor, m0: Tensor, m_t: Tensor, pending: Pending
+) -> tuple[Tensor, Tensor, Tensor]:
+    """v, turn and 1 / zeta."""
     d1, spread, temper = pending
     v = m_t.addcmul(_rho(step, share), m0, value=-1).sub_(d1, alpha=step.r**-2)
     along = inner.dot(v, d1)
@@ -134,10 +154,7 @@ def _correct(step: Second, inner: Inner, share: Tensor, x: Tensor, m0: Tensor, m
     k = 0.5 / step.r
     zeta = spread.addcmul(spread, bend, value=-k).abs_().clamp_max_(CLIP / (step.a * k))
     excess = torch.full_like(zeta, -SHIFT).add_(zeta, alpha=k)
-    weight = sigmoid(excess if temper is None else excess.mul_(temper).neg_()).reciprocal()
-    turned = weight * turn
-    x = x.addcmul(weight.add(turned), v, value=step.alpha * step.a * step.r / 4)
-    return x.addcmul_(turned.sub_(spread), d1, value=step.alpha * step.a * k)
+    return v, turn, sigmoid(excess if temper is None else excess.mul_(temper).neg_()).reciprocal()
 
 
 def _rho(step: Second, share: Tensor) -> Tensor:

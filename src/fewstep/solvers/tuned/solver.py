@@ -149,6 +149,8 @@ class Tuned:
 
         `schedule` is refused, and `fingerprint` warned of, where they are not those that the plan was tuned on.
         """
+        if Path(path).is_dir():
+            raise IsADirectoryError(f"{path} is a folder: name the file in it that fewstep tune, or Tuned.save, made")
         if not Path(path).is_file():
             raise FileNotFoundError(f"no file {path}: make it with fewstep tune, or Tuned.save")
         try:

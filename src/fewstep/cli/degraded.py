@@ -1,0 +1,185 @@
+"""Files of images as measurements, and restorations beside them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..pictures import headed, pixels
+from ..restore import Linear, deblurring, inpainting, superresolution
+from ..sampling import unit_noise
+
+try:
+    from PIL import Image, ImageOps
+except ImportError as error:
+    raise ImportError("pictures need Pillow: pip install 'fewstep[cli]'") from error
+
+__all__ = ["Degraded", "Task", "checksum", "degraded", "image_files", "mask_of"]
+
+ROWS, COLUMNS = 16, 8  # images of the picture, and restorations of each
+MIDDLE = 128  # of 255
+
+
+class Task(NamedTuple):
+    """What degraded an image, by the options of `fewstep restore`."""
+
+    name: str
+    mask: Path | None
+    factor: int
+    blur: float
+    noise: float
+    degrade: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Degraded:
+    """Measurements y (K, *) of K images by `operators`; and the images, `truth` (K, C, H, W), if they are known."""
+
+    y: Tensor
+    operators: Sequence[Linear]
+    truth: Tensor | None
+    noise: float
+
+    def operator(self, images: Sequence[int]) -> Linear:
+        """Of a batch (B, C, H, W) of these images."""
+        chosen = [self.operators[k] for k in images]
+        if all(each is chosen[0] for each in chosen):
+            return chosen[0]
+        return Linear(
+            lambda x: torch.cat([each.A(one[None]) for each, one in zip(chosen, x, strict=True)]), chosen[0].shape
+        )
+
+    def figures(self, restored: Mapping[int, Mapping[int, np.ndarray]]) -> dict[str, float]:
+        """Of restorations, (H, W, 3) uint8 by image and seed: what they leave of y, over its noise; PSNR in dB for a
+        range of 2, of each and of an image's mean."""
+        left, each, of_mean = [], [], []
+        for k, by_seed in restored.items():
+            x = torch.stack([_tensor(array, self.y.shape[1]) for array in by_seed.values()])
+            operator = self.operators[k]
+            seen = operator.A(torch.ones_like(x)) > 0
+            left.append((self.y[k] - operator.A(x))[seen].square().mean())
+            if self.truth is not None:
+                each += list(map(_psnr, x - self.truth[k]))
+                of_mean.append(_psnr(x.mean(0) - self.truth[k]))
+        found = {"residual": torch.stack(left).mean().sqrt() / self.noise} if left else {}
+        if each:
+            found |= {"psnr": torch.stack(each).mean(), "psnr_of_mean": torch.stack(of_mean).mean()}
+        return {name: round(float(value), 3) for name, value in found.items()}
+
+    def picture(self, restored: Mapping[int, Mapping[int, np.ndarray]], seeds: Sequence[int]) -> np.ndarray:
+        """A row an image: y, its restorations by seed, and the truth."""
+        shown, rows = list(seeds)[:COLUMNS], list[np.ndarray]()
+        for k, by_seed in list(restored.items())[:ROWS]:
+            like, y = next(iter(by_seed.values())), pixels(self.y[[k]])[0]
+            rows.append(y.repeat(len(like) // len(y), 0).repeat(len(like) // len(y), 1))
+            rows += [by_seed.get(seed, np.full_like(like, 255)) for seed in shown]
+            rows += [] if self.truth is None else [pixels(self.truth[[k]])[0]]
+        names = ["measured", *(f"seed {seed}" for seed in shown), *(["truth"] if self.truth is not None else [])]
+        return headed(np.stack(rows), names)
+
+
+def image_files(path: Path) -> list[Path]:
+    """The file, or the images in the folder, by name."""
+    if not path.exists():
+        raise FileNotFoundError(f"no file or folder {path}: give an image, or a folder of images")
+    if not path.is_dir():
+        return [path]
+    known = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    found = sorted(each for each in path.iterdir() if each.suffix.lower() in known)
+    if not found:
+        raise FileNotFoundError(f"no images in {path}: give an image, or a folder of images")
+    stems = [each.stem for each in found]
+    if twice := {stem for stem in stems if stems.count(stem) > 1}:
+        raise ValueError(f"{path} has several images of the name {min(twice)}: rename or move one")
+    return found
+
+
+def mask_of(file: Path, mask: Path | None) -> Path | None:
+    """The file of an image's mask, out of a folder of them."""
+    return mask / file.name if mask is not None and mask.is_dir() else mask
+
+
+def checksum(file: Path | None) -> str | None:
+    return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def degraded(files: Sequence[Path], task: Task, shape: tuple[int, ...]) -> Degraded:
+    """Of images that are degraded such of `shape`, (C, H, W), or, if `task.degrade`, that are whole."""
+    channels, height, width = shape
+    shrunk = task.factor if task.name == "superres" else 1
+    if task.name == "superres":
+        operators = [superresolution(task.factor, shape)] * len(files)
+    elif task.name == "deblur":
+        operators = [deblurring(task.blur, shape)] * len(files)
+    else:
+        operators = [inpainting(_seen(file, task, shape), shape) for file in files]
+    wanted = (width, height) if task.degrade else (width // shrunk, height // shrunk)
+    remedy = "--degrade if it is whole, or crop or resize it" if shrunk > 1 else "crop or resize it"
+    images = []
+    for file in files:
+        image = _opened(file)
+        if image.size != wanted:
+            raise ValueError(
+                f"{file} has {_size(image.size)} pixels; this model restores {_size((width, height))}, for which it "
+                f"must have {_size(wanted)}: {remedy}"
+            )
+        images.append(_tensor(np.asarray(image.convert("RGB")), channels))
+    stack = torch.stack(images)
+    if not task.degrade:
+        pairs = zip(operators, stack, strict=True)
+        y = torch.stack([each.A(image[None])[0] if task.name == "inpaint" else image for each, image in pairs])
+        return Degraded(y, operators, None, task.noise)
+    clean = torch.cat([each.A(image[None]) for each, image in zip(operators, stack, strict=True)])
+    # Seeds that are of the files alone, and of no restoration.
+    y = clean + task.noise * unit_noise([int(str(checksum(file))[:15], 16) for file in files], clean.shape[1:])
+    if task.name == "inpaint":
+        y = torch.cat([each.A(one[None]) for each, one in zip(operators, y, strict=True)])
+    return Degraded(y, operators, stack, task.noise)
+
+
+def _opened(file: Path) -> Image.Image:
+    """Upright, as it is meant to be seen."""
+    try:
+        image = ImageOps.exif_transpose(Image.open(file))
+    except OSError as error:
+        raise OSError(f"{file} cannot be read as an image ({error})") from error
+    if image.mode.startswith(("I", "F")):  # which Pillow clips
+        raise ValueError(f"{file} has more than 8 bits a colour: save it with 8")
+    return image
+
+
+def _seen(file: Path, task: Task, shape: tuple[int, ...]) -> Tensor:
+    """1 where the image is seen, (1, H, W)."""
+    if (mask := mask_of(file, task.mask)) is not None:
+        grey = np.asarray(_opened(mask).convert("L")) < MIDDLE
+    elif task.degrade:
+        grey = np.tile(np.arange(shape[2]) < shape[2] // 2, (shape[1], 1))
+    else:
+        image = _opened(file)
+        if not image.has_transparency_data:
+            raise ValueError(f"{file} is opaque: give a --mask, white where to fill in, or make it transparent there")
+        grey = np.asarray(image.convert("RGBA").getchannel("A")) >= MIDDLE
+    if grey.all():
+        raise ValueError(f"{mask or file} leaves nothing to fill in")
+    return torch.from_numpy(grey)[None].float()
+
+
+def _tensor(array: np.ndarray, channels: int) -> Tensor:
+    """(C, H, W) in [-1, 1] of (H, W, 3) uint8; of one colour, their mean."""
+    x = torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 127.5 - 1
+    return x if channels == 3 else x.mean(0, keepdim=True)
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _psnr(away: Tensor) -> Tensor:
+    return 10 * torch.log10(4 / away.square().mean())
