@@ -133,7 +133,7 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
 def test_without_safetensors_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     for act in (lambda: ems().save(tmp_path / "a"), lambda: fs.EMS.load(tmp_path / "a")):
-        with pytest.raises(ImportError, match=r"need safetensors: pip install 'fewstep\[diffusers\]'"):
+        with pytest.raises(ImportError, match=r"need safetensors: pip install 'fewstep\[cli\]'"):
             act()
 
 

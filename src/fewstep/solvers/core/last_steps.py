@@ -21,12 +21,12 @@ What this gains, and how often a lower order would have been better on other dat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ...schedule import Node
@@ -114,16 +114,18 @@ def last_order(plan: Callable[[int], Sequence[Any]], highest: int, end: Node, da
 def _solution(centre: Any, spread: Any, quantile: Any) -> Any:
     """Where `quantile` of the noise is among modes of that `spread` at +-`centre`: the ODE keeps it."""
 
-    def below(x: Any) -> Any:
-        return torch.special.ndtr(torch.from_numpy(x / spread)).numpy()
-
     low, high = -centre - FAR * spread, centre + FAR * spread
-    share = torch.special.ndtr(torch.from_numpy(quantile)).numpy()
+    share = _below(quantile)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        above = below(middle - centre) + below(middle + centre) > 2 * share
+        above = _below((middle - centre) / spread) + _below((middle + centre) / spread) > 2 * share
         low, high = np.where(above, low, middle), np.where(above, middle, high)
     return low
+
+
+def _below(x: Any) -> Any:
+    """The share of unit Gaussian noise below x; not by torch, which here may be following derivatives."""
+    return np.frompyfunc(math.erfc, 1, 1)(-x / math.sqrt(2)).astype(float) / 2
 
 
 def _fold(arrays: Sequence[NDArray[np.float64]]) -> int:
