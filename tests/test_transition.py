@@ -144,6 +144,61 @@ def test_single_steps_are_told_over_calls(schedule):
         np.testing.assert_allclose(found[name], want, rtol=1e-9)
 
 
+def test_models_may_work_in_place_and_answer_in_one_buffer():
+    known, buffer = gaussian(fs.EDM()), torch.empty(len(SEEDS), *SHAPE, dtype=torch.float64)
+
+    def careless(x, t):
+        buffer.copy_(known(x, t))
+        x.fill_(7.0)
+        return buffer
+
+    found, careful = measured(fs.EDM(), fs.as_denoiser(careless, "sample", fs.EDM()), nfe=4), measured(fs.EDM(), nfe=4)
+    assert found.ends == careful.ends
+    for part in ("state", "answer"):
+        for name, values in getattr(careful, part).items():
+            assert np.array_equal(getattr(found, part)[name], values)
+    for name, rule in careful.rules.items():
+        np.testing.assert_array_equal(found.rules[name].zeta, rule.zeta)
+
+
+def test_the_path_is_nearer_to_the_solution_than_a_run_of_many_calls():
+    assert measured(fs.EDM(), nfe=50).ends["evodiff"] > 0
+
+
+def test_a_model_that_fails_in_a_run_is_told():
+    known, calls = gaussian(fs.EDM()), iter(range(1000))
+
+    def failing(x, t):
+        return known(x, t) * (math.nan if next(calls) > 42 else 1)
+
+    with pytest.raises(fs.DenoiserError, match="NaN"):
+        fs.transitions(failing, fs.EDM(), shape=SHAPE, seeds=range(2), nfe=7)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"seeds": []}, "seeds must be 1 or more, and batch; got 0 seeds"),
+        ({"batch": 0}, "batch=0"),
+        ({"solvers": {"x": "ddim"}}, "solvers must be solvers by name"),
+        ({"solvers": {"evodiff-paper": fs.DDIM()}}, "solvers cannot be named evodiff-paper"),
+    ],
+)
+def test_wrong_arguments_are_told(options, part):
+    with pytest.raises((TypeError, ValueError), match=part):
+        fs.transitions(gaussian(fs.EDM()), shape=SHAPE, **options)
+    if "evodiff-paper" not in part:
+        with pytest.raises((TypeError, ValueError), match=part):
+            fs.over_calls(gaussian(fs.EDM()), shape=SHAPE, **options)
+
+
+def test_calls_are_taken_from_any_iterable_and_one_is_needed():
+    options = {"shape": SHAPE, "seeds": range(2), "solvers": {"ddim": fs.DDIM()}}
+    assert len(fs.over_calls(gaussian(fs.EDM()), calls=iter((3, 4)), **options)["ddim"]) == 2
+    with pytest.raises(ValueError, match="calls must name at least one"):
+        fs.over_calls(gaussian(fs.EDM()), calls=(), **options)
+
+
 def test_a_denoiser_without_schedule_needs_one():
     with pytest.raises(TypeError, match="schedule is needed"):
         fs.transitions(lambda x, t: x, shape=SHAPE)

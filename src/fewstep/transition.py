@@ -16,7 +16,7 @@ Proposition 3.2 gives the length of a step s -> t over that of the difference wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from .analysis import TEACHER
 from .prediction import Denoiser, agreed
-from .sampling import plan, sample, trajectory, unit_noise
+from .sampling import plan, sample, solve, trajectory, unit_noise
 from .schedule import Node, Schedule
 from .solvers import DDIM, DPMSolverPP, EVODiff, RESingle, Solver, Stage
 
@@ -39,6 +39,7 @@ Vector = NDArray[np.float64]
 USUAL: Mapping[str, Solver] = {"evodiff": EVODiff(), "ddim": DDIM(), "dpmpp-2m": DPMSolverPP(2)}
 RULES: Mapping[str, Solver] = {"evodiff-paper": EVODiff(mode="paper"), "evodiff-published": EVODiff(mode="published")}
 CALLS = (6, 8, 10, 14, 20)
+FINEST = 4  # so that the path stays nearer to the solution than a run of as many calls: 4^3 times, by its order
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,13 +81,15 @@ def transitions(
 ) -> Transitions:
     """What each step of `solvers`, deterministic and of one call a step, leaves in runs of `nfe` calls.
 
-    Arguments are as for `analyze`. Costs at least 42 evaluations for each seed, and `nfe` for each solver and for each
-    of the two rules. Raises ValueError where a solver does not call once at each of the default's nodes.
+    Arguments are as for `analyze`. Costs at least 42 evaluations and 4 `nfe` for each seed, and `nfe` for each solver
+    and for each of the two rules. Raises ValueError where a solver does not call once at each of the default's nodes.
     """
-    known, numbers = _known(denoiser, schedule), list(seeds)
+    known, numbers = _known(denoiser, schedule), _checked(seeds, batch, solvers)
+    if taken := solvers.keys() & RULES:
+        raise ValueError(f"solvers cannot be named {', '.join(taken)}, as the papers' rules are; got {solvers!r}")
     nodes, _ = plan(known, EVODiff(), nfe=nfe)
     plans = {name: _plan(name, solver, known, nodes) for name, solver in {**solvers, **RULES}.items()}
-    fine = math.ceil(TEACHER / nfe)
+    fine = _fine(nfe)
     total = len(numbers) * evaluations(nfe, len(solvers))
     made, tell = 0, progress or (lambda done, total: None)
     found: dict[tuple[str, str], list[Tensor]] = {}
@@ -121,7 +124,12 @@ def transitions(
 
 def evaluations(nfe: int, solvers: int = len(USUAL)) -> int:
     """What `transitions` costs for each seed, at most."""
-    return nfe * (math.ceil(TEACHER / nfe) + solvers + len(RULES))
+    return nfe * (_fine(nfe) + solvers + len(RULES))
+
+
+def _fine(nfe: int) -> int:
+    """Into how many steps the converged path divides each of a run."""
+    return max(FINEST, math.ceil(TEACHER / nfe))
 
 
 def over_calls(
@@ -143,8 +151,11 @@ def over_calls(
     The solvers are by default the papers' single steps, `single_steps`: RE beside FD. Costs 42 evaluations for each
     seed and the sum of `calls` for each solver.
     """
-    known, numbers = _known(denoiser, schedule), list(seeds)
+    known, calls = _known(denoiser, schedule), tuple(calls)
     chosen_solvers = single_steps(known) if solvers is None else solvers
+    numbers = _checked(seeds, batch, chosen_solvers)
+    if not calls:
+        raise ValueError("calls must name at least one number of calls; got none")
     cost = TEACHER + len(chosen_solvers) * sum(calls)
     made, tell = 0, progress or (lambda done, total: None)
     found: dict[str, list[Tensor]] = {name: [] for name in chosen_solvers}
@@ -188,6 +199,15 @@ def _known(denoiser: Any, schedule: Schedule | None) -> Schedule:
     return found
 
 
+def _checked(seeds: Iterable[int], batch: int, solvers: Mapping[str, Solver]) -> list[int]:
+    numbers = list(seeds)
+    if not numbers or batch < 1:
+        raise ValueError(f"seeds must be 1 or more, and batch; got {len(numbers)} seeds, batch={batch!r}")
+    if not isinstance(solvers, Mapping) or not all(hasattr(solver, "plan") for solver in solvers.values()):
+        raise TypeError(f"solvers must be solvers by name, such as {{'ddim': DDIM()}}; got {solvers!r}")
+    return numbers
+
+
 def _plan(name: str, solver: Solver, schedule: Schedule, nodes: Sequence[Node]) -> Sequence[Stage]:
     stages = solver.plan(schedule, nodes)
     if [stage.node for stage in stages] != list(nodes[: len(stages)]) or len(stages) < len(nodes) - 1:
@@ -213,18 +233,21 @@ def _path(
     return [states[node] for node in calls], [answers[node] for node in calls], before
 
 
-def _run(denoiser: Denoiser, start: Tensor, stages: Sequence[Stage]) -> Iterable[_At]:
+def _run(denoiser: Denoiser, start: Tensor, stages: Sequence[Stage]) -> Iterator[_At]:
     """The loop of `sampling.drive`, told with what it weighs."""
-    x, state = start, None
+    run = solve(start, stages[0].node, stages, start.dtype, lambda _: start, False)
+    given, state = next(run)
     nothing = start.new_full((len(start),), math.nan)
     for stage in stages:
-        given = x.clone()
+        x = given.clone()  # the model may work in place on its input, or answer in one buffer
         with torch.no_grad():
             denoised = denoiser(given, stage.node.time)
-            weights = getattr(stage, "weights", lambda *_: None)(state, given, denoised)
-            x, state = stage(state, x.clone(), denoised.clone())
-        shares = (nothing, nothing) if weights is None else tuple(each.flatten(1).mean(1) for each in weights)
-        yield _At(given, denoised, (shares[0], shares[1]), x.clone())
+        answer = denoised.clone() if isinstance(denoised, Tensor) else denoised
+        before, (given, state) = state, run.send(denoised)
+        with torch.inference_mode():
+            weights = stage.weights(before, x, answer) if hasattr(stage, "weights") else None
+            eta, zeta = (nothing, nothing) if weights is None else (each.flatten(1).mean(1) for each in weights)
+        yield _At(x, answer, (eta, zeta), given)
 
 
 def _mse(one: Tensor, other: Tensor) -> Tensor:
