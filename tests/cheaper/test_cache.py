@@ -391,3 +391,14 @@ def test_the_report_follows_the_model_s_own_path(model):
     same = cheaper.difference(model, model, seeds=range(2), nfe=3)
     assert same.run == 0
     assert same.memory == 1
+
+
+def test_a_rule_says_which_calls_reuse():
+    assert "[1, 3, 5] reuse, by a rule" in str(cheaper.every(fs.EVODiff(), fs.EDM(), 6, 2, 1, 0.5))
+    assert "nothing is reused" in str(cheaper.every(fs.EVODiff(), fs.EDM(), 6, 1, 1, 0.5))
+
+
+@pytest.mark.parametrize("wrong", [(0, 1, 0.5), (7, 1, 0.5), (2, -1, 0.5), (2, 1, 5.0)])
+def test_a_rule_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match="interval must be from 1 to nfe"):
+        cheaper.every(fs.EVODiff(), fs.EDM(), 6, *wrong)

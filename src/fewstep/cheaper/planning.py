@@ -89,7 +89,10 @@ class CachePlan:
 
     def __str__(self) -> str:
         calls = len(self.times)
-        if self.chosen is None:
+        reused = [k for k, weights in enumerate(self.weights) if weights is not None]
+        if self.chosen is None and reused:
+            said = f"{calls} calls of {self.solver!r} at the cost of {self.cost:.2f}: {reused} reuse, by a rule"
+        elif self.chosen is None:
             said = f"{calls} whole calls of {self.solver!r}: nothing is reused" + (
                 ", since fewer whole calls are better at the cost of everything tried" if self.trials else ""
             )
@@ -103,7 +106,15 @@ class CachePlan:
 
 
 def every(solver: Solver, schedule: Schedule, nfe: int, interval: int, depth: int, left: float) -> CachePlan:
-    """The rule of the DeepCache package, to compare with: each `interval`-th call is whole, the others reuse."""
+    """The rule of the DeepCache package, to compare with: each `interval`-th call is whole, the others reuse.
+
+    `depth` is a cut of the network (`cuts.depths`), `left` what a call that reuses costs, in whole calls.
+    """
+    if not 1 <= interval <= nfe or depth < 0 or left < 0 or left > 1:  # NaN: not known
+        raise ValueError(
+            f"interval must be from 1 to nfe, depth 0 or more and left from 0 to 1; "
+            f"got interval={interval!r} with nfe={nfe!r}, depth={depth!r}, left={left!r}"
+        )
     _, stages = plan(schedule, solver, nfe=nfe)
     reused = {k: 0.0 for k in range(nfe) if k % interval}
     return _planned(solver, stages, depth, reused, left)
