@@ -281,6 +281,15 @@ def test_sizes_are_compared_before_anything_is_built(tmp_path, monkeypatch, kind
     assert "AssertionError" not in str(caught.value)
 
 
+def test_weights_that_are_no_real_numbers_are_refused(tmp_path):
+    folder = save_model(tmp_path / "tiny")
+    tensors = load_file(folder / WEIGHTS)
+    name = min(tensors)
+    save_file(tensors | {name: tensors[name].to(torch.int32)}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=f"{name} is of I32 in the weights, and must be of F16, BF16, F32, F64"):
+        load_model(folder)
+
+
 def test_what_the_small_network_does_not_cover_is_loaded_by_diffusers(tmp_path):
     """With the same weights: its answers are the same, to the bit."""
     pytest.importorskip("diffusers", reason="needs the extra diffusers")

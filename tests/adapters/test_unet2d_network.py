@@ -70,6 +70,12 @@ def test_other_networks_answer_as_diffusers(change):
         {"dropout": 0.1},
         {"attention_head_dim": 36},
         {"block_out_channels": [96, 160]},
+        {"norm_eps": "1e-5"},
+        {"norm_eps": -1.0},
+        {"norm_num_groups": True},
+        {"attention_head_dim": 8.0},
+        {"freq_shift": None},
+        {"flip_sin_to_cos": "false"},
     ],
 )
 def test_other_configurations_are_left_to_diffusers(change):

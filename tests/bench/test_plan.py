@@ -50,6 +50,8 @@ def test_toml(tmp_path):
         ({"solver": ["ddim"]}, "no 'solver'; choose from models, solvers"),
         ({"solvers": ["euler"]}, "no solver 'euler'"),
         ({"solvers": []}, "solvers must name at least one"),
+        ({"clip": "folder"}, "clip is for the metrics aesthetic, clip: name one of them, or leave it out"),
+        ({"aesthetic": "a.pth"}, "aesthetic is for the metrics aesthetic: name one"),
         ({"solvers": ["ddim", "ddim"]}, "two solvers are called 'ddim': give one a `name`"),
         ({"solvers": [{"solver": "ddim", "order": 3}]}, "the table of ddim has options"),
         ({"solvers": [{"solver": "ddim", "grid": "karras", "order": 3}]}, "the table of ddim has options"),

@@ -28,6 +28,7 @@ from .unet2d_network import UNet2D, covers
 __all__ = ["BATCH", "EDMModel", "load", "recognises"]
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+REAL = ("F16", "BF16", "F32", "F64")  # in headers of safetensors
 BATCH = 8  # images per evaluation in the command line and the benchmarks, always: a pixel depends on its seed alone
 
 
@@ -281,7 +282,12 @@ def _check_sizes(config: Mapping[str, Any], path: Path) -> None:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, not a dict
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, not a dict
+        stored = {name: tuple(each.get_shape()) for name, each in slices.items()}
+        kinds = {name: each.get_dtype() for name, each in slices.items()}
+    for name, kind in kinds.items():
+        if kind not in REAL:
+            raise ValueError(f"{name} is of {kind} in the weights, and must be of {', '.join(REAL)}")
     layers = config.get("layers_per_block", 1) * len(config.get("block_out_channels", ()))
     if layers > len(stored):  # before the network without memory, which takes its time too
         raise ValueError(f"the configuration has {layers} layers, the weights {len(stored)} tensors")

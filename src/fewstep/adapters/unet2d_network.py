@@ -32,6 +32,10 @@ FREE = {
     "layers_per_block", "norm_eps", "norm_num_groups", "num_class_embeds", "out_channels", "resnet_time_scale_shift",
     "sample_size", "up_block_types",
 }  # fmt: skip
+KINDS: Mapping[str, tuple[type, ...]] = {
+    "attention_head_dim": (int, type(None)), "flip_sin_to_cos": (bool,), "freq_shift": (int, float),
+    "norm_eps": (int, float), "norm_num_groups": (int,),
+}  # fmt: skip
 SLOWEST = 10_000  # the longest period of the time embedding, in units of 2 pi
 
 
@@ -46,6 +50,8 @@ def covers(config: Mapping[str, Any]) -> bool:
         all(config[key] in FIXED[key] for key in keys & FIXED.keys())
         and all(block in ATTENTION for block in (*down, *up))
         and len(widths) == len(down) == len(up)
+        and all(type(config[key]) in kinds for key, kinds in KINDS.items())
+        and config["norm_eps"] > 0
         and (head is None or (head > 0 and not any(width % head for width in widths)))
         and config["resnet_time_scale_shift"] in ("default", "scale_shift")
     )

@@ -133,6 +133,10 @@ class Plan:
             raise ValueError("rmse and gain need the converged solution: give converged its calls, like 128")
         if "clip" in self.metrics and not self.prompts:
             raise ValueError("clip is of images and their prompts: give prompts, a file with one a line")
+        unused = {"clip": {"clip", "aesthetic"}, "aesthetic": {"aesthetic"}}
+        for key, of in unused.items():
+            if getattr(self, key) and not of & set(self.metrics):
+                raise ValueError(f"{key} is for the metrics {', '.join(sorted(of))}: name one of them, or leave it out")
         if taken := set(METRICS) & self.scores.keys():
             raise ValueError(f"a score cannot be called {min(taken)!r}, as a metric is: give it another name")
         self.candidates()

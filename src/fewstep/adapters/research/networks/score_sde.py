@@ -155,7 +155,7 @@ class NCSNpp(nn.Module):
     def __init__(self, config: NCSNppConfig):
         super().__init__()
         self.config = config
-        self.register_buffer("sigmas", torch.empty(config.num_scales))  # of training on discrete levels
+        self.register_buffer("sigmas", torch.zeros(config.num_scales))  # of training on discrete levels
         # A list without names, in the order in which `forward` takes from it.
         self.all_modules = nn.ModuleList(self._modules_in_order())
 
