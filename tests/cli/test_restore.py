@@ -162,8 +162,8 @@ def test_a_run_grows_goes_on_and_is_mended(restore, photos, tmp_path, monkeypatc
     whole, got = content(tmp_path / "whole"), content(out)
     assert got.keys() == whole.keys()
     assert all(got[name] == whole[name] for name in got if name.endswith(".png"))
-    assert "all from before" in restore("deblur", photos, *common, n=3).stderr
-    assert_refused(restore("deblur", photos, *common, "--blur", 1), FAILED, "another run", "blur was None, now 1.0")
+    assert "all from before" in restore("deblur", photos, *common, "--blur", 1.5, n=3).stderr  # the default
+    assert_refused(restore("deblur", photos, *common, "--blur", 1), FAILED, "another run", "blur was 1.5, now 1.0")
 
 
 def test_an_image_is_degraded_by_noise_of_its_own(photos, tmp_path):
@@ -193,6 +193,8 @@ def test_an_image_is_degraded_by_noise_of_its_own(photos, tmp_path):
         (["deblur", "empty"], ["no images in", "give an image"]),
         (["deblur", "twice"], ["several images of the name a: rename"]),
         (["deblur", "a.png", "--blur", "9"], ["std must be positive and less than 2.67"]),
+        (["deblur", "a.png", "--blur", "0"], ["std must be positive and less than 2.67"]),
+        (["superres", "a.png", "--factor", "0"], ["factor must be 2 or more and divide"]),
         (["superres", "a.png", "--factor", "3"], ["factor must be 2 or more and divide"]),
     ],
 )

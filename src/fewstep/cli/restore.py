@@ -102,6 +102,7 @@ def restore(
         raise typer.BadParameter(f"{noise} must be positive and finite; rounding is 0.002", param_hint="--noise")
     if label == "all":
         raise typer.BadParameter("'all' is for drawing; choose one class, or 'none'", param_hint="--label")
+    factor, blur = FACTOR if factor is None else factor, BLUR if blur is None else blur
     with errors(debug):
         import torch
 
@@ -133,7 +134,7 @@ def restore(
             except NotImplementedError as error:
                 raise ValueError(f"{model} decodes by what has no derivatives, which restoring needs") from error
             shape = tuple(decoded.measured.shape[1:])
-        given = degraded(files, Task(task, mask, factor or FACTOR, blur or BLUR, noise, degrade), shape)
+        given = degraded(files, Task(task, mask, factor, blur, noise, degrade), shape)
         total = n * len(files)
         network = getattr(loaded, "network", None)
         settings = {
