@@ -201,6 +201,7 @@ def test_an_image_is_degraded_by_noise_of_its_own(photos, tmp_path):
         (["inpaint", "a.png", "--mask", "black.png"], ["black.png leaves nothing to fill in"]),
         (["inpaint", "a.png", "--mask", "none.png"], ["none.png cannot be read as an image"]),
         (["deblur", "deep.png"], ["deep.png has more than 8 bits a colour"]),
+        (["deblur", "lab.tif"], ["lab.tif is in Lab colours: save it in RGB"]),
         (["deblur", "text.png"], ["text.png cannot be read as an image"]),
         (["deblur", "missing"], ["no file or folder", "missing: give an image"]),
         (["deblur", "empty"], ["no images in", "give an image"]),
@@ -215,6 +216,7 @@ def test_what_cannot_be_restored_is_told(restore, photos, tmp_path, args, parts)
     Image.fromarray(COLOURS[0]).resize((9, 8)).save(photos / "wide.png")
     Image.fromarray(np.zeros_like(HOLE)).save(photos / "black.png")
     Image.fromarray(HOLE.astype(np.uint16) * 256).save(photos / "deep.png")
+    Image.new("LAB", (SIDE, SIDE)).save(photos / "lab.tif")
     (photos / "text.png").write_text("no image")
     Image.fromarray(HOLE[:, :1]).save(photos / "thin.png")
     Image.fromarray(np.full_like(HOLE, 255)).save(photos / "white.png")

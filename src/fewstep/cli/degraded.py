@@ -192,6 +192,8 @@ def _opened(file: Path) -> Image.Image:
         raise OSError(f"{file} cannot be read as an image ({error})") from error
     if image.mode.startswith(("I", "F")):  # which Pillow clips
         raise ValueError(f"{file} has more than 8 bits a colour: save it with 8")
+    if image.mode == "LAB":  # which Pillow does not convert
+        raise ValueError(f"{file} is in Lab colours: save it in RGB")
     return image
 
 
@@ -217,7 +219,7 @@ def _seen(file: Path, task: Task, shape: tuple[int, ...]) -> Tensor:
     if grey.all():
         raise ValueError(f"{mask or file} leaves nothing to fill in")
     if not grey.any():
-        raise ValueError(f"{mask or file}: the mask leaves nothing seen; it is white where to fill in")
+        raise ValueError(f"{mask or file}: the mask leaves nothing seen: give one that fills in less")
     return torch.from_numpy(grey)[None].float()
 
 
