@@ -1,6 +1,8 @@
 """`fewstep restore`: what it takes, what it writes, and how it goes on."""
 
 import json
+import math
+import shutil
 
 import numpy as np
 import pytest
@@ -162,8 +164,8 @@ def test_a_run_grows_goes_on_and_is_mended(restore, photos, tmp_path, monkeypatc
     whole, got = content(tmp_path / "whole"), content(out)
     assert got.keys() == whole.keys()
     assert all(got[name] == whole[name] for name in got if name.endswith(".png"))
-    assert "all from before" in restore("deblur", photos, *common, n=3).stderr
-    assert_refused(restore("deblur", photos, *common, "--blur", 1), FAILED, "another run", "blur was None, now 1.0")
+    assert "all from before" in restore("deblur", photos, *common, "--blur", 1.5, n=3).stderr  # the default
+    assert_refused(restore("deblur", photos, *common, "--blur", 1), FAILED, "another run", "blur was 1.5, now 1.0")
 
 
 def test_an_image_is_degraded_by_noise_of_its_own(photos, tmp_path):
@@ -184,31 +186,76 @@ def test_an_image_is_degraded_by_noise_of_its_own(photos, tmp_path):
         (["superres", "a.png"], ["a.png has 8 x 8 pixels", "it must have 2 x 2: --degrade if it is whole, or crop"]),
         (["deblur", "wide.png"], ["wide.png has 9 x 8 pixels", "crop or resize it"]),
         (["inpaint", "a.png"], ["a.png is opaque: give a --mask, white where to fill in"]),
-        (["inpaint", "a.png", "--mask", "wide.png"], ["mask must fit x of shape (3, 8, 8)", "resize or crop"]),
+        (["inpaint", "a.png", "--mask", "wide.png"], ["wide.png has 9 x 8 pixels", "a.png 8 x 8"]),
+        (["inpaint", "a.png", "--mask", "thin.png"], ["thin.png has 1 x 8 pixels", "a.png 8 x 8: a mask must have"]),
+        (["inpaint", "a.png", "--mask", "white.png"], ["white.png: the mask leaves nothing seen"]),
+        (["inpaint", "gone.png"], ["gone.png: the mask leaves nothing seen"]),
+        (["inpaint", "a.png", "--mask", "clear.png"], ["clear.png leaves nothing to fill in"]),
+        (["inpaint", "b.png", "--mask", "masks"], ["no mask of b.png in", "masks: give an image of the name b"]),
+        (["deblur", "back\\slash.png"], ["a backslash or the end of a line in its name: rename"]),
+        (["deblur", "two\u2028lines.png"], ["a backslash or the end of a line in its name: rename"]),
+        (["deblur", "two\n.png"], ["a backslash or the end of a line in its name: rename"]),
+        (["deblur", "\udcff.png"], ["is no name in UTF-8: rename"]),
+        (["deblur", "x" * 201 + ".png"], ["has a name of 201 bytes, of which 200 are left"]),
+        (["deblur", "a.png", "--blur", "1e-200"], ["--blur: 1e-200 pixels are no blur"]),
         (["inpaint", "a.png", "--mask", "black.png"], ["black.png leaves nothing to fill in"]),
         (["inpaint", "a.png", "--mask", "none.png"], ["none.png cannot be read as an image"]),
         (["deblur", "deep.png"], ["deep.png has more than 8 bits a colour"]),
+        (["deblur", "lab.tif"], ["lab.tif is in Lab colours: save it in RGB"]),
         (["deblur", "text.png"], ["text.png cannot be read as an image"]),
         (["deblur", "missing"], ["no file or folder", "missing: give an image"]),
         (["deblur", "empty"], ["no images in", "give an image"]),
         (["deblur", "twice"], ["several images of the name a: rename"]),
-        (["deblur", "a.png", "--blur", "9"], ["std must be positive and less than 2.67"]),
-        (["superres", "a.png", "--factor", "3"], ["factor must be 2 or more and divide"]),
+        (["deblur", "a.png", "--blur", "9"], ["--blur: std must be positive and less than 2.67"]),
+        (["deblur", "a.png", "--blur", "0"], ["--blur: std must be positive and less than 2.67"]),
+        (["superres", "a.png", "--factor", "0"], ["--factor: factor must be 2 or more and divide"]),
+        (["superres", "a.png", "--factor", "3"], ["--factor: factor must be 2 or more and divide"]),
     ],
 )
 def test_what_cannot_be_restored_is_told(restore, photos, tmp_path, args, parts):
     Image.fromarray(COLOURS[0]).resize((9, 8)).save(photos / "wide.png")
     Image.fromarray(np.zeros_like(HOLE)).save(photos / "black.png")
     Image.fromarray(HOLE.astype(np.uint16) * 256).save(photos / "deep.png")
+    Image.new("LAB", (SIDE, SIDE)).save(photos / "lab.tif")
     (photos / "text.png").write_text("no image")
+    Image.fromarray(HOLE[:, :1]).save(photos / "thin.png")
+    Image.fromarray(np.full_like(HOLE, 255)).save(photos / "white.png")
+    Image.fromarray(np.full((SIDE, SIDE, 4), (255, 255, 255, 0), np.uint8)).save(photos / "clear.png")
+    Image.fromarray(np.full((SIDE, SIDE, 4), (255, 255, 255, 0), np.uint8)).save(photos / "gone.png")
+    if args[1].endswith(".png") and not (photos / args[1]).exists():
+        shutil.copy(photos / "a.png", photos / args[1])
+    (photos / "masks").mkdir()
+    shutil.copy(photos / "white.png", photos / "masks" / "a.bmp")
     (photos / "empty").mkdir()
+    Image.fromarray(HOLE).save(photos / "empty" / "._x.png")
+    (photos / "empty" / "folder.png").mkdir()
+    (photos / "empty" / "dangling.png").symlink_to("nowhere.png")
     (photos / "twice").mkdir()
     for end in ("png", "bmp"):
         Image.fromarray(COLOURS[0]).save(photos / "twice" / f"a.{end}")
     task, image, *more = args
-    more = [photos / each if each.endswith(".png") else each for each in more]
+    more = [photos / each if each.endswith((".png", "masks")) else each for each in more]
     assert_refused(restore(task, photos / image, *more), FAILED, *parts)
     assert not (tmp_path / "restored").exists() or names(tmp_path / "restored") == []
+
+
+@pytest.mark.parametrize("most", [20, 50])  # of 64 pixels: Pillow refuses twice its limit, and warns of less
+def test_too_large_an_image_is_told_in_a_line(restore, photos, monkeypatch, most):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+    assert_refused(restore("deblur", photos / "a.png"), FAILED, "a.png has too many pixels", "64 pixels", "resize it")
+
+
+def test_a_mask_is_found_by_stem_and_black_where_transparent(photos, tmp_path):
+    clear = np.full((SIDE, SIDE, 4), 255, np.uint8)
+    clear[..., 3] = HOLE
+    Image.fromarray(clear).save(tmp_path / "a.webp", lossless=True, exact=True)
+    found = degraded([photos / "a.png"], Task("inpaint", tmp_path, 4, 1.5, 0.05, False), SHAPE)
+    assert torch.equal(found.y, given(COLOURS[0]) * SEEN)
+
+
+def test_figures_are_finite_where_a_restoration_is_the_truth(photos):
+    found = degraded([photos / "a.png"], Task("superres", None, 2, 1.5, 0.3, True), SHAPE)
+    assert all(map(math.isfinite, found.figures({0: {0: COLOURS[0]}}).values()))
 
 
 @pytest.mark.parametrize(
@@ -216,8 +263,11 @@ def test_what_cannot_be_restored_is_told(restore, photos, tmp_path, args, parts)
     [
         (["--task", "sharpen"], "choose from inpaint, superres, deblur"),
         (["--task", "deblur", "--method", "magic"], "choose from moment, pigdm, dps, proximal"),
-        (["--task", "deblur", "--noise", "nan"], "nan must be positive and finite"),
-        (["--task", "deblur", "--noise", "0"], "must be positive and finite; rounding is 0.002"),
+        (["--task", "deblur", "--noise", "nan"], "nan must be from 1e-06 to 100.0"),
+        (["--task", "deblur", "--noise", "0"], "0.0 must be from 1e-06 to 100.0; rounding is 0.002"),
+        (["--task", "deblur", "--noise", "1e30"], "1e+30 must be from 1e-06 to 100.0"),
+        (["--task", "deblur", "--solver", "analytic-dpm"], "a file of statistics, which restore cannot use"),
+        (["--task", "deblur", "--solver", "tuned"], "a plan, which restore cannot use"),
         (["--task", "deblur", "--factor", "2"], "is for --task superres"),
         (["--task", "deblur", "--label", "all"], "choose one class, or 'none'"),
         (["--task", "deblur", "--label", "dragon"], "is not a class"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +27,8 @@ __all__ = ["Degraded", "Task", "checksum", "degraded", "image_files", "mask_of"]
 
 ROWS, COLUMNS = 16, 8  # images of the picture, and restorations of each
 MIDDLE = 128  # of 255
+LEAST_BLUR = 0.1  # a neighbour's weight is exp(-50), which float32 loses beside 1
+LONGEST = 200  # bytes of a name, of 255: the seed has up to 19 digits, and a file being written a suffix
 
 
 class Task(NamedTuple):
@@ -90,20 +94,39 @@ def image_files(path: Path) -> list[Path]:
     if not path.exists():
         raise FileNotFoundError(f"no file or folder {path}: give an image, or a folder of images")
     if not path.is_dir():
-        return [path]
+        return [_storable(path)]
     known = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    found = sorted(each for each in path.iterdir() if each.suffix.lower() in known)
+    seen = (each for each in path.iterdir() if each.is_file() and not each.name.startswith("."))
+    found = sorted(each for each in seen if each.suffix.lower() in known)
     if not found:
         raise FileNotFoundError(f"no images in {path}: give an image, or a folder of images")
     stems = [each.stem for each in found]
     if twice := {stem for stem in stems if stems.count(stem) > 1}:
         raise ValueError(f"{path} has several images of the name {min(twice)}: rename or move one")
-    return found
+    return list(map(_storable, found))
+
+
+def _storable(file: Path) -> Path:
+    """If its restorations can have its name, which is then a line of SHA256SUMS."""
+    try:
+        length = len(file.stem.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"{file.name!a} is no name in UTF-8: rename it") from None
+    if "\\" in file.stem or len(f"{file.stem}.".splitlines()) > 1:
+        raise ValueError(f"{file.name!a} has a backslash or the end of a line in its name: rename it")
+    if length > LONGEST:
+        raise ValueError(f"{file.name!a} has a name of {length} bytes, of which {LONGEST} are left to it: shorten it")
+    return file
 
 
 def mask_of(file: Path, mask: Path | None) -> Path | None:
-    """The file of an image's mask, out of a folder of them."""
-    return mask / file.name if mask is not None and mask.is_dir() else mask
+    """The file of an image's mask, out of a folder of them: of its name, or of its stem."""
+    if mask is None or not mask.is_dir() or (mask / file.name).is_file():
+        return mask / file.name if mask is not None and mask.is_dir() else mask
+    for each in image_files(mask):
+        if each.stem == file.stem:
+            return each
+    raise FileNotFoundError(f"no mask of {file.name} in {mask}: give an image of the name {file.stem}")
 
 
 def checksum(file: Path | None) -> str | None:
@@ -115,11 +138,13 @@ def degraded(files: Sequence[Path], task: Task, shape: tuple[int, ...]) -> Degra
     channels, height, width = shape
     shrunk = task.factor if task.name == "superres" else 1
     if task.name == "superres":
-        operators = [superresolution(task.factor, shape)] * len(files)
+        with _option("--factor"):
+            operators = [superresolution(task.factor, shape)] * len(files)
     elif task.name == "deblur":
-        operators = [deblurring(task.blur, shape)] * len(files)
-    else:
-        operators = [inpainting(_seen(file, task, shape), shape) for file in files]
+        if 0 < task.blur < LEAST_BLUR:
+            raise ValueError(f"--blur: {task.blur} pixels are no blur: give {LEAST_BLUR} or more")
+        with _option("--blur"):
+            operators = [deblurring(task.blur, shape)] * len(files)
     wanted = (width, height) if task.degrade else (width // shrunk, height // shrunk)
     remedy = "--degrade if it is whole, or crop or resize it" if shrunk > 1 else "crop or resize it"
     images = []
@@ -131,6 +156,8 @@ def degraded(files: Sequence[Path], task: Task, shape: tuple[int, ...]) -> Degra
                 f"must have {_size(wanted)}: {remedy}"
             )
         images.append(_tensor(np.asarray(image.convert("RGB")), channels))
+    if task.name == "inpaint":
+        operators = [inpainting(_seen(file, task, shape), shape) for file in files]
     stack = torch.stack(images)
     if not task.degrade:
         pairs = zip(operators, stack, strict=True)
@@ -144,21 +171,44 @@ def degraded(files: Sequence[Path], task: Task, shape: tuple[int, ...]) -> Degra
     return Degraded(y, operators, stack, task.noise)
 
 
+@contextmanager
+def _option(name: str) -> Iterator[None]:
+    """Errors name the option."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
 def _opened(file: Path) -> Image.Image:
     """Upright, as it is meant to be seen."""
     try:
-        image = ImageOps.exif_transpose(Image.open(file))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = ImageOps.exif_transpose(Image.open(file))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{file} has too many pixels to be read ({error}): crop or resize it") from error
     except OSError as error:
         raise OSError(f"{file} cannot be read as an image ({error})") from error
     if image.mode.startswith(("I", "F")):  # which Pillow clips
         raise ValueError(f"{file} has more than 8 bits a colour: save it with 8")
+    if image.mode == "LAB":  # which Pillow does not convert
+        raise ValueError(f"{file} is in Lab colours: save it in RGB")
     return image
 
 
 def _seen(file: Path, task: Task, shape: tuple[int, ...]) -> Tensor:
     """1 where the image is seen, (1, H, W)."""
     if (mask := mask_of(file, task.mask)) is not None:
-        grey = np.asarray(_opened(mask).convert("L")) < MIDDLE
+        drawn, size = _opened(mask), _opened(file).size
+        if drawn.size != size:
+            raise ValueError(
+                f"{mask} has {_size(drawn.size)} pixels, and {file} {_size(size)}: a mask must have its image's size"
+            )
+        if drawn.has_transparency_data:
+            clear = drawn.convert("RGBA")
+            drawn = Image.alpha_composite(Image.new("RGBA", size, "black"), clear)
+        grey = np.asarray(drawn.convert("L")) < MIDDLE
     elif task.degrade:
         grey = np.tile(np.arange(shape[2]) < shape[2] // 2, (shape[1], 1))
     else:
@@ -168,6 +218,8 @@ def _seen(file: Path, task: Task, shape: tuple[int, ...]) -> Tensor:
         grey = np.asarray(image.convert("RGBA").getchannel("A")) >= MIDDLE
     if grey.all():
         raise ValueError(f"{mask or file} leaves nothing to fill in")
+    if not grey.any():
+        raise ValueError(f"{mask or file}: the mask leaves nothing seen: give one that fills in less")
     return torch.from_numpy(grey)[None].float()
 
 
@@ -182,4 +234,6 @@ def _size(size: tuple[int, int]) -> str:
 
 
 def _psnr(away: Tensor) -> Tensor:
-    return 10 * torch.log10(4 / away.square().mean())
+    return 10 * torch.log10(
+        4 / away.square().mean().clamp(min=torch.finfo(away.dtype).eps ** 2)
+    )  # JSON has no infinity

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +24,7 @@ from .options import (
     Size,
     path,
 )
-from .parse import DTYPES, conditioned, grid_of, informed, load, pick, pick_device, pick_grid, pick_solvers
+from .parse import DTYPES, TUNED, conditioned, grid_of, informed, load, pick, pick_device, pick_grid, pick_solvers
 from .sample import Evaluations, digest_of, fill
 from .show import count, errors, peak, say
 
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 TASKS = ("inpaint", "superres", "deblur")
 METHODS = ("moment", "pigdm", "dps", "proximal")  # of fewstep.restore, which imports torch
 FACTOR, BLUR = 4, 1.5
+NOISES = 1e-6, 100.0  # beyond which nothing of the noise, or of the image, is left to float32
 FITS = 0.5, 2.0  # of what a restoration leaves of the measurement, over its noise, if that was right
 
 
@@ -98,10 +98,12 @@ def restore(
     for option, value, of in own:
         if value is not None and task != of:
             raise typer.BadParameter(f"is for --task {of}", param_hint=option)
-    if not 0 < noise < math.inf:
-        raise typer.BadParameter(f"{noise} must be positive and finite; rounding is 0.002", param_hint="--noise")
+    if not NOISES[0] <= noise <= NOISES[1]:
+        least, most = NOISES
+        raise typer.BadParameter(f"{noise} must be from {least} to {most}; rounding is 0.002", param_hint="--noise")
     if label == "all":
         raise typer.BadParameter("'all' is for drawing; choose one class, or 'none'", param_hint="--label")
+    factor, blur = FACTOR if factor is None else factor, BLUR if blur is None else blur
     with errors(debug):
         import torch
 
@@ -115,6 +117,11 @@ def restore(
 
         picked, device = pick_solvers("--solver", [solver]), pick_device(device)
         pick_grid(grid)
+        if solver == TUNED or getattr(picked[solver], "statistics", None) is not None:
+            needed = "a plan" if solver == TUNED else "a file of statistics"
+            raise typer.BadParameter(
+                f"{solver} needs {needed}, which restore cannot use: choose another", param_hint="--solver"
+            )
         files = image_files(image)
         if out.resolve() == image.resolve():
             raise typer.BadParameter(f"{out} is where the images are: choose another folder", param_hint="--out")
@@ -133,7 +140,7 @@ def restore(
             except NotImplementedError as error:
                 raise ValueError(f"{model} decodes by what has no derivatives, which restoring needs") from error
             shape = tuple(decoded.measured.shape[1:])
-        given = degraded(files, Task(task, mask, factor or FACTOR, blur or BLUR, noise, degrade), shape)
+        given = degraded(files, Task(task, mask, factor, blur, noise, degrade), shape)
         total = n * len(files)
         network = getattr(loaded, "network", None)
         settings = {
