@@ -22,7 +22,17 @@ from torch.nn.functional import avg_pool2d, conv1d, pad
 
 from ..answers import how_to_convert
 
-__all__ = ["Linear", "Linearised", "check_measurement", "deblurring", "inpainting", "linearised", "superresolution"]
+__all__ = [
+    "Linear",
+    "Linearised",
+    "check_derivative",
+    "check_measurement",
+    "deblurring",
+    "derived",
+    "inpainting",
+    "linearised",
+    "superresolution",
+]
 
 TAIL = 3  # standard deviations of a Gaussian blur that its kernel has on either side: 0.3 % of it are beyond
 
@@ -36,10 +46,10 @@ class Linear:
     shape: tuple[int, ...]
 
     def A(self, x: Tensor) -> Tensor:
-        return self.function(x)
+        return _function(self.function)(x)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        _, pull = torch.func.vjp(self.function, y.new_zeros(len(y), *self.shape))  # type: ignore[misc]
+        _, pull = torch.func.vjp(_function(self.function), y.new_zeros(len(y), *self.shape))  # type: ignore[misc]
         (x,) = pull(y)
         return x  # type: ignore[no-any-return]
 
@@ -104,21 +114,55 @@ class Linearised(NamedTuple):
 def linearised(operator: Any, x: Tensor) -> Linearised:
     """`operator` about x (B, *); a linear one is the same about every x."""
     if hasattr(operator, "A_adjoint") and not isinstance(operator, Linear):
-        return Linearised(operator.A(x), operator.A, operator.A_adjoint)
+        forward = _function(operator)
+        return Linearised(forward(x), forward, lambda y: _adjoint(operator, y))
 
     def function(x: Tensor) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):  # the others have no derivative in forward mode: a decoder's attention
             return _function(operator)(x)
 
-    measured, pull = torch.func.vjp(function, x)  # type: ignore[misc]
+    def watched(x: Tensor) -> Tensor:
+        return derived(function(x), "operator's function", "write it without torch.no_grad and detach")
+
+    measured, pull = torch.func.vjp(watched, x)  # type: ignore[misc]
     # The product of a `Linear` is the same about x as about 0: one for all that is solved here.
     forward = function if isinstance(operator, Linear) else lambda v: torch.func.jvp(function, (x,), (v,))[1]
     return Linearised(measured, forward, lambda y: pull(y)[0])
 
 
 def _function(operator: Any) -> Callable[[Tensor], Tensor]:
-    function: Callable[[Tensor], Tensor] = getattr(operator, "A", operator)
-    return function
+    """What it measures of a copy of x, as it may work in place."""
+    function = getattr(operator, "A", operator)
+    return lambda x: _tensor(function(x.clone()), "A(x)")
+
+
+def _adjoint(operator: Any, y: Tensor) -> Tensor:
+    return _tensor(operator.A_adjoint(y.clone()), "A_adjoint(y)")
+
+
+def _tensor(found: Any, name: str) -> Tensor:
+    if not isinstance(found, Tensor):
+        raise TypeError(f"operator's {name} must return a torch.Tensor; got {type(found).__name__}")
+    return found
+
+
+def derived(found: Tensor, name: str, remedy: str) -> Tensor:
+    """`found`, computed inside torch.func.vjp, which takes what hides its derivative for a constant."""
+    if not found.requires_grad:
+        raise ValueError(f"the {name} hides its derivative, as under torch.no_grad or by detach: {remedy}")
+    return found
+
+
+def check_derivative(operator: Any, at: Linearised) -> None:
+    """ValueError for a function whose derivative is 0 all over, as that of rounding. An accelerator waits."""
+    if not hasattr(operator, "A_adjoint"):
+        draw = torch.Generator().manual_seed(0)
+        probe = torch.randn(at.measured.shape, generator=draw, dtype=torch.float32, device="cpu")
+        if not bool(at.adjoint(probe.to(at.measured)).any()):
+            raise ValueError(
+                "the operator's function has a derivative of 0 everywhere, as rounding has: leave the rounding out, "
+                "and count it into noise"
+            )
 
 
 def check_measurement(operator: Any, y: Tensor, noise: float) -> tuple[int, ...] | None:
@@ -126,7 +170,7 @@ def check_measurement(operator: Any, y: Tensor, noise: float) -> tuple[int, ...]
 
     The adjoint is tried on one random pair, <A v, w> = <v, A* w>, within the square root of rounding.
     """
-    if not callable(_function(operator)):
+    if not callable(getattr(operator, "A", operator)):
         raise TypeError(
             f"operator must have A(x) and A_adjoint(y), or be a differentiable function; got {type(operator).__name__}"
         )
@@ -146,8 +190,8 @@ def check_measurement(operator: Any, y: Tensor, noise: float) -> tuple[int, ...]
     y = y.to(torch.promote_types(y.dtype, torch.float32))
     draw = torch.Generator().manual_seed(0)
     try:
-        v = torch.randn(operator.A_adjoint(y).shape, generator=draw, dtype=y.dtype).to(y.device)
-        measured = operator.A(v)
+        v = torch.randn(_adjoint(operator, y).shape, generator=draw, dtype=y.dtype).to(y.device)
+        measured = _function(operator)(v)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"y, {y.dtype} of shape {tuple(y.shape)}, does not fit the operator ({reason})") from error
@@ -156,7 +200,7 @@ def check_measurement(operator: Any, y: Tensor, noise: float) -> tuple[int, ...]
             f"y must have the shape that the operator measures, {tuple(measured.shape)}; got {tuple(y.shape)}"
         )
     w = measured + measured.square().mean().sqrt() * torch.randn(y.shape, generator=draw, dtype=y.dtype).to(y.device)
-    one, other = float((measured * w).sum()), float((v * operator.A_adjoint(w)).sum())
+    one, other = float((measured * w).sum()), float((v * _adjoint(operator, w)).sum())
     if not abs(one - other) <= math.sqrt(torch.finfo(y.dtype).eps) * max(abs(one), abs(other)):
         raise ValueError(
             "operator.A_adjoint is not the adjoint of operator.A: "

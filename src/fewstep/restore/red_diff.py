@@ -34,7 +34,7 @@ from ..prediction import Denoiser, agreed
 from ..sampling import check_tensor, plan, step_noise
 from ..schedule import Node, Schedule
 from ..solvers import EVODiff
-from .measurement import check_measurement, linearised
+from .measurement import check_derivative, check_measurement, linearised
 
 __all__ = ["red_diff"]
 
@@ -81,7 +81,7 @@ def red_diff(
     if start is None:
         if shape is None:
             raise TypeError("start is needed, as this operator has no adjoint to begin from: give an image (B, *)")
-        start = getattr(operator, "A_dagger", operator.A_adjoint)(y)
+        start = getattr(operator, "A_dagger", operator.A_adjoint)(y.clone())
     check_tensor("start", start, False)
     nodes, _ = plan(found, EVODiff(), nfe=nfe, grid=grid)
     given = WEIGHT / noise**2 if weight is None else weight
@@ -93,6 +93,8 @@ def red_diff(
             x = (node.alpha * mean + node.sigma * draw(node)).to(start.dtype)
             denoised = answer(denoiser, x, node.time).to(mean.dtype)
             at = linearised(operator, mean)
+            if node is nodes[0]:
+                check_derivative(operator, at)
             pull = given(node) if callable(given) else given
             mean.grad = at.adjoint(at.measured - y.to(mean.dtype)) / noise**2 + pull * (mean - denoised)
             adam.step()
