@@ -218,6 +218,18 @@ def test_types_are_kept_and_sums_are_in_float32_or_better(dtype):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
+        ({"method": "proximal", "spectrum": 1.0}, r"spectrum must be a restore\.Spectrum; got float"),
+        ({"callback": 3}, "callback must be a function of a Solve, or None; got callback=3"),
+    ],
+)
+def test_options_of_a_wrong_type_are_refused(options, told):
+    with pytest.raises(TypeError, match=told):
+        GAUSSIANS["mask, noise 0.05"].given(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
         ({"method": "mmps"}, "method must be one of moment, pigdm, dps, proximal; got 'mmps'"),
         ({"spectrum": exact.spectrum()}, "spectrum is for method='proximal'"),
         ({"tolerance": 0.0}, r"tolerance must lie in \(0, 1\)"),

@@ -34,6 +34,7 @@ __all__ = [
     "superresolution",
 ]
 
+LEAST = math.sqrt(torch.finfo(torch.float32).tiny)  # standard deviation of the noise, which is squared
 TAIL = 3  # standard deviations of a Gaussian blur that its kernel has on either side: 0.3 % of it are beyond
 
 
@@ -71,21 +72,33 @@ def inpainting(mask: Tensor, shape: tuple[int, ...]) -> Linear:
 
 def superresolution(factor: int, shape: tuple[int, ...]) -> Linear:
     """The means of squares of `factor` x `factor` pixels, for images of `shape` (C, H, W)."""
-    if factor < 2 or any(side % factor for side in shape[-2:]):
-        raise ValueError(f"factor must be 2 or more and divide the sides of {tuple(shape)}; got factor={factor!r}")
+    _check_image(shape)
+    whole = isinstance(factor, int) and factor >= 2
+    if not whole or any(side % factor for side in shape[-2:]):
+        raise ValueError(
+            f"factor must be an integer of 2 or more and divide the sides of {tuple(shape)}; got factor={factor!r}"
+        )
     return Linear(partial(avg_pool2d, kernel_size=factor), shape)
 
 
 def deblurring(std: float, shape: tuple[int, ...]) -> Linear:
     """Blur by a Gaussian of `std` pixels, mirrored at the edges, for images of `shape` (C, H, W)."""
-    reach = math.ceil(TAIL * std) if 0 < std < math.inf else 0
+    _check_image(shape)
+    number = isinstance(std, int | float) and not isinstance(std, bool)
+    # A width whose square is 0 in floating point is none.
+    reach = math.ceil(TAIL * std) if number and std * std > 0 and 0 < std < math.inf else 0
     if not 0 < reach < min(shape[-2:]):
         raise ValueError(
-            f"std must be positive and less than {min(shape[-2:]) / TAIL:.3g} pixels here; got std={std!r}"
+            f"std must be a positive number and less than {min(shape[-2:]) / TAIL:.3g} pixels here; got std={std!r}"
         )
     line = torch.exp(-torch.arange(-reach, reach + 1, dtype=torch.float64).square() / (2 * std**2))
     rows, columns = (_blur(side, line / line.sum()) for side in shape[-2:])
     return Linear(partial(_blurred, rows=rows, columns=columns), shape)
+
+
+def _check_image(shape: tuple[int, ...]) -> None:
+    if len(shape) < 2:
+        raise ValueError(f"shape must be that of one image, (C, H, W); got {tuple(shape)}")
 
 
 def _masked(x: Tensor, mask: Tensor) -> Tensor:
@@ -180,10 +193,10 @@ def check_measurement(operator: Any, y: Tensor, noise: float) -> tuple[int, ...]
         raise ValueError(f"y must be floating point, (B, *), and not empty; got {y.dtype} of shape {tuple(y.shape)}")
     if not bool(y.isfinite().all()):
         raise ValueError("y must be finite; it holds NaN or inf: leave out what was not measured by a mask")
-    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 < noise < math.inf:
+    if isinstance(noise, bool) or not isinstance(noise, int | float) or not LEAST < noise < 1 / LEAST:
         raise ValueError(
-            f"noise must be the standard deviation of y's noise, positive and finite; got noise={noise!r}: without "
-            "noise, give that of rounding, such as 1 / 255"
+            f"noise must be the standard deviation of y's noise, positive and finite, with a square that "
+            f"float32 can hold; got noise={noise!r}: without noise, give that of rounding, such as 1 / 255"
         )
     if not hasattr(operator, "A_adjoint"):
         return None

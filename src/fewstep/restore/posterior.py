@@ -128,7 +128,10 @@ class Posterior:
     def _measurement(self, x: Tensor) -> Tensor:
         """y for each of x, in float32 or better."""
         if self.shape is not None and x.shape[1:] != self.shape:
-            raise ValueError(f"x must have the shape that the operator takes, {self.shape}; got {tuple(x.shape[1:])}")
+            raise ValueError(
+                f"x must have the shape that the operator takes, {self.shape}; got {tuple(x.shape[1:])}: "
+                f"one of x and y, of shape {tuple(self.y.shape)}, is of another size"
+            )
         if len(self.y) not in (1, len(x)):
             raise ValueError(f"y must be one for all or one a sample, {len(x)}; got {len(self.y)}")
         return self.y.expand(len(x), *self.y.shape[1:]).to(x.device, torch.promote_types(x.dtype, torch.float32))
@@ -194,6 +197,10 @@ def posterior(
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     if spectrum is not None and method != "proximal":
         raise ValueError(f"spectrum is for method='proximal'; got method={method!r}")
+    if spectrum is not None and not isinstance(spectrum, Spectrum):
+        raise TypeError(f"spectrum must be a restore.Spectrum; got {type(spectrum).__name__}: Spectrum.of(images)")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be a function of a Solve, or None; got callback={callback!r}")
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie in (0, 1), a share of the residual; got tolerance={tolerance!r}")
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
