@@ -95,3 +95,15 @@ def test_wrong_input_is_refused():
     denoiser = restore.joint((SIGNAL, HAZE), Y, noise=NOISE, schedule=SCHEDULE)
     with pytest.raises(ValueError, match=r"x must (be 2 parts|have the shape)"):
         denoiser(normal((4, SIZE), seed=1), 1.0)
+
+
+def test_a_sum_of_another_size_than_the_parts_is_told_of_y():
+    class Model:
+        shape, schedule = (SIZE,), SCHEDULE
+        __call__ = staticmethod(SIGNAL)
+
+    with pytest.raises(ValueError, match=r"y must be a sum of parts"):
+        restore.joint((Model(), Model()), normal((1, SIZE + 1), seed=1), noise=NOISE)
+    denoiser = restore.joint((SIGNAL, HAZE), normal((1, SIZE + 1), seed=1), noise=NOISE, schedule=SCHEDULE)
+    with pytest.raises(ValueError, match=rf"one of x and y, of shape \(1, {SIZE + 1}\), is of another size"):
+        denoiser(normal((1, 2, SIZE), seed=1), 1.0)

@@ -73,11 +73,16 @@ def test_a_function_that_is_not_linear_is_taken_by_its_derivative():
         (lambda: inpainting(torch.ones(8, 12), SHAPE), r"mask must fit x of shape \(2, 12, 8\); got \(8, 12\)"),
         (lambda: inpainting(torch.ones(3, 2, 12, 8), SHAPE), "mask must fit"),
         (lambda: inpainting(MASK / 2, SHAPE), "mask must be a tensor of 0, not seen, and 1, seen"),
-        (lambda: superresolution(3, SHAPE), "factor must be 2 or more and divide the sides"),
+        (lambda: superresolution(3, SHAPE), "factor must be an integer of 2 or more and divide the sides"),
         (lambda: superresolution(1, SHAPE), "got factor=1"),
-        (lambda: deblurring(0.0, SHAPE), "std must be positive and less than 2.67 pixels"),
+        (lambda: deblurring(0.0, SHAPE), "std must be a positive number and less than 2.67 pixels"),
         (lambda: deblurring(3.0, SHAPE), r"got std=3\.0"),
         (lambda: deblurring(math.nan, SHAPE), "got std=nan"),
+        (lambda: deblurring(1e-200, SHAPE), "got std=1e-200"),
+        (lambda: deblurring("1", SHAPE), "got std='1'"),
+        (lambda: deblurring(1, (8,)), r"shape must be that of one image, \(C, H, W\); got \(8,\)"),
+        (lambda: superresolution(2, (8,)), r"shape must be that of one image, \(C, H, W\); got \(8,\)"),
+        (lambda: superresolution(2.0, SHAPE), r"got factor=2\.0"),
     ],
 )
 def test_an_operator_that_cannot_be_is_refused(make, told):
@@ -118,3 +123,22 @@ def test_what_does_not_fit_is_said_at_the_door():
     assert "operator must have A(x)" in refused("inpaint", y, error=TypeError)
     for noise in (0, -1.0, math.nan, math.inf, True, "0.1"):
         assert f"got noise={noise!r}" in refused(operator, y, noise)
+
+
+class Nothing(Unmatched):
+    """What a function that forgets its return gives."""
+
+    def __init__(self, name):
+        setattr(self, name, lambda x: None)
+
+
+@pytest.mark.parametrize("name", ["A", "A_adjoint"])
+def test_an_operator_that_returns_nothing_is_refused(name):
+    y = OPERATORS["superresolution"].A(rows(*SHAPE))
+    assert f"operator's {name}(" in refused(Nothing(name), y, 0.1, TypeError)
+
+
+@pytest.mark.parametrize("noise", [1e300, 1e-200, "1"])
+def test_noise_whose_square_cannot_be_is_refused(noise):
+    y = OPERATORS["superresolution"].A(rows(*SHAPE))
+    assert f"got noise={noise!r}" in refused(OPERATORS["superresolution"], y, noise, ValueError)

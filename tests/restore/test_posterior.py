@@ -218,6 +218,18 @@ def test_types_are_kept_and_sums_are_in_float32_or_better(dtype):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
+        ({"method": "proximal", "spectrum": 1.0}, r"spectrum must be a restore\.Spectrum; got float"),
+        ({"callback": 3}, "callback must be a function of a Solve, or None; got callback=3"),
+    ],
+)
+def test_options_of_a_wrong_type_are_refused(options, told):
+    with pytest.raises(TypeError, match=told):
+        GAUSSIANS["mask, noise 0.05"].given(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
         ({"method": "mmps"}, "method must be one of moment, pigdm, dps, proximal; got 'mmps'"),
         ({"spectrum": exact.spectrum()}, "spectrum is for method='proximal'"),
         ({"tolerance": 0.0}, r"tolerance must lie in \(0, 1\)"),
@@ -245,3 +257,51 @@ def test_what_does_not_fit_is_refused_before_or_at_the_first_call():
         flattened(normal((2, 3, 8, 8), seed=1), 1.0)
     with pytest.raises(TypeError, match="denoiser must be a function"):
         posterior(Linear(elementwise, (3, 8, 8)), operator, y, noise=0.1, schedule=fs.EDM())
+
+
+def hidden(x, t):
+    with torch.no_grad():
+        return elementwise(x, t)
+
+
+def inference(x, t):
+    with torch.inference_mode():
+        return elementwise(x, t)
+
+
+@pytest.mark.parametrize("denoiser", [hidden, inference, lambda x, t: elementwise(x, t).detach()])
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "proximal"])
+def test_a_denoiser_that_hides_its_derivative_is_refused_as_y_would_be_lost(denoiser, method):
+    operator, x = Linear(lambda x: x[:, :2], (4,)), normal((1, 4), seed=1)
+    given = posterior(denoiser, operator, x[:, :2], noise=0.1, schedule=fs.EDM(), method=method)
+    with pytest.raises(ValueError, match=r"the denoiser hides its derivative.*proximal"):
+        given(x, 1.0)
+
+
+@pytest.mark.parametrize(("function", "told"), [(torch.round, "leave the rounding out"), (torch.detach, "hides its")])
+def test_a_function_without_a_derivative_is_refused(function, told):
+    x = normal((1, 4), seed=1)
+    for method in METHODS:
+        with pytest.raises(ValueError, match=f"operator's function.*{told}"):
+            posterior(elementwise, function, x, noise=0.1, schedule=fs.EDM(), method=method)(x, 1.0)
+    with pytest.raises(ValueError, match=f"operator's function.*{told}"):
+        red_diff(elementwise, function, x, noise=0.1, schedule=fs.EDM(), seeds=[0], start=x, nfe=3)
+
+
+class InPlace:
+    def A(self, x):
+        return x.mul_(torch.tensor([1.0, 0.0, 2.0, 1.0]).to(x))
+
+    A_adjoint = A
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("operator", [InPlace(), Linear(InPlace().A, (4,)), InPlace().A], ids=["object", "Linear", "A"])
+def test_an_operator_may_work_in_place(operator, method):
+    x, y = normal((1, 4), seed=1), normal((1, 4), seed=2)
+    plain = Linear(lambda x: x * torch.tensor([1.0, 0.0, 2.0, 1.0]).to(x), (4,))
+    options = {"noise": 0.1, "schedule": fs.EDM()}
+    found, due = (posterior(elementwise, each, y, method=method, **options)(x, 1.0) for each in (operator, plain))
+    assert torch.allclose(found, due, rtol=0, atol=1e-12)
+    found, due = (red_diff(elementwise, each, y, seeds=[0], start=x, nfe=3, **options) for each in (operator, plain))
+    assert torch.allclose(found, due, rtol=0, atol=1e-12)

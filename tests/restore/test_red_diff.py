@@ -116,3 +116,18 @@ def test_wrong_input_is_refused():
         ends(seeds=(0, 1))
     with pytest.raises(fs.DenoiserError, match="RED-Diff ended at NaN"):
         ends(prior=lambda x, t: x * math.nan, nfe=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        *(({"rate": rate}, "rate must be a positive, finite number") for rate in (math.nan, 0, -1.0, "fast")),
+        *(({"weight": weight}, "weight must be a finite number, 0 or more") for weight in ("snr", -1.0, math.nan)),
+        ({"weight": lambda node: None}, "weight must return a finite number, 0 or more, of each level; got None"),
+        ({"start": torch.zeros(1, SIZE + 1)}, r"start must be an image a measurement, \(1, 6\); got \(1, 7\)"),
+        ({"y": Y.expand(2, -1), "start": torch.zeros(3, SIZE)}, r"\(2, 6\); got \(3, 6\)"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options, told):
+    with pytest.raises(ValueError, match=told):
+        ends(**{"y": Y, "nfe": 3, **options})

@@ -69,5 +69,9 @@ def joint(
     denoisers = tuple(denoisers)
     if len(denoisers) < 2 or not all(map(callable, denoisers)):
         raise ValueError(f"denoisers must be two functions or more, denoiser(x, t), one a part; got {denoisers!r}")
+    for denoiser in denoisers:
+        part = getattr(denoiser, "shape", None)
+        if part is not None and isinstance(y, Tensor) and tuple(y.shape[1:]) != tuple(part):
+            raise ValueError(f"y must be a sum of parts, (B, *) with * = {tuple(part)} here; got {tuple(y.shape)}")
     stacked = Stacked(denoisers, agreed(denoisers, schedule))
     return posterior(stacked, Sum(len(denoisers)), y, noise=noise, schedule=schedule, **options)

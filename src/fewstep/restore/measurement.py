@@ -22,8 +22,19 @@ from torch.nn.functional import avg_pool2d, conv1d, pad
 
 from ..answers import how_to_convert
 
-__all__ = ["Linear", "Linearised", "check_measurement", "deblurring", "inpainting", "linearised", "superresolution"]
+__all__ = [
+    "Linear",
+    "Linearised",
+    "check_derivative",
+    "check_measurement",
+    "deblurring",
+    "derived",
+    "inpainting",
+    "linearised",
+    "superresolution",
+]
 
+LEAST = math.sqrt(torch.finfo(torch.float32).tiny)  # standard deviation of the noise, which is squared
 TAIL = 3  # standard deviations of a Gaussian blur that its kernel has on either side: 0.3 % of it are beyond
 
 
@@ -36,10 +47,10 @@ class Linear:
     shape: tuple[int, ...]
 
     def A(self, x: Tensor) -> Tensor:
-        return self.function(x)
+        return _function(self.function)(x)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        _, pull = torch.func.vjp(self.function, y.new_zeros(len(y), *self.shape))  # type: ignore[misc]
+        _, pull = torch.func.vjp(_function(self.function), y.new_zeros(len(y), *self.shape))  # type: ignore[misc]
         (x,) = pull(y)
         return x  # type: ignore[no-any-return]
 
@@ -61,21 +72,33 @@ def inpainting(mask: Tensor, shape: tuple[int, ...]) -> Linear:
 
 def superresolution(factor: int, shape: tuple[int, ...]) -> Linear:
     """The means of squares of `factor` x `factor` pixels, for images of `shape` (C, H, W)."""
-    if factor < 2 or any(side % factor for side in shape[-2:]):
-        raise ValueError(f"factor must be 2 or more and divide the sides of {tuple(shape)}; got factor={factor!r}")
+    _check_image(shape)
+    whole = isinstance(factor, int) and factor >= 2
+    if not whole or any(side % factor for side in shape[-2:]):
+        raise ValueError(
+            f"factor must be an integer of 2 or more and divide the sides of {tuple(shape)}; got factor={factor!r}"
+        )
     return Linear(partial(avg_pool2d, kernel_size=factor), shape)
 
 
 def deblurring(std: float, shape: tuple[int, ...]) -> Linear:
     """Blur by a Gaussian of `std` pixels, mirrored at the edges, for images of `shape` (C, H, W)."""
-    reach = math.ceil(TAIL * std) if 0 < std < math.inf else 0
+    _check_image(shape)
+    number = isinstance(std, int | float) and not isinstance(std, bool)
+    # A width whose square is 0 in floating point is none.
+    reach = math.ceil(TAIL * std) if number and std * std > 0 and 0 < std < math.inf else 0
     if not 0 < reach < min(shape[-2:]):
         raise ValueError(
-            f"std must be positive and less than {min(shape[-2:]) / TAIL:.3g} pixels here; got std={std!r}"
+            f"std must be a positive number and less than {min(shape[-2:]) / TAIL:.3g} pixels here; got std={std!r}"
         )
     line = torch.exp(-torch.arange(-reach, reach + 1, dtype=torch.float64).square() / (2 * std**2))
     rows, columns = (_blur(side, line / line.sum()) for side in shape[-2:])
     return Linear(partial(_blurred, rows=rows, columns=columns), shape)
+
+
+def _check_image(shape: tuple[int, ...]) -> None:
+    if len(shape) < 2:
+        raise ValueError(f"shape must be that of one image, (C, H, W); got {tuple(shape)}")
 
 
 def _masked(x: Tensor, mask: Tensor) -> Tensor:
@@ -104,21 +127,55 @@ class Linearised(NamedTuple):
 def linearised(operator: Any, x: Tensor) -> Linearised:
     """`operator` about x (B, *); a linear one is the same about every x."""
     if hasattr(operator, "A_adjoint") and not isinstance(operator, Linear):
-        return Linearised(operator.A(x), operator.A, operator.A_adjoint)
+        forward = _function(operator)
+        return Linearised(forward(x), forward, lambda y: _adjoint(operator, y))
 
     def function(x: Tensor) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):  # the others have no derivative in forward mode: a decoder's attention
             return _function(operator)(x)
 
-    measured, pull = torch.func.vjp(function, x)  # type: ignore[misc]
+    def watched(x: Tensor) -> Tensor:
+        return derived(function(x), "operator's function", "write it without torch.no_grad and detach")
+
+    measured, pull = torch.func.vjp(watched, x)  # type: ignore[misc]
     # The product of a `Linear` is the same about x as about 0: one for all that is solved here.
     forward = function if isinstance(operator, Linear) else lambda v: torch.func.jvp(function, (x,), (v,))[1]
     return Linearised(measured, forward, lambda y: pull(y)[0])
 
 
 def _function(operator: Any) -> Callable[[Tensor], Tensor]:
-    function: Callable[[Tensor], Tensor] = getattr(operator, "A", operator)
-    return function
+    """What it measures of a copy of x, as it may work in place."""
+    function = getattr(operator, "A", operator)
+    return lambda x: _tensor(function(x.clone()), "A(x)")
+
+
+def _adjoint(operator: Any, y: Tensor) -> Tensor:
+    return _tensor(operator.A_adjoint(y.clone()), "A_adjoint(y)")
+
+
+def _tensor(found: Any, name: str) -> Tensor:
+    if not isinstance(found, Tensor):
+        raise TypeError(f"operator's {name} must return a torch.Tensor; got {type(found).__name__}")
+    return found
+
+
+def derived(found: Tensor, name: str, remedy: str) -> Tensor:
+    """`found`, computed inside torch.func.vjp, which takes what hides its derivative for a constant."""
+    if not found.requires_grad:
+        raise ValueError(f"the {name} hides its derivative, as under torch.no_grad or by detach: {remedy}")
+    return found
+
+
+def check_derivative(operator: Any, at: Linearised) -> None:
+    """ValueError for a function whose derivative is 0 all over, as that of rounding. An accelerator waits."""
+    if not hasattr(operator, "A_adjoint"):
+        draw = torch.Generator().manual_seed(0)
+        probe = torch.randn(at.measured.shape, generator=draw, dtype=torch.float32, device="cpu")
+        if not bool(at.adjoint(probe.to(at.measured)).any()):
+            raise ValueError(
+                "the operator's function has a derivative of 0 everywhere, as rounding has: leave the rounding out, "
+                "and count it into noise"
+            )
 
 
 def check_measurement(operator: Any, y: Tensor, noise: float) -> tuple[int, ...] | None:
@@ -126,7 +183,7 @@ def check_measurement(operator: Any, y: Tensor, noise: float) -> tuple[int, ...]
 
     The adjoint is tried on one random pair, <A v, w> = <v, A* w>, within the square root of rounding.
     """
-    if not callable(_function(operator)):
+    if not callable(getattr(operator, "A", operator)):
         raise TypeError(
             f"operator must have A(x) and A_adjoint(y), or be a differentiable function; got {type(operator).__name__}"
         )
@@ -136,18 +193,18 @@ def check_measurement(operator: Any, y: Tensor, noise: float) -> tuple[int, ...]
         raise ValueError(f"y must be floating point, (B, *), and not empty; got {y.dtype} of shape {tuple(y.shape)}")
     if not bool(y.isfinite().all()):
         raise ValueError("y must be finite; it holds NaN or inf: leave out what was not measured by a mask")
-    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 < noise < math.inf:
+    if isinstance(noise, bool) or not isinstance(noise, int | float) or not LEAST < noise < 1 / LEAST:
         raise ValueError(
-            f"noise must be the standard deviation of y's noise, positive and finite; got noise={noise!r}: without "
-            "noise, give that of rounding, such as 1 / 255"
+            f"noise must be the standard deviation of y's noise, positive and finite, with a square that "
+            f"float32 can hold; got noise={noise!r}: without noise, give that of rounding, such as 1 / 255"
         )
     if not hasattr(operator, "A_adjoint"):
         return None
     y = y.to(torch.promote_types(y.dtype, torch.float32))
     draw = torch.Generator().manual_seed(0)
     try:
-        v = torch.randn(operator.A_adjoint(y).shape, generator=draw, dtype=y.dtype).to(y.device)
-        measured = operator.A(v)
+        v = torch.randn(_adjoint(operator, y).shape, generator=draw, dtype=y.dtype).to(y.device)
+        measured = _function(operator)(v)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"y, {y.dtype} of shape {tuple(y.shape)}, does not fit the operator ({reason})") from error
@@ -156,7 +213,7 @@ def check_measurement(operator: Any, y: Tensor, noise: float) -> tuple[int, ...]
             f"y must have the shape that the operator measures, {tuple(measured.shape)}; got {tuple(y.shape)}"
         )
     w = measured + measured.square().mean().sqrt() * torch.randn(y.shape, generator=draw, dtype=y.dtype).to(y.device)
-    one, other = float((measured * w).sum()), float((v * operator.A_adjoint(w)).sum())
+    one, other = float((measured * w).sum()), float((v * _adjoint(operator, w)).sum())
     if not abs(one - other) <= math.sqrt(torch.finfo(y.dtype).eps) * max(abs(one), abs(other)):
         raise ValueError(
             "operator.A_adjoint is not the adjoint of operator.A: "

@@ -25,7 +25,7 @@ own; dps: Chung et al., Diffusion Posterior Sampling (2023), with the variance o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -34,7 +34,7 @@ from torch import Tensor
 from ..guidance.base import answer
 from ..prediction import Denoiser, agreed
 from ..schedule import Node, Schedule
-from .measurement import check_measurement, linearised
+from .measurement import check_derivative, check_measurement, derived, linearised
 from .residuals import Solution, conjugate_residuals
 from .spectrum import Spectrum
 
@@ -73,6 +73,7 @@ class Posterior:
     iterations: int
     callback: Callable[[Solve], object] | None
     shape: tuple[int, ...] | None
+    checked: list[bool] = field(default_factory=list, init=False, repr=False)  # whether A has a derivative
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         node, y = self._node(t), self._measurement(x)
@@ -80,7 +81,12 @@ class Posterior:
         if self.method == "proximal":
             denoised = answer(self.denoiser, x, t)
         else:
-            denoised, pull = torch.func.vjp(lambda z: answer(self.denoiser, z, node.time), x)  # type: ignore[misc]
+
+            def denoise(z: Tensor) -> Tensor:
+                remedy = "call the network without them, or use method='proximal', which needs no derivative"
+                return derived(answer(self.denoiser, z.clone(), node.time), "denoiser", remedy)
+
+            denoised, pull = torch.func.vjp(denoise, x)  # type: ignore[misc]
 
         def tweedie(v: Tensor) -> Tensor:
             nonlocal gradients
@@ -91,6 +97,9 @@ class Posterior:
         at = linearised(self.operator, mean)
         if at.measured.shape != y.shape:
             raise ValueError(f"y must have the shape of A(x), {tuple(at.measured.shape)}; got {tuple(y.shape)}")
+        if not self.checked:
+            check_derivative(self.operator, at)
+            self.checked.append(True)
         residual = y - at.measured
         inside = tweedie if self.method == "moment" else self._prior(node)
         outside = inside if self.method == "proximal" else tweedie
@@ -119,7 +128,10 @@ class Posterior:
     def _measurement(self, x: Tensor) -> Tensor:
         """y for each of x, in float32 or better."""
         if self.shape is not None and x.shape[1:] != self.shape:
-            raise ValueError(f"x must have the shape that the operator takes, {self.shape}; got {tuple(x.shape[1:])}")
+            raise ValueError(
+                f"x must have the shape that the operator takes, {self.shape}; got {tuple(x.shape[1:])}: "
+                f"one of x and y, of shape {tuple(self.y.shape)}, is of another size"
+            )
         if len(self.y) not in (1, len(x)):
             raise ValueError(f"y must be one for all or one a sample, {len(x)}; got {len(self.y)}")
         return self.y.expand(len(x), *self.y.shape[1:]).to(x.device, torch.promote_types(x.dtype, torch.float32))
@@ -171,7 +183,8 @@ def posterior(
 
     Raises:
         ValueError, TypeError: a y that is not finite or does not fit the operator, an adjoint that is none, an unknown
-            method, before the first call; an x that does not fit, at the first call.
+            method, before the first call; an x that does not fit, and a denoiser or function that hides its derivative,
+            as under torch.no_grad, at the first call.
     """
     if not callable(denoiser):
         raise TypeError(f"denoiser must be a function denoiser(x, t); got {type(denoiser).__name__}")
@@ -184,6 +197,10 @@ def posterior(
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     if spectrum is not None and method != "proximal":
         raise ValueError(f"spectrum is for method='proximal'; got method={method!r}")
+    if spectrum is not None and not isinstance(spectrum, Spectrum):
+        raise TypeError(f"spectrum must be a restore.Spectrum; got {type(spectrum).__name__}: Spectrum.of(images)")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be a function of a Solve, or None; got callback={callback!r}")
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie in (0, 1), a share of the residual; got tolerance={tolerance!r}")
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:

@@ -21,6 +21,7 @@ Algorithm 1; Romano, Elad & Milanfar, The Little Engine That Could (2017).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -34,7 +35,7 @@ from ..prediction import Denoiser, agreed
 from ..sampling import check_tensor, plan, step_noise
 from ..schedule import Node, Schedule
 from ..solvers import EVODiff
-from .measurement import check_measurement, linearised
+from .measurement import check_derivative, check_measurement, linearised
 
 __all__ = ["red_diff"]
 
@@ -77,12 +78,25 @@ def red_diff(
         raise TypeError(
             "schedule is needed, as this denoiser carries none: give the one that the model was trained with"
         )
+    if not callable(denoiser):
+        raise TypeError(f"denoiser must be a function denoiser(x, t); got {type(denoiser).__name__}")
+    if not _number(rate) or rate == 0:
+        raise ValueError(f"rate must be a positive, finite number, of units of x a step; got rate={rate!r}")
+    if weight is not None and not callable(weight) and not _number(weight):
+        raise ValueError(
+            f"weight must be a finite number, 0 or more, a function of the level, or None; got weight={weight!r}"
+        )
     shape = check_measurement(operator, y, noise)
     if start is None:
         if shape is None:
             raise TypeError("start is needed, as this operator has no adjoint to begin from: give an image (B, *)")
-        start = getattr(operator, "A_dagger", operator.A_adjoint)(y)
+        start = getattr(operator, "A_dagger", operator.A_adjoint)(y.clone())
     check_tensor("start", start, False)
+    if len(y) not in (1, len(start)) or (shape is not None and start.shape[1:] != shape):
+        due = "*" if shape is None else ", ".join(map(str, shape))
+        raise ValueError(
+            f"start must be an image a measurement, ({len(y)}, {due}); got {tuple(start.shape)}: resize or expand it"
+        )
     nodes, _ = plan(found, EVODiff(), nfe=nfe, grid=grid)
     given = WEIGHT / noise**2 if weight is None else weight
     mean = start.to(torch.promote_types(start.dtype, torch.float32), copy=True)
@@ -93,9 +107,23 @@ def red_diff(
             x = (node.alpha * mean + node.sigma * draw(node)).to(start.dtype)
             denoised = answer(denoiser, x, node.time).to(mean.dtype)
             at = linearised(operator, mean)
+            if node is nodes[0]:
+                if at.measured.shape[1:] != y.shape[1:]:
+                    raise ValueError(
+                        f"y must have the shape of A(start), {tuple(at.measured.shape)}; got {tuple(y.shape)}"
+                    )
+                check_derivative(operator, at)
             pull = given(node) if callable(given) else given
+            if callable(given) and not _number(pull):
+                raise ValueError(
+                    f"weight must return a finite number, 0 or more, of each level; got {pull!r} of {node}"
+                )
             mean.grad = at.adjoint(at.measured - y.to(mean.dtype)) / noise**2 + pull * (mean - denoised)
             adam.step()
     if not bool(mean.isfinite().all()):
         raise DenoiserError("RED-Diff ended at NaN or inf: the denoiser returned such, or the rate is too large")
     return mean.to(start.dtype)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
