@@ -76,7 +76,7 @@ def superresolution(factor: int, shape: tuple[int, ...]) -> Linear:
     whole = isinstance(factor, int) and factor >= 2
     if not whole or any(side % factor for side in shape[-2:]):
         raise ValueError(
-            f"factor must be an integer of 2 or more and divide the sides of {tuple(shape)}; got factor={factor!r}"
+            f"factor must be 2 or more and divide the sides of {tuple(shape)}, an integer; got factor={factor!r}"
         )
     return Linear(partial(avg_pool2d, kernel_size=factor), shape)
 
@@ -89,7 +89,7 @@ def deblurring(std: float, shape: tuple[int, ...]) -> Linear:
     reach = math.ceil(TAIL * std) if number and std * std > 0 and 0 < std < math.inf else 0
     if not 0 < reach < min(shape[-2:]):
         raise ValueError(
-            f"std must be a positive number and less than {min(shape[-2:]) / TAIL:.3g} pixels here; got std={std!r}"
+            f"std must be positive and less than {min(shape[-2:]) / TAIL:.3g} pixels here; got std={std!r}"
         )
     line = torch.exp(-torch.arange(-reach, reach + 1, dtype=torch.float64).square() / (2 * std**2))
     rows, columns = (_blur(side, line / line.sum()) for side in shape[-2:])
