@@ -75,7 +75,7 @@ def test_a_function_that_is_not_linear_is_taken_by_its_derivative():
         (lambda: inpainting(MASK / 2, SHAPE), "mask must be a tensor of 0, not seen, and 1, seen"),
         (lambda: superresolution(3, SHAPE), "factor must be 2 or more and divide the sides"),
         (lambda: superresolution(1, SHAPE), "got factor=1"),
-        (lambda: deblurring(0.0, SHAPE), "std must be positive and less than 2.67 pixels"),
+        (lambda: deblurring(0.0, SHAPE), "std must be positive and at most 2.33 pixels"),
         (lambda: deblurring(3.0, SHAPE), r"got std=3\.0"),
         (lambda: deblurring(math.nan, SHAPE), "got std=nan"),
         (lambda: deblurring(1e-200, SHAPE), "got std=1e-200"),

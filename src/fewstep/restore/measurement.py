@@ -89,7 +89,7 @@ def deblurring(std: float, shape: tuple[int, ...]) -> Linear:
     reach = math.ceil(TAIL * std) if number and std * std > 0 and 0 < std < math.inf else 0
     if not 0 < reach < min(shape[-2:]):
         raise ValueError(
-            f"std must be positive and less than {min(shape[-2:]) / TAIL:.3g} pixels here; got std={std!r}"
+            f"std must be positive and at most {(min(shape[-2:]) - 1) / TAIL:.3g} pixels here; got std={std!r}"
         )
     line = torch.exp(-torch.arange(-reach, reach + 1, dtype=torch.float64).square() / (2 * std**2))
     rows, columns = (_blur(side, line / line.sum()) for side in shape[-2:])
