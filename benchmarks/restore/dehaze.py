@@ -132,8 +132,7 @@ def grey(denoiser: fs.Denoiser) -> fs.Denoiser:
 
 def sdr(images: Tensor, truth: Tensor) -> float:
     """10 log10(|truth|^2 / |images - truth|^2), the mean over the images, in dB; both (B, C, H, W) in [-1, 1]."""
-    signal, distortion = (each.double().square().flatten(1).sum(1) for each in (truth, images - truth))
-    return float(10 * (signal / distortion).log10().mean())
+    return _over(truth, (images - truth).double().square())
 
 
 def wiener(y: Tensor, image: Moments, haze: Moments) -> Tensor:
@@ -217,7 +216,12 @@ def methods(model: fs.Denoiser, haze: Haze, image: Moments, y: Tensor) -> Mappin
 def without_spread(draws: Tensor, truth: Tensor) -> float:
     """The SDR of the mean of endless draws, from some, (K, B, C, H, W): their mean's error less its variance."""
     error = (draws.mean(0) - truth).double().square() - draws.double().var(0) / len(draws)
-    signal, distortion = (each.flatten(1).sum(1) for each in (truth.double().square(), error))
+    return _over(truth, error)
+
+
+def _over(truth: Tensor, squares: Tensor) -> float:
+    """10 log10 of |truth|^2 over the sum of `squares`, the mean over the images."""
+    signal, distortion = (each.flatten(1).sum(1) for each in (truth.double().square(), squares))
     return float(10 * (signal / distortion).log10().mean())
 
 

@@ -26,6 +26,7 @@ from fewstep.adapters.unet2d import EDMModel
 from fewstep.bench.classifier import load_classifier
 from fewstep.bench.images import load_images, to_unit_range
 from fewstep.bench.markdown import table
+from fewstep.bench.metrics import psnr
 from fewstep.files import check_file, read_npz, write_atomically
 from fewstep.models import CIFAR10
 from fewstep.pictures import headed, pixels, png
@@ -200,11 +201,6 @@ class Figures(NamedTuple):
     distance: Tensor
     left: Tensor
     within: Tensor
-
-
-def psnr(images: Tensor, truth: Tensor) -> Tensor:
-    """Of each, (*, B), in dB, for a range of 2; what lies outside [-1, 1] is clipped."""
-    return 10 * torch.log10(4 / (images.clamp(-1, 1) - truth).square().flatten(-3).mean(-1))
 
 
 def figures(samples: Tensor, truth: Tensor, y: Tensor, operator: Any, features: Callable[[Tensor], Tensor]) -> Figures:

@@ -21,6 +21,7 @@ from fewstep.adapters import EDMModel
 from fewstep.bench.classifier import load_classifier
 from fewstep.bench.images import to_unit_range
 from fewstep.bench.markdown import table
+from fewstep.bench.metrics import psnr
 from fewstep.files import check_file, write_atomically
 from fewstep.models import CIFAR10
 from fewstep.pictures import pixels, png, sheet
@@ -156,17 +157,17 @@ def restored(run: Run, denoiser: fs.Denoiser, centre: Tensor, schedule: Schedule
 def figures(draws: Tensor, truth: Tensor, y: Tensor) -> list[str]:
     """Of draws (K, B, C, H, W): PSNR of one and of their mean, how much detail there is, what they leave of y."""
 
-    def psnr(images: Tensor) -> float:
-        off = (images.clamp(-1, 1) - truth).double().square().flatten(1).mean(1)
-        return float(10 * (4 / off).log10().mean())
-
     def detail(images: Tensor) -> Tensor:
         return (images - enlarged(OPERATOR.A(images))).std()
 
-    one = sum(psnr(each) for each in draws) / len(draws)
     more = float(detail(draws[0]) / detail(truth))
     left = float((OPERATOR.A(draws[0]) - y).square().mean().sqrt()) / NOISE
-    return [f"{one:.2f}", f"{psnr(draws.mean(0)):.2f}", f"{more:.2f}", f"{left:.2f}"]
+    return [
+        f"{psnr(draws, truth).mean():.2f}",
+        f"{psnr(draws.mean(0), truth).mean():.2f}",
+        f"{more:.2f}",
+        f"{left:.2f}",
+    ]
 
 
 def on_images(network: Network, model: EDMModel, truth: Tensor) -> tuple[list[list[str]], Tensor]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.bench.metrics import rmse
+from fewstep.bench.metrics import rmse, rmses
 from fewstep.files import write_atomically
 from fewstep.grid import GridFunction
 from fewstep.sampling import plan
@@ -112,7 +112,7 @@ class Bench:
         with torch.inference_mode():
             for stage in stages:
                 x, state = stage(state, x, problem.law.denoised(x, stage.node))
-        return ((x - exact) / problem.std).flatten(1).square().mean(1).sqrt()
+        return rmses(x, exact) / problem.std
 
     def _error(self, cell: Cell, solver: Solver, own: GridFunction, kept: Kept) -> float:
         """Of all samples; inf if not finite."""

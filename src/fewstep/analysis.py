@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from .prediction import agreed
+from .prediction import schedule_of
 from .sampling import hashed_seed, sample, unit_noise
 from .schedule import Schedule
 
@@ -82,9 +83,7 @@ def analyze(
     Arguments are as for `tune`. Costs 42 + `levels` evaluations for each seed; `progress` is told how many were made,
     and of how many.
     """
-    found = agreed((denoiser,), schedule)
-    if found is None:
-        raise TypeError("schedule is needed, as this denoiser carries none: give that which the model was trained with")
+    found = schedule_of(denoiser, schedule)
     numbers = list(seeds)
     if len(numbers) < 2 or batch < 1 or levels < FEWEST_LEVELS:
         raise ValueError(
@@ -107,7 +106,7 @@ def analyze(
         for node in nodes:
             with torch.no_grad():
                 answer = own(node.alpha * x0 + node.sigma * noise, node.time)
-            errors.append((answer - x0).flatten(1).cpu().double().square().mean(1))
+            errors.append(mse(answer, x0))
             made += len(chosen)
             tell(made, total)
         parts.append(torch.stack(errors))
@@ -116,3 +115,8 @@ def analyze(
         bad = float(lams[np.flatnonzero(~np.isfinite(each).all(1))[0]])
         raise ValueError(f"the denoiser answers NaN or inf at half log-SNR {bad:.3g}: check the model there")
     return Analysis(lams, each.mean(1), each.std(1, ddof=1) / math.sqrt(len(numbers)))
+
+
+def mse(one: Tensor, other: Tensor) -> Tensor:
+    """(B,), of each sample, in float64 on the CPU."""
+    return (one - other).flatten(1).cpu().double().square().mean(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import tempfile
@@ -22,6 +23,7 @@ __all__ = [
     "locked",
     "read_npz",
     "remove_leftovers",
+    "sha256_of",
     "write_all",
     "write_atomically",
 ]  # fmt: skip
@@ -149,3 +151,9 @@ def flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """In hexadecimal digits; the file is read by parts."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -26,7 +26,17 @@ from .schedule import Node, Schedule, contradicts
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Denoiser", "Prediction", "agreed", "as_denoiser", "each", "from_denoised", "spread", "to_denoised"]
+__all__ = [
+    "Denoiser",
+    "Prediction",
+    "agreed",
+    "as_denoiser",
+    "each",
+    "from_denoised",
+    "schedule_of",
+    "spread",
+    "to_denoised",
+]
 
 T = TypeVar("T")
 
@@ -177,4 +187,22 @@ def agreed(denoisers: Sequence[Any], given: Schedule | None = None) -> Schedule 
                 f"a run has one schedule; got {found!r} for a denoiser that was made with {own!r}: "
                 "leave schedule= out, or make all denoisers with the right one"
             )
+    return found
+
+
+def schedule_of(denoiser: Any, given: Schedule | None = None) -> Schedule:
+    """The schedule of a run of `denoiser`: `given`, or its own.
+
+    Raises TypeError if it is no function, or nobody knows the schedule; ValueError where the two contradict.
+    """
+    if not callable(denoiser):
+        raise TypeError(f"denoiser must be a function denoiser(x, t); got {type(denoiser).__name__}")
+    if given is not None and (isinstance(given, type) or not hasattr(given, "node")):
+        raise TypeError(f"schedule must be a schedule such as EDM(); got {given!r}")
+    found = agreed((denoiser,), given)
+    if found is None:
+        raise TypeError(
+            "schedule is needed, as this denoiser carries none: give the one that the model was trained with, such as "
+            "schedule=EDM(), or make the denoiser with as_denoiser(network, kind, schedule)"
+        )
     return found

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 from .answers import DenoiserError, check_answer, how_to_convert
 from .grid import GridFunction, checked, from_times
-from .prediction import Denoiser, agreed
+from .prediction import Denoiser, schedule_of
 from .schedule import Node, Schedule, mismatch
 from .solvers import EVODiff, Solver, Stage
 from .solvers.core.base import renoise
@@ -429,22 +429,13 @@ def _working(dtype: torch.dtype) -> torch.dtype:
 
 def check_parts(denoiser: object, solver: object, schedule: Schedule | None) -> Schedule:
     """The schedule of the run."""
-    if not callable(denoiser):
-        raise TypeError(f"denoiser must be a function denoiser(x, t); got {type(denoiser).__name__}")
+    found = schedule_of(denoiser, schedule)
     if isinstance(solver, type) or not hasattr(solver, "plan"):
         raise TypeError(f"solver must be a solver such as EVODiff(); got {solver!r}")
     if getattr(solver, "calls_per_step", 1) > 1 and _follows_steps(denoiser):
         raise ValueError(
             f"CFG++ follows the steps, one call each; {solver!r} makes more: take a solver of one call a step, such as "
             "DDIM() or DPMSolverPP(2), or guide with guided"
-        )
-    if schedule is not None and (isinstance(schedule, type) or not hasattr(schedule, "node")):
-        raise TypeError(f"schedule must be a schedule such as EDM(); got {schedule!r}")
-    found = agreed((denoiser,), schedule)
-    if found is None:
-        raise TypeError(
-            "schedule is needed, as this denoiser carries none: give the one that the model was trained with, such as "
-            "schedule=EDM(), or make the denoiser with as_denoiser(network, kind, schedule)"
         )
     return found
 

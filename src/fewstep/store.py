@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-from .files import LOCK, append, check_writable, locked, remove_leftovers, write_all, write_atomically
+from .files import LOCK, append, check_writable, locked, remove_leftovers, sha256_of, write_all, write_atomically
 
 __all__ = ["Store"]
 
@@ -81,7 +81,7 @@ class Store:
         """Whether the file is there, as it was written."""
         if name not in self._whole and name in self._sums:
             path = self.folder / name
-            if path.is_file() and _checksum(path) in self._sums[name]:
+            if path.is_file() and sha256_of(path) in self._sums[name]:
                 self._whole.add(name)
         return name in self._whole
 
@@ -174,7 +174,7 @@ class Store:
         for name, found in self._sums.items():
             path = self.folder / name
             if path.exists():
-                sums[name] = [_checksum(path)] if len(found) > 1 and self.holds(name) else found
+                sums[name] = [sha256_of(path)] if len(found) > 1 and self.holds(name) else found
         if sums != self._sums or not (self.folder / SUMS).exists():
             write_atomically(self.folder / SUMS, _lines((name, each) for name, all_ in sums.items() for each in all_))
             self._sums = sums
@@ -182,8 +182,3 @@ class Store:
 
 def _lines(pairs: Iterable[tuple[str, str]]) -> bytes:
     return "".join(f"{checksum}  {name}\n" for name, checksum in pairs).encode()
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

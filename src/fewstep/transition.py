@@ -26,8 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .analysis import TEACHER
-from .prediction import Denoiser, agreed
+from .analysis import TEACHER, mse
+from .prediction import Denoiser, schedule_of
 from .sampling import plan, sample, solve, trajectory, unit_noise
 from .schedule import Node, Schedule
 from .solvers import DDIM, DPMSolverPP, EVODiff, RESingle, Solver, Stage
@@ -84,31 +84,25 @@ def transitions(
     Arguments are as for `analyze`. Costs at least 42 evaluations and 4 `nfe` for each seed, and `nfe` for each solver
     and for each of the two rules. Raises ValueError where a solver does not call once at each of the default's nodes.
     """
-    known, numbers = _known(denoiser, schedule), _checked(seeds, batch, solvers)
+    known, numbers = schedule_of(denoiser, schedule), _checked(seeds, batch, solvers)
     if taken := solvers.keys() & RULES:
         raise ValueError(f"solvers cannot be named {', '.join(taken)}, as the papers' rules are; got {solvers!r}")
     nodes, _ = plan(known, EVODiff(), nfe=nfe)
     plans = {name: _plan(name, solver, known, nodes) for name, solver in {**solvers, **RULES}.items()}
     fine = _fine(nfe)
-    total = len(numbers) * evaluations(nfe, len(solvers))
-    made, tell = 0, progress or (lambda done, total: None)
     found: dict[tuple[str, str], list[Tensor]] = {}
-    for first in range(0, len(numbers), batch):
-        chosen = numbers[first : first + batch]
-        own = denoiser(chosen) if by_seed else denoiser
+    for chosen, own in _batches(denoiser, numbers, batch, by_seed, evaluations(nfe, len(solvers)), progress):
         start = unit_noise(chosen, shape, dtype=dtype, device=device) * nodes[0].sigma
         states, answers, x0 = _path(own, known, start, nodes, fine)
-        _note(found, "path", "answer", [_mse(answer, x0) for answer in answers])
+        _note(found, "path", "answer", [mse(answer, x0) for answer in answers])
         for name, stages in plans.items():
             run = list(_run(own, start, stages))
             ends = zip(run, states, nodes, strict=False)
-            _note(found, name, "state", [_mse(at.x, x) / node.alpha**2 for at, x, node in ends])
-            _note(found, name, "answer", [_mse(at.denoised, x0) for at in run])
-            _note(found, name, "end", [_mse(run[-1].led_to, x0)])
+            _note(found, name, "state", [mse(at.x, x) / node.alpha**2 for at, x, node in ends])
+            _note(found, name, "answer", [mse(at.denoised, x0) for at in run])
+            _note(found, name, "end", [mse(run[-1].led_to, x0)])
             for which in range(2):
                 _note(found, name, ("eta", "zeta")[which], [at.weights[which] for at in run])
-        made += len(chosen) * total // len(numbers)
-        tell(made, total)
     values = {key: torch.cat(parts, 1).numpy() for key, parts in found.items()}
     snr = np.array([math.exp(2 * node.lam) for node in nodes])
     return Transitions(
@@ -151,24 +145,19 @@ def over_calls(
     The solvers are by default the papers' single steps, `single_steps`: RE beside FD. Costs 42 evaluations for each
     seed and the sum of `calls` for each solver.
     """
-    known, calls = _known(denoiser, schedule), tuple(calls)
+    known, calls = schedule_of(denoiser, schedule), tuple(calls)
     chosen_solvers = single_steps(known) if solvers is None else solvers
     numbers = _checked(seeds, batch, chosen_solvers)
     if not calls:
         raise ValueError("calls must name at least one number of calls; got none")
     cost = TEACHER + len(chosen_solvers) * sum(calls)
-    made, tell = 0, progress or (lambda done, total: None)
     found: dict[str, list[Tensor]] = {name: [] for name in chosen_solvers}
-    for first in range(0, len(numbers), batch):
-        chosen = numbers[first : first + batch]
-        own = denoiser(chosen) if by_seed else denoiser
+    for chosen, own in _batches(denoiser, numbers, batch, by_seed, cost, progress):
         noise = unit_noise(chosen, shape, dtype=dtype, device=device)
         x0 = sample(own, noise, nfe=TEACHER, schedule=known)
         for name, solver in chosen_solvers.items():
             ends = [sample(own, noise, nfe=nfe, solver=solver, schedule=known, seeds=chosen) for nfe in calls]
-            found[name].append(torch.stack([_mse(end, x0) for end in ends]))
-        made += len(chosen) * cost
-        tell(made, len(numbers) * cost)
+            found[name].append(torch.stack([mse(end, x0) for end in ends]))
     return {name: np.sqrt(torch.cat(parts, 1).mean(1).numpy()) for name, parts in found.items()}
 
 
@@ -192,13 +181,6 @@ class _At:
     led_to: Tensor
 
 
-def _known(denoiser: Any, schedule: Schedule | None) -> Schedule:
-    found = agreed((denoiser,), schedule)
-    if found is None:
-        raise TypeError("schedule is needed, as this denoiser carries none: give that which the model was trained with")
-    return found
-
-
 def _checked(seeds: Iterable[int], batch: int, solvers: Mapping[str, Solver]) -> list[int]:
     numbers = list(seeds)
     if not numbers or batch < 1:
@@ -206,6 +188,22 @@ def _checked(seeds: Iterable[int], batch: int, solvers: Mapping[str, Solver]) ->
     if not isinstance(solvers, Mapping) or not all(hasattr(solver, "plan") for solver in solvers.values()):
         raise TypeError(f"solvers must be solvers by name, such as {{'ddim': DDIM()}}; got {solvers!r}")
     return numbers
+
+
+def _batches(
+    denoiser: Any,
+    seeds: Sequence[int],
+    batch: int,
+    by_seed: bool,
+    cost: int,
+    progress: Callable[[int, int], object] | None,
+) -> Iterator[tuple[Sequence[int], Denoiser]]:
+    """The seeds of each batch, and their denoiser; `progress` is then told of `cost` evaluations a seed."""
+    for first in range(0, len(seeds), batch):
+        chosen = seeds[first : first + batch]
+        yield chosen, denoiser(chosen) if by_seed else denoiser
+        if progress is not None:
+            progress((first + len(chosen)) * cost, len(seeds) * cost)
 
 
 def _plan(name: str, solver: Solver, schedule: Schedule, nodes: Sequence[Node]) -> Sequence[Stage]:
@@ -248,10 +246,6 @@ def _run(denoiser: Denoiser, start: Tensor, stages: Sequence[Stage]) -> Iterator
             weights = stage.weights(before, x, answer) if hasattr(stage, "weights") else None
             eta, zeta = (nothing, nothing) if weights is None else (each.flatten(1).mean(1) for each in weights)
         yield _At(x, answer, (eta, zeta), given)
-
-
-def _mse(one: Tensor, other: Tensor) -> Tensor:
-    return (one - other).flatten(1).cpu().double().square().mean(1)
 
 
 def _note(found: dict[tuple[str, str], list[Tensor]], name: str, what: str, rows: Sequence[Tensor]) -> None:

@@ -40,7 +40,7 @@ from torch import Tensor
 
 from . import __version__
 from .answers import DenoiserError, check_answer
-from .prediction import Denoiser, agreed
+from .prediction import Denoiser, schedule_of
 from .sampling import plan, sample, unit_noise
 from .schedule import Node, Schedule
 from .solvers import EVODiff, Stage
@@ -152,11 +152,7 @@ def tune(
     Warns:
         UserWarning: where the reference has not converged, so that gains below its error say nothing.
     """
-    if not callable(denoiser):
-        raise TypeError(f"denoiser must be a function denoiser(x, t); got {type(denoiser).__name__}")
-    found = agreed((denoiser,), schedule)
-    if found is None:
-        raise TypeError("schedule is needed, as this denoiser carries none: give that which the model was trained with")
+    found = schedule_of(denoiser, schedule)
     if not isinstance(found, Schedule):
         raise TypeError(f"schedule must be a schedule such as EDM(); got {found!r}")
     try:

@@ -16,6 +16,7 @@ import hashlib
 import inspect
 import re
 import textwrap
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -112,7 +113,7 @@ def load(
 
 
 @dataclass(frozen=True, eq=False)
-class PipelineModel:
+class PipelineModel(ABC):
     """A pipeline of diffusers; itself the denoiser of no prompt, or no class, without guidance.
 
     With `batch`, the network is given the latents of exactly so many images at a time, filled up: on CPU an image is
@@ -159,13 +160,13 @@ class PipelineModel:
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     @property
+    @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """Of one sample: of the latents, as the pipeline packs them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, x: Tensor) -> Tensor:
         """Images in [-1, 1] of samples."""
-        raise NotImplementedError
 
     def grid(self, schedule: Schedule, steps: int) -> tuple[Node, ...]:
         """The noise levels that the pipeline takes under EVODiffScheduler: a grid, for `fewstep.sample`."""

@@ -5,7 +5,6 @@ An extractor takes uint8 pixels (B, 3, H, W) and returns features (B, d).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import read_npz
+from ..files import read_npz, sha256_of
 from ..models import MODELS
 from .images import load_images, to_unit_range
 from .metrics import Moments, Running
 
-__all__ = ["Extractor", "Reference", "load_extractor", "load_reference", "sha256_of"]
+__all__ = ["Extractor", "Reference", "load_extractor", "load_reference"]
 
 CLASSIFIER = "cifar32-classifier"
 PACKAGED = MODELS / CLASSIFIER / "moments.npz"
@@ -110,11 +109,6 @@ def load_reference(path: str, extractor: Extractor) -> Reference:
     for part in images.split(BATCH):
         running.add(extractor(part).cpu())
     return Reference(identity, running.moments(), images)
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _classifier(device: str) -> Extractor:

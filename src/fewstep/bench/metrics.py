@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Moments", "Running", "frechet_distance", "gains", "interval", "resamples", "rmse", "rmses"]
+__all__ = ["Moments", "Running", "frechet_distance", "gains", "interval", "psnr", "resamples", "rmse", "rmses"]
 
 
 class FeatureNetwork(Protocol):
@@ -101,6 +101,15 @@ def rmse(images: Tensor, exact: Tensor) -> float:
 def rmses(images: Tensor, exact: Tensor) -> Tensor:
     """The RMSE of each sample, per pixel, against its own solution; both (B, *), the result (B,) in float64."""
     return (images.double() - exact.double()).flatten(1).square().mean(1).sqrt()
+
+
+def psnr(images: Tensor, truth: Tensor) -> Tensor:
+    """Of each, (*), of images (*, C, H, W): in dB for a range of 2, what lies outside [-1, 1] clipped; in float64.
+
+    Of no error that of rounding, so that it is finite.
+    """
+    off = (images.clamp(-1, 1) - truth).double().square().flatten(-3).mean(-1)
+    return 10 * torch.log10(4 / off.clamp(min=torch.finfo(images.dtype).eps ** 2))
 
 
 def gains(images: Tensor, exact: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..adapters.pipeline_folder import load_part
 from ..adapters.research.torch_files import plain_tensors, read_torch_file
+from ..files import sha256_of
 from ..prompts import digest
 from ..statistics import fingerprint
-from .extractors import sha256_of
 
 __all__ = ["Aesthetic", "Clip", "ClipScore"]
 

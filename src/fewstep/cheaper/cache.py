@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 from ..prediction import Denoiser, agreed
 from ..schedule import Schedule
 from .cuts import cut
-from .network import network_of
+from .network import hooked, network_of
 
 __all__ = ["CacheError", "Cached", "Weights"]
 
@@ -149,12 +149,8 @@ class Cached:
         if weights is None and self.keep:
             handles += [module.register_forward_hook(record) for module in self.cut.skipped]
         stubs = {} if weights is None else {module: skip(module) for module in self.cut.skipped}
-        try:
-            with _forwards(stubs):
-                yield lambda: len(places)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with hooked(handles), _forwards(stubs):
+            yield lambda: len(places)
 
     def _foretold(self, branch: Branch, weights: Weights) -> list[Tensor]:
         found = []

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..sampling import sample, unit_noise
 
-__all__ = ["Run", "Seen", "network_of", "run_of", "seen", "weight_bytes", "with_network"]
+__all__ = ["Run", "Seen", "hooked", "network_of", "run_of", "seen", "weight_bytes", "with_network"]
 
 Run = Callable[[nn.Module], object]
 """Evaluates a network on inputs as they come in use: states along a run, of several noise levels."""
@@ -63,6 +65,15 @@ def run_of(model: Any, run: Run | None) -> Run:
     return own
 
 
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Hooks that are removed when the block ends, however it ends."""
+    with ExitStack() as until:
+        for handle in handles:
+            until.enter_context(handle)
+        yield
+
+
 class Seen(NamedTuple):
     """A linear or convolution layer, and whether all that it was given is a vector for each sample.
 
@@ -87,12 +98,8 @@ def seen(network: nn.Module, run: Run) -> list[Seen]:
 
     leaves = [module for module in network.modules() if not list(module.children())]
     handles = [module.register_forward_pre_hook(hear) for module in leaves if module is not network]
-    try:
-        with torch.no_grad():
-            run(network)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.no_grad():
+        run(network)
     weighted = [name for name in ranks if isinstance(network.get_submodule(name), WEIGHTED)]
     if not weighted:
         raise ValueError("the run called no linear or convolution layer of the network: give the network that it calls")

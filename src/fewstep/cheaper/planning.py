@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..prediction import Denoiser, agreed
+from ..prediction import Denoiser, schedule_of
 from ..sampling import plan, sample
 from ..schedule import Schedule
 from ..solvers import EVODiff, Solver, Stage
@@ -145,9 +145,7 @@ def plan_cache(
     raises.
     """
     solver = EVODiff() if solver is None else solver
-    found = agreed((denoiser,), schedule)
-    if found is None:
-        raise TypeError("schedule is needed, as this denoiser carries none: give that which the model was trained with")
+    found = schedule_of(denoiser, schedule)
     known = depths(network)
     cuts = tuple(known[:2]) if cuts is None else tuple(cuts)
     if not cuts or not set(cuts) <= set(known):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import check_file, write_atomically
-from .network import Run, network_of, run_of, seen, with_network
+from .network import Run, hooked, network_of, run_of, seen, with_network
 
 __all__ = ["Weights", "half", "load", "quantized", "save"]
 
@@ -233,12 +233,8 @@ def _off(network: nn.Module, names: list[str], make: Callable[[nn.Module], None]
         return hear
 
     handles = [network.get_submodule(name).register_forward_hook(hook(name)) for name in names]
-    try:
-        with torch.no_grad():
-            run(network)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.no_grad():
+        run(network)
     return {name: (error / size) ** 0.5 if size else 0.0 for name, (error, size) in sums.items()}
 
 

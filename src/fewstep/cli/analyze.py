@@ -77,8 +77,7 @@ def analyze(
         from ..analysis import TEACHER
         from ..analysis import analyze as measure
         from ..files import check_file, write_atomically
-        from ..transition import CALLS, evaluations, over_calls, transitions
-        from ..transition import single_steps as steps_of
+        from ..transition import CALLS, over_calls, transitions
 
         if out is not None:
             check_file(out)
@@ -96,9 +95,8 @@ def analyze(
                 return work(denoiser, **given, **rest, progress=Reached(advance, total))
 
         found = told("analyzing", measure, n * (TEACHER + levels), levels=levels)
-        steps = told("running solvers", transitions, n * evaluations(nfe), nfe=nfe) if nfe else None
-        cost = TEACHER + sum(CALLS) * len(steps_of(loaded.schedule))
-        ends = told("running single steps", over_calls, n * cost) if single_steps else {}
+        steps = told("running solvers", transitions, n, nfe=nfe) if nfe else None
+        ends = told("running single steps", over_calls, n) if single_steps else {}
         if out is not None:
             write_atomically(out, _picture(found, steps))
     rows = list(zip(np.exp(-found.lams), found.lams, found.variance, found.rate, found.left, strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..bench.metrics import psnr
+from ..files import sha256_of
 from ..pictures import headed, pixels
 from ..restore import Linear, deblurring, inpainting, superresolution
 from ..sampling import unit_noise
@@ -23,7 +24,7 @@ try:
 except ImportError as error:
     raise ImportError("pictures need Pillow: pip install 'fewstep[cli]'") from error
 
-__all__ = ["Degraded", "Task", "checksum", "degraded", "image_files", "mask_of"]
+__all__ = ["Degraded", "Task", "degraded", "image_files", "mask_of"]
 
 ROWS, COLUMNS = 16, 8  # images of the picture, and restorations of each
 MIDDLE = 128  # of 255
@@ -70,8 +71,8 @@ class Degraded:
             seen = operator.A(torch.ones_like(x)) > 0
             left.append((self.y[k] - operator.A(x))[seen].square().mean())
             if self.truth is not None:
-                each += list(map(_psnr, x - self.truth[k]))
-                of_mean.append(_psnr(x.mean(0) - self.truth[k]))
+                each += list(psnr(x, self.truth[k]))
+                of_mean.append(psnr(x.mean(0), self.truth[k]))
         found = {"residual": torch.stack(left).mean().sqrt() / self.noise} if left else {}
         if each:
             found |= {"psnr": torch.stack(each).mean(), "psnr_of_mean": torch.stack(of_mean).mean()}
@@ -129,10 +130,6 @@ def mask_of(file: Path, mask: Path | None) -> Path | None:
     raise FileNotFoundError(f"no mask of {file.name} in {mask}: give an image of the name {file.stem}")
 
 
-def checksum(file: Path | None) -> str | None:
-    return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
-
-
 def degraded(files: Sequence[Path], task: Task, shape: tuple[int, ...]) -> Degraded:
     """Of images that are degraded such of `shape`, (C, H, W), or, if `task.degrade`, that are whole."""
     channels, height, width = shape
@@ -165,7 +162,7 @@ def degraded(files: Sequence[Path], task: Task, shape: tuple[int, ...]) -> Degra
         return Degraded(y, operators, None, task.noise)
     clean = torch.cat([each.A(image[None]) for each, image in zip(operators, stack, strict=True)])
     # Seeds that are of the files alone, and of no restoration.
-    y = clean + task.noise * unit_noise([int(str(checksum(file))[:15], 16) for file in files], clean.shape[1:])
+    y = clean + task.noise * unit_noise([int(sha256_of(file)[:15], 16) for file in files], clean.shape[1:])
     if task.name == "inpaint":
         y = torch.cat([each.A(one[None]) for each, one in zip(operators, y, strict=True)])
     return Degraded(y, operators, stack, task.noise)
@@ -231,9 +228,3 @@ def _tensor(array: np.ndarray, channels: int) -> Tensor:
 
 def _size(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
-
-
-def _psnr(away: Tensor) -> Tensor:
-    return 10 * torch.log10(
-        4 / away.square().mean().clamp(min=torch.finfo(away.dtype).eps ** 2)
-    )  # JSON has no infinity

@@ -107,13 +107,14 @@ def restore(
     with errors(debug):
         import torch
 
+        from ..files import sha256_of
         from ..pictures import pixels, read
         from ..restore import posterior
         from ..restore.measurement import linearised
         from ..runs import IMAGES, Run, versions
         from ..sampling import sample as draw
         from ..sampling import unit_noise
-        from .degraded import Task, checksum, degraded, image_files, mask_of
+        from .degraded import Task, degraded, image_files, mask_of
 
         picked, device = pick_solvers("--solver", [solver]), pick_device(device)
         pick_grid(grid)
@@ -143,9 +144,10 @@ def restore(
         given = degraded(files, Task(task, mask, factor, blur, noise, degrade), shape)
         total = n * len(files)
         network = getattr(loaded, "network", None)
+        masks = (mask_of(file, mask) for file in files)
         settings = {
-            "task": task, "images": {file.name: checksum(file) for file in files},
-            "masks": [checksum(mask_of(file, mask)) for file in files], "factor": factor, "blur": blur, "noise": noise,
+            "task": task, "images": {file.name: sha256_of(file) for file in files},
+            "masks": [each and sha256_of(each) for each in masks], "factor": factor, "blur": blur, "noise": noise,
             "degrade": degrade, "method": method, "model": model, "family": loaded.family,
             "weights": loaded.fingerprint, "network": digest_of(network),
             "schedule": repr(loaded.schedule), "solver": solver, "solver_options": repr(chosen), "nfe": nfe, "n": total,

@@ -97,6 +97,7 @@ def sample(
     An interrupted run goes on when the same command is given again.
     """
     with errors(debug):
+        from ..files import sha256_of
         from ..pictures import pixels
         from ..runs import IMAGES, LATENTS, Run, versions
         from ..sampling import sample as draw
@@ -118,8 +119,8 @@ def sample(
             "nfe": nfe, "n": n, "seed": seed, "grid": grid, "label": label, "guidance": guidance,
             "prompts": digest(texts, negative), "negative": negative, "size": size, "device": device, "dtype": dtype,
             "batch": loaded.batch, "format": "npz" if npz else "png", "save": save,
-            "statistics": [hashlib.sha256(path.read_bytes()).hexdigest() for path in statistics or []],
-            "plan": None if plan is None else hashlib.sha256(plan.read_bytes()).hexdigest(),
+            "statistics": [sha256_of(path) for path in statistics or []],
+            "plan": None if plan is None else sha256_of(plan),
             "versions": versions(network),
         }  # fmt: skip
         evaluations = Evaluations(network, loaded.batch, getattr(loaded, "classifier", None))

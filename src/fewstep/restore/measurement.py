@@ -47,10 +47,10 @@ class Linear:
     shape: tuple[int, ...]
 
     def A(self, x: Tensor) -> Tensor:
-        return _function(self.function)(x)
+        return _function(self)(x)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        _, pull = torch.func.vjp(_function(self.function), y.new_zeros(len(y), *self.shape))  # type: ignore[misc]
+        _, pull = torch.func.vjp(self.A, y.new_zeros(len(y), *self.shape))  # type: ignore[misc]
         (x,) = pull(y)
         return x  # type: ignore[no-any-return]
 
@@ -145,7 +145,7 @@ def linearised(operator: Any, x: Tensor) -> Linearised:
 
 def _function(operator: Any) -> Callable[[Tensor], Tensor]:
     """What it measures of a copy of x, as it may work in place."""
-    function = getattr(operator, "A", operator)
+    function = operator.function if isinstance(operator, Linear) else getattr(operator, "A", operator)
     return lambda x: _tensor(function(x.clone()), "A(x)")
 
 

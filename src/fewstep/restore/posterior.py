@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from ..guidance.base import answer
-from ..prediction import Denoiser, agreed
+from ..prediction import Denoiser, schedule_of
 from ..schedule import Node, Schedule
 from .measurement import check_derivative, check_measurement, derived, linearised
 from .residuals import Solution, conjugate_residuals
@@ -186,13 +186,7 @@ def posterior(
             method, before the first call; an x that does not fit, and a denoiser or function that hides its derivative,
             as under torch.no_grad, at the first call.
     """
-    if not callable(denoiser):
-        raise TypeError(f"denoiser must be a function denoiser(x, t); got {type(denoiser).__name__}")
-    found = agreed((denoiser,), schedule)
-    if found is None:
-        raise TypeError(
-            "schedule is needed, as this denoiser carries none: give the one that the model was trained with"
-        )
+    found = schedule_of(denoiser, schedule)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     if spectrum is not None and method != "proximal":

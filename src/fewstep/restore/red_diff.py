@@ -31,7 +31,7 @@ from torch import Tensor
 from ..answers import DenoiserError
 from ..grid import GridFunction
 from ..guidance.base import answer
-from ..prediction import Denoiser, agreed
+from ..prediction import Denoiser, schedule_of
 from ..sampling import check_tensor, plan, step_noise
 from ..schedule import Node, Schedule
 from ..solvers import EVODiff
@@ -73,13 +73,7 @@ def red_diff(
     Cost: one call a step, no gradient of the denoiser; two tensors of x's size, beside x. An optimum, not a sample.
     Raises what `posterior` does; DenoiserError if the end is not finite.
     """
-    found = agreed((denoiser,), schedule)
-    if found is None:
-        raise TypeError(
-            "schedule is needed, as this denoiser carries none: give the one that the model was trained with"
-        )
-    if not callable(denoiser):
-        raise TypeError(f"denoiser must be a function denoiser(x, t); got {type(denoiser).__name__}")
+    found = schedule_of(denoiser, schedule)
     if not _number(rate) or rate == 0:
         raise ValueError(f"rate must be a positive, finite number, of units of x a step; got rate={rate!r}")
     if weight is not None and not callable(weight) and not _number(weight):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ __all__ = ["Networked"]
 
 
 @dataclass(frozen=True, eq=False)
-class Networked:
+class Networked(ABC):
     """A network as a denoiser; itself that of no class. `denoised` is a family's.
 
     `batch`, if given, evaluates the network in batches of exactly that many images, filling up the last: on CPU an
@@ -33,9 +34,9 @@ class Networked:
     batch: int | None
 
     @property
+    @abstractmethod
     def family(self) -> str:
         """What was recognised."""
-        raise NotImplementedError
 
     @cached_property
     def fingerprint(self) -> str:

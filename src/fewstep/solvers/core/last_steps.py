@@ -56,9 +56,12 @@ class _Numbers(np.ndarray[Any, np.dtype[np.float64]]):
 
 def last_order(plan: Callable[[int], Sequence[Any]], highest: int, end: Node, data_scale: float) -> int:
     """The `final_order` of `core.base.orders`, up to `highest`, for a run to `end`; `plan(order)` are its stages."""
-    drawing = any(stage.noise for stage in plan(highest))
-    tried = [*range(1, highest + 1), *(range(LOWEST_WITH_NOISE, 1) if drawing else ())]
+    tried = list(range(1, highest + 1))
     plans = [plan(order) for order in tried]
+    drawing = any(stage.noise for stage in plans[-1])
+    if drawing:
+        tried += range(LOWEST_WITH_NOISE, 1)
+        plans += map(plan, range(LOWEST_WITH_NOISE, 1))
     own = next((i for i, stages in enumerate(zip(*plans, strict=True)) if any(s != stages[0] for s in stages)), None)
     if own is None:
         return highest
@@ -113,7 +116,6 @@ def last_order(plan: Callable[[int], Sequence[Any]], highest: int, end: Node, da
 
 def _solution(centre: Any, spread: Any, quantile: Any) -> Any:
     """Where `quantile` of the noise is among modes of that `spread` at +-`centre`: the ODE keeps it."""
-
     low, high = -centre - FAR * spread, centre + FAR * spread
     share = _below(quantile)
     for _ in range(HALVINGS):
