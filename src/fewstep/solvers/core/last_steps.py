@@ -39,7 +39,7 @@ MODES = [(1.0, width, -quantile) for width, quantile in product((0.05, 0.2), (0.
 LOWEST_WITH_NOISE = -2  # at 1 - n the n steps before the last one are of order 1 as well
 UNSEEN = 1 / 256  # of the data's standard deviation: errors on modes that are left out of account
 ROWS = 64  # of noise at a time
-HALVINGS, FAR = 48, 12.0  # of the interval that holds the solution, to 1e-13; its reach, in widths of a mode
+HALVINGS, FAR = 24, 12.0  # of the interval that holds the solution, to 1e-6 of a mode, far below UNSEEN; its reach
 
 
 class _Numbers(np.ndarray[Any, np.dtype[np.float64]]):
