@@ -31,6 +31,10 @@ undecided there: 0.6 for 5 of EDM's calls, 0.1 for 8, nothing for many. One fact
 their variances that is restored, before a step to sigma = 0 those of J x^, the answer there. A run that ends at visible
 noise, or corrects its last step, stays at the mean.
 
+A step to sigma = 0 from above the level where the schedule ends, as levels even in time have it, goes on to the answer
+there instead: by as much of d_0 as n^ROUGH, of which the answer is about a linear function, has left to fall. It ends at
+a mean.
+
 All of this is the plan's. How much of it a sample gets is measured on its own answers while it runs: `trust`, which
 takes two rows for each prediction, that of the last two answers alone, and what all of them have beyond it. The image
 that a last prediction adds too much to, since nobody corrects it, is kept by the same measure.
@@ -70,6 +74,9 @@ ONE_SCALE = 0.2
 # within 10 times what is answered.
 LEAD, REST = 1.0, 1.0
 WINDOW, BEFORE = 64, 16  # steps
+# An answer on the path differs from that at its end by about n to this power: 2 where all is decided, as of a Gaussian
+# far wider than n, 1 at edges. Half-way between.
+ROUGH = 1.5
 RIDGE = 1e-10  # relative; keeps nearly parallel differences from large weights of opposite signs
 
 
@@ -78,6 +85,7 @@ def stages(
     extra: bool,
     data_std: float,
     *,
+    end: float = math.inf,
     prior: PathPrior = PRIOR,
     history: int = HISTORY,
     reach: float = REACH,
@@ -89,6 +97,8 @@ def stages(
     A long run is planned a WINDOW of its steps at a time, each after some that are planned anew and left: what was
     before them hardly matters to short steps. Time and memory go with the number of steps.
 
+    `end` is the half log-SNR where the schedule ends, whose answer a step to sigma = 0 foretells.
+
     `prior`, `history` (1 or more), `reach`, `restored` and `corrected=False` are for ablations:
     docs/least-variance.md.
     """
@@ -97,6 +107,7 @@ def stages(
     window = partial(
         _window,
         step=mean_step(lams),
+        end=end,
         data_std=data_std,
         prior=prior,
         history=history,
@@ -121,6 +132,7 @@ def _window(
     extra: bool,
     *,
     step: float,
+    end: float,
     data_std: float,
     prior: PathPrior,
     history: int,
@@ -131,16 +143,20 @@ def _window(
     """`stages` of `nodes`, begun on the path, `lams` for those that are noisy."""
     last = len(lams) - 1
     paths = Paths(prior, lams, step)
-    shows = nodes[-1].nsr > VISIBLE * data_std / DATA_STD
+    closing = last < len(nodes) - 1
+    ahead = _ahead(nodes, end) if closing and last else 0.0
+    # To end at the mean, or to foretell.
+    mean = ahead > 0 or nodes[-1].nsr > VISIBLE * data_std / DATA_STD
     # As vectors: the newest answer, differences of answers, the solver's state, and what the last step kept of it.
     newest, differences = np.empty(0), np.empty((0, paths.state[0].size))
     y = kept = paths.state[0].ravel()
     gain = 0.0  # of the newest answer in the last step
     plan: list[TrustingStage] = []
-    for i, s in enumerate(nodes[: last + extra]):
+    for i, s in enumerate(nodes[: last + (extra or closing)]):
         answer = paths.answer(i, y)
         foretold, surprise = differences[:0, 0], 0.0
-        if i and paths.share(i - 1) < 1:  # beyond FAR nothing changes: no difference is known, and nothing to correct
+        # Beyond FAR nothing changes: no difference is known, and nothing to correct.
+        if i and paths.share(i - 1) < 1 and (i < last + extra or ahead):
             change = answer - newest
             known = differences[: max(0, history - 2)]
             foretold = _solver(known) @ (known @ change)
@@ -152,7 +168,7 @@ def _window(
         newest = answer
         two, four = _solver(differences[:1]), _solver(differences)  # rows of the newest difference, and of all
         correct = None
-        if len(differences) and corrected:
+        if len(differences) and corrected and i < last + extra:
             y = kept + (1 - paths.share(i - 1)) * newest
             along = differences @ (paths.state[i].ravel() - y)
             rows = _bounded(two @ along[:1], four @ along)
@@ -161,6 +177,10 @@ def _window(
             s, 1.0, 0.0, gain, correct, foretold=_numbers(foretold), surprise=surprise, data_std=data_std
         )
         if i == last:
+            if closing:
+                scale, (move,) = euler_row("data", *nodes[-2:])
+                predict = Split(nodes[-1].alpha * ahead, ()) if len(differences) and ahead else None
+                stage = stage._replace(scale=scale, move=move, predict=predict)
             plan.append(stage)
             break
         t, share, path = nodes[i + 1], paths.share(i), paths.state[i + 1].ravel()
@@ -169,7 +189,7 @@ def _window(
         counted: float | Functional = 1.0
         part, most = 1.0, reach * corrected
         if not followed:
-            part, most = restored * (not shows), LAST_REACH
+            part, most = restored * (not mean), LAST_REACH
             left = 1 - paths.wiener[i]  # undecided
             if t is not nodes[-1]:  # the image is the answer at t, J x^
                 left = left * paths.wiener[i + 1] ** 2
@@ -183,12 +203,16 @@ def _window(
         y = ddim + further[1] @ differences
         scale, (move,) = euler_row("data", s, t)
         predict = _split(t.alpha, *further) if further[1].any() else None
-        plan.append(stage._replace(scale=scale, move=move, predict=predict, keep=max(0, history - 2) * followed))
+        keep = max(0, history - 2) * (followed or ahead > 0)
+        plan.append(stage._replace(scale=scale, move=move, predict=predict, keep=keep))
         gain = move
-    if last < len(nodes) - 1:
-        scale, (move,) = euler_row("data", *nodes[-2:])
-        plan.append(TrustingStage(nodes[last], scale, move))
     return plan
+
+
+def _ahead(nodes: Sequence[Node], end: float) -> float:
+    """The weight of the newest difference in the step to sigma = 0; 0 from where the schedule ends."""
+    before, here, there = (each**ROUGH for each in (nodes[-3].nsr, nodes[-2].nsr, math.exp(-end)))
+    return min(LEAD, max(0.0, here - there) / (before - here))
 
 
 def _bounded(two: Functional, four: Functional) -> tuple[Functional, Functional]:
