@@ -49,7 +49,7 @@ def page(say: Callable[[str], object]) -> str:
     for kind, cfg in SECTIONS:
         say(f"{kind}, guidance {cfg:g} ...")
         errors = measured(kind, cfg)
-        parts += [f"## {TITLES[kind]}, guidance {cfg:g}\n"]
+        parts += [f"### {TITLES[kind]}, guidance {cfg:g}\n"]
         parts += [table(["sampler", "scheduler", *map(str, BUDGETS), "mean"], rows_of(errors))]
         parts += [summary(errors, AIM[cfg])]
     return "\n".join(parts)
@@ -164,6 +164,7 @@ sampler.
 ## Install
 
 - **Clone**: `git clone` this repository into `ComfyUI/custom_nodes`, and restart ComfyUI. It brings its own sources.
+  ComfyUI's log then names `custom_nodes/fewstep` among what it loaded, and the dropdowns have the names below.
 - **ComfyUI-Manager**: *Install via Git URL*, with this repository's. It is in no registry yet.
 - **Link** the folder `comfyui` of a clone anywhere into `custom_nodes`.
 - **Copy** the folder `comfyui` there, and install fewstep by `python -m pip` into **ComfyUI's own Python**: in the
@@ -185,8 +186,8 @@ In **KSampler** and **KSamplerAdvanced**: sampler `evodiff`, scheduler `fewstep`
 | scheduler `fewstep` | what suits the model: Karras' on Stable Diffusion's range, `focused` on flows and wide ranges |
 | scheduler `fewstep_focused` | EVODiff's own levels on any model |
 
-As nodes, for SamplerCustom and SamplerCustomAdvanced: *fewstep sampler*, another with all solvers, *fewstep sigmas*.
-Each has tooltips and a help page. *Workflow → Browse Templates → fewstep* has examples: SDXL, Flux, Wan, image to
+As nodes, for SamplerCustom and SamplerCustomAdvanced: *fewstep sampler*, another with all solvers, *fewstep sigmas*,
+and *fewstep tuned plan*. Each has tooltips and a help page. *Workflow → Browse Templates → fewstep* has examples: SDXL, Flux, Wan, image to
 image, and the two experts of Wan 2.2.
 
 - **Image to image.** `denoise` of *fewstep sigmas* begins where `simple` begins: on Flux, 0.3 is σ = 0.57. KSampler's
@@ -218,7 +219,7 @@ from fewstep.integrations.kdiffusion import sample_evodiff
 k_diffusion.sampling.sample_evodiff = sample_evodiff  # for a flow: sampler(EVODiff(), flow=True)
 ```
 
-# Beside ComfyUI's samplers
+## Beside ComfyUI's samplers
 
 In ComfyUI {version}, by its KSampler on the CPU. The model is exact: a mixture of six Gaussians over latents of
 4 × 8 × 8, in two classes, standard deviation 0.62, of which the prompt names one. Figures are RMSE, over {images}
