@@ -187,8 +187,8 @@ In **KSampler** and **KSamplerAdvanced**: sampler `evodiff`, scheduler `fewstep`
 | scheduler `fewstep_focused` | EVODiff's own levels on any model |
 
 As nodes, for SamplerCustom and SamplerCustomAdvanced: *fewstep sampler*, another with all solvers, *fewstep sigmas*,
-and *fewstep tuned plan*. Each has tooltips and a help page. *Workflow → Browse Templates → fewstep* has examples: SDXL, Flux, Wan, image to
-image, and the two experts of Wan 2.2.
+and *fewstep tuned plan*. Each has tooltips and a help page. *Workflow → Browse Templates → fewstep* has examples: SDXL,
+Flux, Wan, image to image, and the two experts of Wan 2.2.
 
 - **Image to image.** `denoise` of *fewstep sigmas* begins where `simple` begins: on Flux, 0.3 is σ = 0.57. KSampler's
   `denoise` cuts the end off a longer list, which with `fewstep` as with `karras` begins at much less noise; there, take
