@@ -167,9 +167,9 @@ sampler.
   ComfyUI's log then names `custom_nodes/fewstep` among what it loaded, and the dropdowns have the names below.
 - **ComfyUI-Manager**: *Install via Git URL*, with this repository's. It is in no registry yet.
 - **Link** the folder `comfyui` of a clone anywhere into `custom_nodes`.
-- **Copy** the folder `comfyui` there, and install fewstep by `python -m pip` into **ComfyUI's own Python**: in the
-  portable build `python_embeded\\python.exe`, else that of its virtual environment. If it is missing, ComfyUI's log
-  says what to type.
+- **Copy** the folder `comfyui` there, and install fewstep by `python -m pip install FOLDER_OF_A_CLONE` into **ComfyUI's
+  own Python**: in the portable build `python_embeded\\python.exe`, else that of its virtual environment. If it is
+  missing, ComfyUI's log says what to type.
 
 It needs Python 3.11 or newer, and what ComfyUI has anyway. Tried in ComfyUI 0.3.64 and 0.8.0, on the CPU, with a model
 that is known exactly: not with a large one.
