@@ -50,7 +50,7 @@ def page(say: Callable[[str], object]) -> str:
     for kind, cfg in SECTIONS:
         say(f"{kind}, guidance {cfg:g} ...")
         errors, to_zero = measured(kind, cfg)
-        parts += [f"## {TITLES[kind]}, guidance {cfg:g}\n"]
+        parts += [f"### {TITLES[kind]}, guidance {cfg:g}\n"]
         parts += [table(["sampler", "scheduler", *map(str, BUDGETS), "mean"], rows_of(errors))]
         parts += [summary(errors, to_zero, AIM[cfg])]
     return "\n".join(parts)
@@ -177,11 +177,12 @@ sampler.
 ## Install
 
 - **Clone**: `git clone` this repository into `ComfyUI/custom_nodes`, and restart ComfyUI. It brings its own sources.
+  ComfyUI's log then names `custom_nodes/fewstep` among what it loaded, and the dropdowns have the names below.
 - **ComfyUI-Manager**: *Install via Git URL*, with this repository's. It is in no registry yet.
 - **Link** the folder `comfyui` of a clone anywhere into `custom_nodes`.
-- **Copy** the folder `comfyui` there, and install fewstep by `python -m pip` into **ComfyUI's own Python**: in the
-  portable build `python_embeded\\python.exe`, else that of its virtual environment. If it is missing, ComfyUI's log
-  says what to type.
+- **Copy** the folder `comfyui` there, and install fewstep by `python -m pip install FOLDER_OF_A_CLONE` into **ComfyUI's
+  own Python**: in the portable build `python_embeded\\python.exe`, else that of its virtual environment. If it is
+  missing, ComfyUI's log says what to type.
 
 It needs Python 3.11 or newer, and what ComfyUI has anyway. Tried in ComfyUI 0.3.64 and 0.8.0, on the CPU, with a model
 that is known exactly: not with a large one.
@@ -198,9 +199,9 @@ In **KSampler** and **KSamplerAdvanced**: sampler `evodiff`, scheduler `fewstep`
 | scheduler `fewstep` | what suits the model: Karras' on Stable Diffusion's range, `focused` on flows and wide ranges |
 | scheduler `fewstep_focused` | EVODiff's own levels on any model |
 
-As nodes, for SamplerCustom and SamplerCustomAdvanced: *fewstep sampler*, another with all solvers, *fewstep sigmas*.
-Each has tooltips and a help page. *Workflow → Browse Templates → fewstep* has examples: SDXL, Flux, Wan, image to
-image, and the two experts of Wan 2.2.
+As nodes, for SamplerCustom and SamplerCustomAdvanced: *fewstep sampler*, another with all solvers, *fewstep sigmas*,
+and *fewstep tuned plan*. Each has tooltips and a help page. *Workflow → Browse Templates → fewstep* has examples: SDXL,
+Flux, Wan, image to image, and the two experts of Wan 2.2.
 
 - **Image to image.** `denoise` of *fewstep sigmas* begins where `simple` begins: on Flux, 0.3 is σ = 0.57. KSampler's
   `denoise` cuts the end off a longer list, which with `fewstep` as with `karras` begins at much less noise; there, take
@@ -231,15 +232,16 @@ from fewstep.integrations.kdiffusion import sample_evodiff
 k_diffusion.sampling.sample_evodiff = sample_evodiff  # for a flow: sampler(EVODiff(), flow=True)
 ```
 
-# Beside ComfyUI's samplers
+## Beside ComfyUI's samplers
 
 In ComfyUI {version}, by its KSampler on the CPU. The model is exact: a mixture of six Gaussians over latents of
 4 × 8 × 8, in two classes, standard deviation 0.62, of which the prompt names one. Figures are RMSE, over {images}
-latents, to the converged solution ({fine} steps of UniPC-3, to σ = 0) from the same noise and with the same guidance,
-by steps, which are model calls. Each sampler is on `simple`, on the best of ComfyUI's schedulers for it over all
+latents, to what {fine} steps of UniPC-3 make of the same noise with the same guidance, by steps, which are model
+calls. They end as a long run in ComfyUI does, with what the model denoises at its last level. Each sampler is on `simple`, on the best of ComfyUI's schedulers for it over all
 columns, and on `fewstep`; the last column is the geometric mean, and the least of a column is in bold. `er_sde` draws
-noise, so that its images are others: its figures say no more than that. On Stable Diffusion's levels 0.004 is what the
-last step, from σ = 0.03 to 0, costs everybody. Nothing here says what images look like. Written by `make comfyui`.
+noise, so that its images are others: its figures say no more than that. Below each table is also the mean of errors to
+the solution at σ = 0: on Stable Diffusion's levels all end 0.004 from it, as the model is not asked below σ = 0.03.
+Nothing here says what images look like. Written by `make comfyui`.
 """
 
 
