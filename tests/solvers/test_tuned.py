@@ -78,7 +78,9 @@ def test_other_budgets_are_planned_as_the_tuned_one_was(calls, schedule):
 def test_other_levels_are_planned_as_the_tuned_ones_were():
     schedule = fs.EDM()
     nodes = fs.karras(schedule, CALLS)
-    assert list(tuned(schedule).plan(schedule, nodes)) == OTHER.stages(nodes, schedule.data_scale, schedule.lam_range[1])
+    assert list(tuned(schedule).plan(schedule, nodes)) == OTHER.stages(
+        nodes, schedule.data_scale, schedule.lam_range[1]
+    )
 
 
 def test_where_the_default_was_no_worse_it_runs():

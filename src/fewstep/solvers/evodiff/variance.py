@@ -54,7 +54,7 @@ from functools import partial
 
 import numpy as np
 
-from ...schedule import DATA_STD, VISIBLE, Node
+from ...schedule import DATA_STD, SAME, VISIBLE, Node
 from ..core.base import euler_row
 from .path_prior import Functional, PathPrior, Paths, mean_step
 from .trust import Split, TrustingStage
@@ -85,7 +85,7 @@ def stages(
     extra: bool,
     data_std: float,
     *,
-    end: float = math.inf,
+    end: float = -math.inf,
     prior: PathPrior = PRIOR,
     history: int = HISTORY,
     reach: float = REACH,
@@ -97,7 +97,7 @@ def stages(
     A long run is planned a WINDOW of its steps at a time, each after some that are planned anew and left: what was
     before them hardly matters to short steps. Time and memory go with the number of steps.
 
-    `end` is the half log-SNR where the schedule ends, whose answer a step to sigma = 0 foretells.
+    `end` is the half log-SNR where the schedule ends: a step to sigma = 0 from above foretells the answer there.
 
     `prior`, `history` (1 or more), `reach`, `restored` and `corrected=False` are for ablations:
     docs/least-variance.md.
@@ -211,8 +211,10 @@ def _window(
 
 def _ahead(nodes: Sequence[Node], end: float) -> float:
     """The weight of the newest difference in the step to sigma = 0; 0 from where the schedule ends."""
+    if end - nodes[-2].lam <= SAME:
+        return 0.0
     before, here, there = (each**ROUGH for each in (nodes[-3].nsr, nodes[-2].nsr, math.exp(-end)))
-    return min(LEAD, max(0.0, here - there) / (before - here))
+    return min(LEAD, (here - there) / (before - here))
 
 
 def _bounded(two: Functional, four: Functional) -> tuple[Functional, Functional]:
