@@ -234,14 +234,14 @@ k_diffusion.sampling.sample_evodiff = sample_evodiff  # for a flow: sampler(EVOD
 
 ## Beside ComfyUI's samplers
 
-In ComfyUI {version}, by its KSampler on the CPU. The model is exact: a mixture of six Gaussians over latents of
-4 × 8 × 8, in two classes, standard deviation 0.62, of which the prompt names one. Figures are RMSE, over {images}
-latents, to what {fine} steps of UniPC-3 make of the same noise with the same guidance, by steps, which are model
-calls. They end as a long run in ComfyUI does, with what the model denoises at its last level. Each sampler is on `simple`, on the best of ComfyUI's schedulers for it over all
-columns, and on `fewstep`; the last column is the geometric mean, and the least of a column is in bold. `er_sde` draws
-noise, so that its images are others: its figures say no more than that. Below each table is also the mean of errors to
-the solution at σ = 0: on Stable Diffusion's levels all end 0.004 from it, as the model is not asked below σ = 0.03.
-Nothing here says what images look like. Written by `make comfyui`.
+In ComfyUI {version}, by its KSampler on the CPU. The model is exact: a mixture of six Gaussians over latents of 4 × 8 ×
+8, in two classes, standard deviation 0.62, of which the prompt names one. Figures are RMSE, over {images} latents, to
+what {fine} steps of UniPC-3 make of the same noise with the same guidance, by steps, which are model calls. They end as
+a long run in ComfyUI does, with what the model denoises at its last level. Each sampler is on `simple`, on the best of
+ComfyUI's schedulers for it over all columns, and on `fewstep`; the last column is the geometric mean, and the least of
+a column is in bold. `er_sde` draws noise, so that its images are others: its figures say no more than that. Below each
+table is also the mean of errors to the solution at σ = 0: on Stable Diffusion's levels all end 0.004 from it, as the
+model is not asked below σ = 0.03. Nothing here says what images look like. Written by `make comfyui`.
 """
 
 

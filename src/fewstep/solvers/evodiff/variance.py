@@ -32,8 +32,7 @@ their variances that is restored, before a step to sigma = 0 those of J x^, the 
 noise, or corrects its last step, stays at the mean.
 
 A step to sigma = 0 from above the level where the schedule ends, as levels even in time have it, goes on to the answer
-there instead: by as much of d_0 as n^ROUGH, of which the answer is about a linear function, has left to fall. It ends at
-a mean.
+there instead, and ends at a mean: answers are about linear in n^ROUGH, and d_0 says how they go.
 
 All of this is the plan's. How much of it a sample gets is measured on its own answers while it runs: `trust`, which
 takes two rows for each prediction, that of the last two answers alone, and what all of them have beyond it. The image
