@@ -7,6 +7,8 @@ from dataclasses import is_dataclass
 from functools import lru_cache
 from typing import Any
 
+import torch
+
 from ...schedule import Node, Schedule
 from .base import Solver, Stage
 
@@ -21,10 +23,11 @@ def planned(solver: Solver, schedule: Schedule, nodes: Sequence[Node], nfe: int 
 
     Else, as with statistics, tuned plans or a schedule of your own that can be changed, it is made anew each time.
     """
-    try:
-        return _kept(solver, schedule, tuple(nodes), nfe)  # type: ignore[arg-type]
-    except TypeError:  # where something cannot be hashed, or `_kept` refuses
-        pass
+    if not torch.compiler.is_compiling():  # what is compiled warns of a cache, and looks into none
+        try:
+            return _kept(solver, schedule, tuple(nodes), nfe)  # type: ignore[arg-type]
+        except TypeError:  # where something cannot be hashed, or `_kept` refuses
+            pass
     return tuple(solver.plan(schedule, nodes, nfe))
 
 
