@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,21 +87,17 @@ class Paths:
         psi, wiener = np.sqrt(s**2 + n**2), s**2 / (s**2 + n**2)
         step = mean_step(lams) if step is None else step
         surprise = 2 * prior.surprise * step**prior.growth * s * wiener * (1 - wiener)
-        self.state: list[Functional] = []
-        self.wiener: list[Functional] = []
-        self._surprise: list[Functional] = []
         # The trapezoidal rule: half of each distance of knots for the one before it, and half for the one after.
         rate, halves = surprise / psi, np.diff(knots) / 2
         before, after = rate[:, :-1] * halves, rate[:, 1:] * halves
-        past, path = 0, np.zeros((prior.modes, 1 + len(knots)))
-        path[:, 0] = 1
-        scale, surprise = psi * unit, surprise * unit
-        for k in at:
-            path = path + before[:, past:k] @ root[past:k] + after[:, past:k] @ root[past + 1 : k + 1]
-            past = k
-            self.state.append(path * scale[:, k : k + 1])
-            self.wiener.append(wiener[:, k : k + 1])
-            self._surprise.append(surprise[:, k : k + 1] * root[k])
+        path = np.zeros((len(at), prior.modes, 1 + len(knots)))
+        path[0, :, 0] = 1
+        for i, (j, k) in enumerate(pairwise(at)):
+            path[i + 1] = path[i] + before[:, j:k] @ root[j:k] + after[:, j:k] @ root[j + 1 : k + 1]
+        self.state: Functional = path * (psi * unit).T[at, :, None]
+        self.wiener: Functional = wiener.T[at, :, None]
+        self._surprise = ((surprise * unit).T[at, :, None] * root[at, None]).reshape(len(at), -1)
+        self._filter = np.repeat(wiener.T[at], 1 + len(knots), axis=1)
 
     def share(self, i: int) -> float:
         """What is left of y in the step from node i, if all else is the denoiser's: 1 if both nodes are beyond FAR."""
@@ -108,5 +105,5 @@ class Paths:
 
     def answer(self, i: int, y: Functional) -> Functional:
         """D at node i, a vector, from the state y that a solver has reached, in any shape."""
-        answer: Functional = self.wiener[i] * y.reshape(self._surprise[i].shape) + self._surprise[i]
-        return answer.ravel()
+        answer: Functional = self._filter[i] * y.ravel() + self._surprise[i]
+        return answer

@@ -132,7 +132,8 @@ def _window(
     last = len(lams) - 1
     paths = Paths(prior, lams, step)
     shows = nodes[-1].nsr > VISIBLE * data_std / DATA_STD
-    # As vectors: the solver's state, what the last step kept of it, and the newest answer.
+    # As vectors: the solver's state, what the last step kept of it, and the newest answer. (Of so short ones `dot` takes
+    # half of the time of @.)
     y = kept = newest = paths.state[0].ravel()
     # All differences of answers and their products, newest first: both are filled from their ends. Rows weigh a few.
     room, gram = np.empty((last, y.size)), np.zeros((last, last))
@@ -147,10 +148,10 @@ def _window(
             known = differences[: max(0, history - 2)]
             here = slice(last - i, last - i + min(len(known) + 1, history - 1))
             differences = room[here]
-            along = differences @ change
-            foretold = _solver(products[: len(known), : len(known)]) @ along[1:]
-            left = change - foretold @ known
-            surprise = max(math.sqrt(left @ left), ONE_SCALE * (1 - paths.share(i - 1)))
+            along = differences.dot(change)
+            foretold = _solver(products[: len(known), : len(known)]).dot(along[1:])
+            left = change - foretold.dot(known)
+            surprise = max(math.sqrt(left.dot(left)), ONE_SCALE * (1 - paths.share(i - 1)))
             gram[last - i, here] = gram[here, last - i] = along
             products = gram[here, here]
             products[:1, :1] = along[:1] * (1 + RIDGE) + sys.float_info.min  # the least for 0, whose weights are 0
@@ -161,8 +162,8 @@ def _window(
         correct = None
         if len(differences) and corrected:
             y = kept + (1 - paths.share(i - 1)) * newest
-            two, four = _bounded(products, solver, differences @ (paths.state[i].ravel() - y))
-            y, correct = y + four @ differences, _split(s.alpha, two, four)
+            two, four = _bounded(products, solver, differences.dot(paths.state[i].ravel() - y))
+            y, correct = y + four.dot(differences), _split(s.alpha, two, four)
         stage = TrustingStage(
             s, 1.0, 0.0, gain, correct, foretold=_numbers(foretold), surprise=surprise, data_std=data_std
         )
@@ -183,8 +184,8 @@ def _window(
         y, predict = kept + (1 - share) * newest, None
         if len(differences) and share < 1:
             off = path - y
-            two, four = _bounded(products, solver, differences @ off)
-            added, missing = four @ differences, _inner(off, path + y, counted)
+            two, four = _bounded(products, solver, differences.dot(off))
+            added, missing = four.dot(differences), _inner(off, path + y, counted)
             further = 1 + part * min(most, _lacking(y, added, missing, counted))
             two *= 1 + part * min(most, _lacking(y, two * differences[0], missing, counted))
             if four.any():
@@ -200,7 +201,7 @@ def _window(
 
 def _bounded(products: Functional, solver: Functional, along: Functional) -> tuple[float, Functional]:
     """The rows of the newest difference and of all, the one within LEAD, what the other has beyond it within REST."""
-    two, (first, *rest) = float(along[0] / products[0, 0]), (solver @ along).tolist()
+    two, (first, *rest) = float(along[0] / products[0, 0]), solver.dot(along).tolist()
     lead = min(max(two, -LEAD), LEAD)
     beyond = [first - two, *rest]
     part = REST / max(REST, sum(map(abs, beyond)))
@@ -223,7 +224,7 @@ def _solver(products: Functional) -> Functional:
 
 
 def _inner(u: Functional, v: Functional, counted: Functional | None) -> float:
-    return float(u @ v if counted is None else (counted * u) @ v)
+    return float(u.dot(v) if counted is None else (counted * u).dot(v))
 
 
 def _lacking(y: Functional, added: Functional, missing: float, counted: Functional | None) -> float:
