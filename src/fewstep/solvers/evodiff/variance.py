@@ -132,8 +132,8 @@ def _window(
     last = len(lams) - 1
     paths = Paths(prior, lams, step)
     shows = nodes[-1].nsr > VISIBLE * data_std / DATA_STD
-    # As vectors: the solver's state, what the last step kept of it, and the newest answer. (Of so short ones `dot` takes
-    # half of the time of @.)
+    # As vectors: the solver's state, what the last step kept of it, and the newest answer. Of so short ones
+    # `dot` takes half of the time of @.
     y = kept = newest = paths.state[0].ravel()
     # All differences of answers and their products, newest first: both are filled from their ends. Rows weigh a few.
     room, gram = np.empty((last, y.size)), np.zeros((last, last))
