@@ -146,9 +146,12 @@ def _window(
     ahead = _ahead(nodes, end) if closing and last else 0.0
     # To end at the mean, or to foretell.
     mean = ahead > 0 or nodes[-1].nsr > VISIBLE * data_std / DATA_STD
-    # As vectors: the newest answer, differences of answers, the solver's state, and what the last step kept of it.
-    newest, differences = np.empty(0), np.empty((0, paths.state[0].size))
-    y = kept = paths.state[0].ravel()
+    # As vectors: the solver's state, what the last step kept of it, and the newest answer. Of so short ones
+    # `dot` takes half of the time of @.
+    y = kept = newest = paths.state[0].ravel()
+    # All differences of answers and their products, newest first: both are filled from their ends. Rows weigh a few.
+    room, gram = np.empty((last, y.size)), np.zeros((last, last))
+    differences, products, solver = room[:0], gram[:0, :0], gram[:0, :0]
     gain = 0.0  # of the newest answer in the last step
     plan: list[TrustingStage] = []
     for i, s in enumerate(nodes[: last + (extra or closing)]):
@@ -156,22 +159,26 @@ def _window(
         foretold, surprise = differences[:0, 0], 0.0
         # Beyond FAR nothing changes: no difference is known, and nothing to correct.
         if i and paths.share(i - 1) < 1 and (i < last + extra or ahead):
-            change = answer - newest
+            change = np.subtract(answer, newest, out=room[last - i])
             known = differences[: max(0, history - 2)]
-            foretold = _solver(known) @ (known @ change)
-            surprise = float(np.linalg.norm(change - foretold @ known))
-            surprise = max(surprise, ONE_SCALE * (1 - paths.share(i - 1)))
-            differences = np.vstack([change, differences])[: history - 1]
+            here = slice(last - i, last - i + min(len(known) + 1, history - 1))
+            differences = room[here]
+            along = differences.dot(change)
+            foretold = _solver(products[: len(known), : len(known)]).dot(along[1:])
+            left = change - foretold.dot(known)
+            surprise = max(math.sqrt(left.dot(left)), ONE_SCALE * (1 - paths.share(i - 1)))
+            gram[last - i, here] = gram[here, last - i] = along
+            products = gram[here, here]
+            products[:1, :1] = along[:1] * (1 + RIDGE) + sys.float_info.min  # the least for 0, whose weights are 0
+            solver = _solver(products)
         else:
             differences = differences[:0]
         newest = answer
-        two, four = _solver(differences[:1]), _solver(differences)  # rows of the newest difference, and of all
         correct = None
         if len(differences) and corrected and i < last + extra:
             y = kept + (1 - paths.share(i - 1)) * newest
-            along = differences @ (paths.state[i].ravel() - y)
-            rows = _bounded(two @ along[:1], four @ along)
-            y, correct = y + rows[1] @ differences, _split(s.alpha, *rows)
+            two, four = _bounded(products, solver, differences.dot(paths.state[i].ravel() - y))
+            y, correct = y + four.dot(differences), _split(s.alpha, two, four)
         stage = TrustingStage(
             s, 1.0, 0.0, gain, correct, foretold=_numbers(foretold), surprise=surprise, data_std=data_std
         )
@@ -185,7 +192,7 @@ def _window(
         t, share, path = nodes[i + 1], paths.share(i), paths.state[i + 1].ravel()
         kept = share * y
         followed = i + 1 < last + extra  # by a correction
-        counted: float | Functional = 1.0
+        counted: Functional | None = None
         part, most = 1.0, reach * corrected
         if not followed:
             part, most = restored * (not mean), LAST_REACH
@@ -193,15 +200,16 @@ def _window(
             if t is not nodes[-1]:  # the image is the answer at t, J x^
                 left = left * paths.wiener[i + 1] ** 2
             counted = np.broadcast_to(left, paths.state[i].shape).ravel()
-        ddim = kept + (1 - share) * newest
-        along = differences @ (path - ddim) * (share < 1)
-        further = []
-        for weights in _bounded(two @ along[:1], four @ along):
-            added = weights @ differences[: len(weights)]
-            further.append(weights * (1 + part * min(most, _lacking(ddim + added, added, path, counted))))
-        y = ddim + further[1] @ differences
+        y, predict = kept + (1 - share) * newest, None
+        if len(differences) and share < 1:
+            off = path - y
+            two, four = _bounded(products, solver, differences.dot(off))
+            added, missing = four.dot(differences), _inner(off, path + y, counted)
+            further = 1 + part * min(most, _lacking(y, added, missing, counted))
+            two *= 1 + part * min(most, _lacking(y, two * differences[0], missing, counted))
+            if four.any():
+                y, predict = y + further * added, _split(t.alpha, two, further * four)
         scale, (move,) = euler_row("data", s, t)
-        predict = _split(t.alpha, *further) if further[1].any() else None
         keep = max(0, history - 2) * (followed or ahead > 0)
         plan.append(stage._replace(scale=scale, move=move, predict=predict, keep=keep))
         gain = move
@@ -216,38 +224,38 @@ def _ahead(nodes: Sequence[Node], end: float) -> float:
     return min(LEAD, (here - there) / (before - here))
 
 
-def _bounded(two: Functional, four: Functional) -> tuple[Functional, Functional]:
+def _bounded(products: Functional, solver: Functional, along: Functional) -> tuple[float, Functional]:
     """The rows of the newest difference and of all, the one within LEAD, what the other has beyond it within REST."""
-    beyond = four.copy()
-    beyond[:1] -= two
-    two = two.clip(-LEAD, LEAD)
-    four = beyond * (REST / max(REST, np.abs(beyond).sum()))
-    four[:1] += two
-    return two, four
+    two, (first, *rest) = float(along[0] / products[0, 0]), solver.dot(along).tolist()
+    lead = min(max(two, -LEAD), LEAD)
+    beyond = [first - two, *rest]
+    part = REST / max(REST, sum(map(abs, beyond)))
+    return lead, np.array([lead + part * beyond[0], *(part * weight for weight in rest)])
 
 
-def _split(alpha: float, two: Functional, four: Functional) -> Split:
+def _split(alpha: float, two: float, four: Functional) -> Split:
     """The weights of all differences, alpha `four`, of which `two` has that of the newest if it were the only one."""
-    rest = alpha * four
-    rest[0] -= alpha * two[0]
-    return Split(alpha * float(two[0]), _numbers(rest) if len(rest) > 1 else ())
+    first, *rest = _numbers(alpha * four)
+    return Split(alpha * two, (first - alpha * two, *rest) if rest else ())
 
 
 def _numbers(weights: Functional) -> tuple[float, ...]:
     return tuple(weights.tolist())
 
 
-def _solver(differences: Functional) -> Functional:
-    """(k, k): times the products of `differences` (k, n) with a target (n,), the weights that leave the least of it."""
-    gram = differences @ differences.T
-    gram.flat[:: len(gram) + 1] *= 1 + RIDGE
-    gram.flat[:: len(gram) + 1] += sys.float_info.min  # for differences of 0, whose weights are 0
-    return np.asarray(np.linalg.inv(gram), np.float64)
+def _solver(products: Functional) -> Functional:
+    """(k, k): times the products of k differences with a target, the weights that leave the least of it."""
+    return np.asarray(np.linalg.inv(products), np.float64)
 
 
-def _lacking(y: Functional, added: Functional, path: Functional, counted: float | Functional) -> float:
-    """e >= 0, by which what was `added` to y is to grow so that y varies as the path; modes count by `counted`."""
-    missing, p, q = (counted * (path**2 - y**2)).sum(), (counted * y * added).sum(), (counted * added**2).sum()
+def _inner(u: Functional, v: Functional, counted: Functional | None) -> float:
+    return float(u.dot(v) if counted is None else (counted * u).dot(v))
+
+
+def _lacking(y: Functional, added: Functional, missing: float, counted: Functional | None) -> float:
+    """e >= 0, by which what is `added` to y is to grow so that y varies as the path, which it is `missing` without."""
+    p, q = _inner(y, added, counted), _inner(added, added, counted)
+    missing, p = missing - 2 * p - q, p + q
     if missing <= 0 or p <= 0:  # with p < 0 the variance falls first
         return 0.0
-    return float(missing / (p + math.sqrt(p**2 + q * missing)))  # the form of the root that does not cancel
+    return missing / (p + math.sqrt(p**2 + q * missing))  # the form of the root that does not cancel
