@@ -411,6 +411,12 @@ def test_a_model_does_not_differ_from_itself(model, of):
     assert (same.run, same.memory) == (0, 1)
 
 
+def test_what_is_compiled_can_be_compared():
+    compiled = Silent(1)
+    compiled._orig_mod = nn.Identity()
+    assert cheaper.difference(Silent(1), compiled, seeds=range(2), nfe=2).run == 0
+
+
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(TypeError, match="must have shape, schedule and network; function has no shape"):
         cheaper.difference(lambda x, t: x, lambda x, t: x)

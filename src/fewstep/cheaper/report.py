@@ -63,7 +63,7 @@ def difference(
             raise TypeError(f"model must have shape, schedule and network; {type(model).__name__} has no {name}")
     schedule: Schedule = known.schedule
     solver = EVODiff() if solver is None else solver
-    networks = [network_of(each) for each in (model, cheaper)]
+    networks = [network_of(each, compiled=True) for each in (model, cheaper)]
     weight = next(networks[0].parameters(), torch.zeros(()))
     noise = unit_noise(seeds, known.shape, device=weight.device)
     exact, other = of(model), of(cheaper)
