@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from .network import network_of, with_network
+from .network import Run, hooked, network_of, run_of, with_network
 
 __all__ = ["Winograd", "winograd"]
 
@@ -40,21 +40,36 @@ LEAVE = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1
 CHANNELS, SIDE = 32, 8  # below these the transforms take as long as what they save
 
 
-def winograd(model: M) -> M:
+def winograd(model: M, *, run: Run | None = None) -> M:
     """A copy of `model`, a network or a model with one, whose 3 x 3 convolutions are Winograd's.
 
-    Those of stride 1 and 32 channels or more, on images of 8 x 8 or more; others stay. Files are those of the network:
-    `save` and `load` as before. Weights are transformed here and where they are loaded: train before, not afterwards.
-    Memory: four times these weights more. What it gains is the machine's: docs/cheaper.md. TypeError for what has no
-    network; ValueError where no layer is such.
+    Those of stride 1 and 32 channels or more that are given images of 8 x 8 or more; others stay. `run` is as for
+    `half`: by it the sizes are seen. Files are those of the network: `save` and `load` as before. Weights are
+    transformed here and where they are loaded: train before, not afterwards. Memory: four times these weights more.
+    What it gains is the machine's: docs/cheaper.md. TypeError for what has no network; ValueError where no layer is
+    such.
     """
-    network = copy.deepcopy(network_of(model))
-    chosen = [layer for layer in network.modules() if _fits(layer)]
+    network = network_of(model)
+    given = run_of(model, run)
+    sides: dict[str, int] = {}
+
+    def see(name: str, args: tuple[Tensor, ...]) -> None:
+        sides[name] = max(min(args[0].shape[2:]), sides.get(name, 0))
+
+    fits = {name: layer for name, layer in network.named_modules() if _fits(layer)}
+    handles = [
+        layer.register_forward_pre_hook(lambda layer, args, name=name: see(name, args)) for name, layer in fits.items()
+    ]
+    with hooked(handles), torch.no_grad():
+        given(network)
+    chosen = [name for name, side in sides.items() if side >= SIDE]
     if not chosen:
         raise ValueError(
-            f"no convolution is of 3 x 3, stride 1, {CHANNELS} channels or more and float32: there is nothing to gain"
+            f"no convolution is of 3 x 3, stride 1, {CHANNELS} channels or more, float32 and of {SIDE} x {SIDE} or "
+            "more: there is nothing to gain"
         )
-    for layer in chosen:
+    network = copy.deepcopy(network)
+    for layer in map(network.get_submodule, chosen):
         layer.__class__ = Winograd  # a copy of ours; its hooks and names stay
         _transform(layer)
         layer.register_load_state_dict_post_hook(_transform)
