@@ -30,9 +30,9 @@ def winograd(network, size=16):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("size", [(1, 8, 8), (3, 9, 14), (2, 11, 16)])
+@pytest.mark.parametrize("size", [(1, 8, 8), (3, 9, 14), (5, 64, 61)])
 def test_it_is_the_convolution(size, bias):
-    """Of any size, tiles or not, and any layout; so is its derivative."""
+    """Of any size, tiles or not, in one piece or several, and any layout; so is its derivative."""
     plain = layer(bias=bias)
     quick = winograd(plain)
     x = torch.randn(size[0], CHANNELS, *size[1:], dtype=torch.float64, requires_grad=True)

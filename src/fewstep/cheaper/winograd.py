@@ -38,6 +38,7 @@ WEIGH = [
 ]  # fmt: skip
 LEAVE = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 CHANNELS, SIDE = 32, 8  # below these the transforms take as long as what they save
+TOGETHER = 2**20  # numbers of tiles at once, 4 MB: what a processor keeps near
 
 
 def winograd(model: M, *, run: Run | None = None) -> M:
@@ -85,17 +86,24 @@ class Winograd(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        halved = x.element_size() < 4 or torch.is_autocast_enabled(x.device.type)
-        if min(height, width) < SIDE or halved:
+        if min(height, width) < SIDE or x.element_size() < 4 or torch.is_autocast_enabled(x.device.type):
             return super().forward(x)
+        tiles = batch * -(-height // OUT) * -(-width // OUT)
+        parts = x.chunk(-(-tiles * IN * IN * channels // TOGETHER))
+        y = torch.cat([self._tiled(part) for part in parts]) if len(parts) > 1 else self._tiled(x)
+        return (y if self.bias is None else y + self.bias).movedim(-1, 1)
+
+    def _tiled(self, x: Tensor) -> Tensor:
+        """(batch, height, width, channels), as convolutions like them best; without the bias."""
+        batch, channels, height, width = x.shape
         whole = pad(x.movedim(1, -1), (0, 0, 1, 1 + -width % OUT, 1, 1 + -height % OUT))
         tiles = whole.unfold(1, IN, OUT).unfold(2, IN, OUT)  # (batch, rows, columns, channels, IN, IN)
         rows, columns = tiles.shape[1:3]
         entered = self.enter @ tiles.permute(4, 5, 0, 1, 2, 3).reshape(IN * IN, -1)
         summed = torch.bmm(entered.view(IN * IN, -1, channels), self.weights)
         left = (self.leave @ summed.view(IN * IN, -1)).view(OUT, OUT, batch, rows, columns, -1)
-        y = left.permute(2, 3, 0, 4, 1, 5).reshape(batch, rows * OUT, columns * OUT, -1)[:, :height, :width]
-        return (y if self.bias is None else y + self.bias).movedim(-1, 1)
+        y = left.permute(2, 3, 0, 4, 1, 5).reshape(batch, rows * OUT, columns * OUT, -1)
+        return y[:, :height, :width]
 
 
 def _fits(layer: nn.Module) -> bool:
