@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import platform
+import shutil
 import statistics
 import tempfile
 import textwrap
@@ -27,11 +28,11 @@ import torch
 import typer
 from torch import Tensor
 
-from fewstep import cheaper
+from fewstep import Tuned, cheaper, tune
 from fewstep.adapters import load_model
 from fewstep.bench.markdown import table
 from fewstep.cheaper import CachePlan
-from fewstep.cheaper.network import weight_bytes
+from fewstep.cheaper.network import with_network
 from fewstep.files import check_writable, write_all
 from fewstep.grid import focused
 from fewstep.prediction import Denoiser
@@ -39,6 +40,7 @@ from fewstep.sampling import sample, unit_noise
 from fewstep.solvers import DDIM, DPMSolverPP, EVODiff, Solver, UniPC
 from fewstep.store import Store
 
+from . import hooks
 from .command import packaged, say
 from .figures import Axis, Series, drawing
 
@@ -50,21 +52,32 @@ SOLVERS: Mapping[str, Solver] = {
     "DPM-Solver++ 2M": DPMSolverPP(2),
     "DDIM": DDIM(),
 }
-COLOURS = {"EVODiff": "#0072b2", "UniPC-2": "#d55e00", "DPM-Solver++ 2M": "#009e73", "DDIM": "#cc79a7"}
-OURS, PEER = "EVODiff", "UniPC-2"
+OURS, PEER, TUNED = "EVODiff", "UniPC-2", "EVODiff, tuned"
+COLOURS = {
+    "EVODiff": "#0072b2",
+    "UniPC-2": "#d55e00",
+    "DPM-Solver++ 2M": "#009e73",
+    "DDIM": "#cc79a7",
+    TUNED: "#000000",
+}
 GUIDANCES = (1.0, 4.0)
 CALLS = (8, 10, 15, 20)  # of plans and of DeepCache's rule
 WHOLE = range(3, 21)
 CHEAP_CALLS = (8, 10, 12, 15)  # of the other precisions
+TUNED_CALLS, TUNED_SEEDS = (8, 9, 10), range(1000, 1032)
 TARGET = 10  # calls of EVODiff, whose error is to be reached
 INTERVALS = (2, 3)
 SEEDS, HELD_OUT = range(1000, 1004), range(8)  # planned on, measured on
 REFERENCE = 64
 ROUNDS = 15
 PROMPT = "a photograph of a horse"  # of models that take one
-ELSEWHERE = 0.65  # of the seconds of float32, what bfloat16 took on another machine
 LEAST = 0.01  # of a run's error, that what is added to it is counted as
-PLAIN = "float32"
+PLAIN, HALF, FEWER = "float32", "bfloat16", "Winograd"
+CACHED = (PLAIN, HALF)
+FUSED = f"{FEWER}, compiled"
+OPTIONS: dict[str, Any] = {"freezing": True, "cpp_wrapper": True}  # of torch.compile: no Python between its parts
+SIDE = 2048  # of the matrices by whose product a type is timed
+TOGETHER = (1, 2, 4, 8, 16)  # images
 FOLDER = Path(tempfile.gettempdir()) / "fewstep-cheaper"
 
 
@@ -121,7 +134,16 @@ class Kept:
 
 
 def precisions(model: Any) -> dict[str, Any]:
-    found = {PLAIN: model, "bfloat16": cheaper.half(model)}
+    found = {PLAIN: model, HALF: cheaper.half(model), "float16": cheaper.half(model, dtype=torch.float16)}
+    try:
+        found[FEWER] = cheaper.winograd(model)
+        if shutil.which("c++"):
+            network: Any = torch.compile(found[FEWER].network, options=OPTIONS)
+            found[FUSED] = with_network(model, network)
+        else:
+            say("without a compiler of C++ nothing is compiled")
+    except ValueError as error:
+        say(f"no convolution is Winograd's: {error}")
     try:
         import torchao  # noqa: F401
     except ImportError:
@@ -130,7 +152,7 @@ def precisions(model: Any) -> dict[str, Any]:
     return {**found, "int8": cheaper.quantized(model), "int8-dynamic": cheaper.quantized(model, "int8-dynamic")}
 
 
-def conditioned(model: Any, seeds: range, guidance: float = 1.0) -> Denoiser:
+def conditioned(model: Any, seeds: Sequence[int], guidance: float = 1.0) -> Denoiser:
     """A class for each seed in turn, or one prompt for all."""
     if model.classes:
         return model.conditioned([seed % len(model.classes) for seed in seeds], guidance)  # type: ignore[no-any-return]
@@ -146,17 +168,18 @@ def depths(model: Any) -> range:
         return range(0)
 
 
-def seconds(models: Mapping[str, Any]) -> dict[str, float]:
+def seconds(models: Mapping[str, Any], seeds: range | None = None) -> dict[str, float]:
     """CPU seconds an image of a whole call, "float32", and of one that reuses, "float32 1" at depth 1."""
+    seeds = HELD_OUT if seeds is None else seeds
     plain = models[PLAIN]
     _, *levels, _ = focused(plain.schedule, 3)
     times = [level.time for level in levels]
-    x = unit_noise(HELD_OUT, plain.shape) * levels[0].sigma
+    x = unit_noise(seeds, plain.shape) * levels[0].sigma
     timed: dict[str, Callable[[], float]] = {}
     for name, model in models.items():
-        denoiser = conditioned(model, HELD_OUT)
+        denoiser = conditioned(model, seeds)
         timed[name] = partial(_taken, denoiser, x, times)
-        for depth in depths(plain):
+        for depth in depths(plain) if name in CACHED else ():
             cached = cheaper.Cached(denoiser, model.network, times=times, weights=(None, (1.0,)), depth=depth)
             timed[f"{name} {depth}"] = partial(_taken, cached, x, times)
     found: dict[str, list[float]] = {name: [] for name in timed}
@@ -174,6 +197,28 @@ def _taken(denoiser: Denoiser, x: Tensor, times: Sequence[float]) -> float:
     return time.thread_time() - began
 
 
+def together(models: Mapping[str, Any]) -> list[tuple[int, float]]:
+    """The seconds of Winograd's call over those of a plain one, by the images that are evaluated together."""
+    found = []
+    for images in TOGETHER if FEWER in models else ():
+        both = {name: dataclasses.replace(models[name], batch=images) for name in (PLAIN, FEWER)}
+        taken = seconds(both, range(images))
+        found.append((images, taken[FEWER] / taken[PLAIN]))
+    return found
+
+
+def rates() -> dict[str, float]:
+    """Operations a second of a matrix product, in 10^9, of each type."""
+    types = (torch.float32, torch.bfloat16, torch.float16)
+    given = {str(dtype).removeprefix("torch."): torch.randn(SIDE, SIDE).to(dtype) for dtype in types}
+    found: dict[str, list[float]] = {name: [] for name in given}
+    for _, (name, x) in product(range(ROUNDS), given.items()):
+        began = time.thread_time()
+        x @ x
+        found[name].append(2 * SIDE**3 / (time.thread_time() - began) / 1e9)
+    return {name: statistics.median(each) for name, each in found.items()}
+
+
 class Bench:
     """One model at one guidance."""
 
@@ -183,9 +228,22 @@ class Bench:
         self.noise = unit_noise(HELD_OUT, self.plain.shape)
         self.depths = depths(self.plain)
         self.evaluations = 1 if guidance == 1 else 2  # of the network, in a call
+        self.solvers = {**SOLVERS, TUNED: self.tuned()} if TUNED_CALLS else SOLVERS
         self._exact: Tensor | None = None
 
-    def denoiser(self, model: Any, seeds: range) -> Denoiser:
+    def tuned(self) -> Tuned:
+        """On other seeds. Its file keeps what is known, beside the others."""
+        file = self.once.store.folder / f"tuned-{self.guidance:g}.json"
+        if not file.exists():
+            say(file.stem)
+            tune(
+                partial(self.denoiser, self.plain), self.plain.schedule, shape=self.plain.shape, nfe=TUNED_CALLS,
+                seeds=TUNED_SEEDS, by_seed=True, batch=len(HELD_OUT),
+                fingerprint=f"{self.plain.fingerprint}, guidance {self.guidance:g}", out=file,
+            )  # fmt: skip
+        return Tuned.load(file)
+
+    def denoiser(self, model: Any, seeds: Sequence[int]) -> Denoiser:
         return conditioned(model, seeds, self.guidance)
 
     def error(self, of: Any, solver: Solver, calls: int) -> float:
@@ -197,7 +255,7 @@ class Bench:
     def whole(self, solver: str, calls: int, precision: str = PLAIN) -> Point:
         name = f"{solver}-{self.guidance:g}-{calls}-{precision}"
         off = self.once(
-            name, lambda: self.error(self.denoiser(self.models[precision], HELD_OUT), SOLVERS[solver], calls)
+            name, lambda: self.error(self.denoiser(self.models[precision], HELD_OUT), self.solvers[solver], calls)
         )
         told = "" if precision == PLAIN else precision
         return Point(solver, self.guidance, calls, "", told, self.evaluations * calls * self.taken[precision], off)
@@ -257,8 +315,10 @@ def points(bench: Bench) -> Iterator[Point]:
                 continue
             which = ", ".join(str(k) for k, each in enumerate(plan.weights) if each is not None)
             caching = f"reuse in {which} at depth {plan.depth}"
-            for precision in (PLAIN, "bfloat16"):
+            for precision in CACHED:
                 yield bench.cached(solver, plan, caching, precision, "planned")
+    for precision in bench.models if TUNED_CALLS else ():
+        yield from (bench.whole(TUNED, calls, precision) for calls in TUNED_CALLS)
 
 
 def rules(bench: Bench, measured: Sequence[Point]) -> Iterator[Rule]:
@@ -299,12 +359,14 @@ def page(model: Any, folder: Path) -> tuple[str, str]:
     """The page as Markdown, and its picture."""
     models = precisions(model)
     settings = {
-        "seeds": list(SEEDS), "held out": list(HELD_OUT), "reference": REFERENCE, "fewstep.cheaper": 2,
+        "seeds": list(SEEDS), "held out": list(HELD_OUT), "reference": REFERENCE, "fewstep.cheaper": 3,
         "precisions": list(models), "torch": torch.__version__, "model": model.fingerprint,
     }  # fmt: skip
     with Store(folder, settings) as store:
         once = Kept(store)
         taken = once("seconds", lambda: seconds(models))
+        by_images, speed = once("together", lambda: together(models)), once("rates", rates)
+        theirs = once("hooks", lambda: [list(hooks.hooks()), hooks.without()])
         told = once("differences", lambda: {name: _difference(model, other) for name, other in models.items()})
         benches = [Bench(models, guidance, taken, once) for guidance in GUIDANCES]
         found = {bench.guidance: list(points(bench)) for bench in benches}
@@ -315,7 +377,7 @@ def page(model: Any, folder: Path) -> tuple[str, str]:
             for solver in SOLVERS
             for calls in (CALLS if bench.depths else ())
         }
-    text = _page(taken, told, found, ruled, said)
+    text = _page(taken, by_images, speed, theirs, told, found, ruled, said)
     return text, _picture(found[GUIDANCES[0]])
 
 
@@ -327,13 +389,16 @@ def _difference(model: Any, other: Any) -> dict[str, Any]:
         for seeds in (HELD_OUT[:1], HELD_OUT)
     )
     return {
-        "run": found.run, "memory": weight_bytes(other.network) / weight_bytes(model.network),
+        "run": found.run, "memory": found.memory,
         "levels": [list(level) for level in found.levels], "mates": float((alone - together).abs().max()),
     }  # fmt: skip
 
 
 def _page(
     taken: Mapping[str, float],
+    by_images: Sequence[tuple[int, float]],
+    speed: Mapping[str, float],
+    theirs: tuple[Sequence[hooks.Hook], Sequence[str]],
     told: Mapping[str, Any],
     found: Mapping[float, Sequence[Point]],
     ruled: Sequence[Rule],
@@ -357,41 +422,45 @@ def _page(
         for i, row in enumerate(told[PLAIN]["levels"])
     ]
     parts += [BY_LEVEL, table(["sigma/alpha", *names], levels), SLOWER]
-    if taken["bfloat16"] > taken[PLAIN]:
-        parts.append(WITHOUT_AMX)
+    if taken[HALF] > taken[PLAIN]:
+        each = {name: f"{rate:.0f}" for name, rate in speed.items()}
+        parts.append(textwrap.fill(SLOWER_HERE.format(side=SIDE, **each), 120) + "\n")
+    if by_images:
+        rows = [[str(images), f"{ratio:.2f}"] for images, ratio in by_images]
+        parts += [WINOGRAD, table(["images together", "seconds"], rows), WINOGRAD_NOT]
     if said:
         cuts = [name.split()[1] for name in taken if name.startswith(f"{PLAIN} ")]
         ratios = [[depth, f"{taken[f'{PLAIN} {depth}'] / taken[PLAIN]:.2f}"] for depth in cuts]
         parts += [CACHING, table(["depth", "seconds of a whole call"], ratios)]
         parts += [PLANS.format(planned=len(SEEDS), seeds=len(HELD_OUT)), _plans(found, said), DEEPCACHE, _rules(ruled)]
-    parts += [ALL.format(seeds=len(HELD_OUT)), *(_all(guidance, each) for guidance, each in found.items())]
+        parts.append(hooks.report(*theirs))
+    parts.append(ALL.format(seeds=len(HELD_OUT), tuned=len(TUNED_SEEDS)))
+    parts += [_all(guidance, each) for guidance, each in found.items()]
     return "\n".join(parts)
 
 
 def _advice(taken: Mapping[str, float], found: Mapping[float, Sequence[Point]]) -> str:
     """What to do, from what was found."""
-    half = taken["bfloat16"] / taken[PLAIN]
     lines = []
     for guidance, measured in found.items():
         base = _one(measured, OURS, TARGET)
         best = min((each for each in measured if each.error <= base.error), key=lambda each: each.seconds)
         peer = [each for each in measured if each.solver == PEER and not each.caching and not each.precision]
         theirs = seconds_for(peer, base.error)
-        there = [
-            each._replace(seconds=each.seconds * (ELSEWHERE / half if each.precision == "bfloat16" else 1))
-            for each in measured
-        ]
-        shares = [(best.seconds / of, seconds_for(there, base.error) / of) for of in (base.seconds, theirs)]
+        ours, peers = (best.seconds / of for of in (base.seconds, theirs))
         said = f"""- Guidance {guidance:g}: {TARGET} whole calls of EVODiff leave an error of {base.error:.2g}. The
-            quickest way to it is {best.name}, in {shares[0][0]:.2f} of their seconds"""
-        if math.isfinite(theirs):
-            said += f" and {shares[1][0]:.2f} of those that {PEER} needs"
-        said += f". Where bfloat16 takes {ELSEWHERE} of float32, as on another machine, that is {shares[0][1]:.2f}"
-        said += f" and {shares[1][1]:.2f}." if math.isfinite(theirs) else f"; {PEER} in {WHOLE[-1]} does not reach it."
+            quickest way to it is {best.name}, in {ours:.2f} of their seconds"""
+        said += (
+            f" and {peers:.2f} of those that {PEER} needs." if math.isfinite(theirs) else f"; {PEER} does not reach it."
+        )
         lines.append(textwrap.fill(" ".join(said.split()), 120, subsequent_indent="  "))
-    gain = "convert to bfloat16" if half < 1 else "stay in float32, as bfloat16 is slower on this machine"
-    head = f"**In one line**: make few calls of EVODiff, {gain}, and let `plan_cache` say whether to reuse."
-    return "\n".join([textwrap.fill(head, 120), "", *lines, ""])
+    names = [name for name in taken if name.rpartition(" ")[0] not in CACHED]  # of whole calls
+    least = min(names, key=lambda name: taken[name])
+    share = taken[least] / taken[PLAIN]
+    gain = "stay in float32" if least == PLAIN else f"take {least}, {share:.2f} of the seconds here"
+    head = f"""**In one line**: make few calls of EVODiff, tuned to the model if you keep it; {gain}; and where nothing
+        is compiled let `plan_cache` say whether to reuse."""
+    return "\n".join([textwrap.fill(" ".join(head.split()), 120), "", *lines, ""])
 
 
 def _one(measured: Sequence[Point], solver: str, calls: int) -> Point:
@@ -443,9 +512,12 @@ def _rules(ruled: Sequence[Rule]) -> str:
             mine = [each for each in ruled if each.solver == solver and each.guidance == guidance]
             for depth in sorted({each.depth for each in mine}):
                 cells = [each for each in mine if each.depth == depth]
-                mean = math.exp(statistics.fmean(math.log(each.ratio) for each in cells))
+                mean = statistics.geometric_mean(each.ratio for each in cells)
                 each_calls = " ".join(f"{each.calls}/{each.interval}: {each.ratio:.2f}" for each in cells)
                 rows.append([solver, f"{guidance:g}", str(depth), f"{mean:.2f}", each_calls])
+            if mine:
+                mean = statistics.geometric_mean(each.ratio for each in mine)
+                rows.append([solver, f"{guidance:g}", "all", f"{mean:.2f}", ""])
     return table(["solver", "guidance", "depth", "geometric mean", "calls / interval: ratio"], rows)
 
 
@@ -472,7 +544,7 @@ def _picture(measured: Sequence[Point]) -> str:
 
     whole = {
         solver: line([each for each in shown if each.solver == solver and not each.caching and not each.precision])
-        for solver in SOLVERS
+        for solver in dict.fromkeys(each.solver for each in shown)
     }
     series = [Series(points, solver, COLOURS[solver], dots=False) for solver, points in whole.items()]
     series.append(Series(line([e for e in shown if e.caching and not e.precision]), "caching", "#a66f00", line=False))
@@ -532,9 +604,30 @@ SLOWER = """\
 of float32: then it saves memory alone. Processors with AMX and all recent GPUs have them for bfloat16. Look at
 `cheaper.difference` before 4 bits.
 """
-WITHOUT_AMX = """\
-Here bfloat16 is slower since this processor offers no AMX: oneDNN then takes its kernels `avx512_core_bf16`, whose
-convolutions, two thirds of a call, need about twice the time of those of float32. float16 is no faster.
+SLOWER_HERE = """\
+Here it is the processor: products of {side} x {side} matrices make {float32} * 10^9 operations a second in float32,
+{bfloat16} in bfloat16 and {float16} in float16, so that no kernel for convolutions, two thirds of a call, could gain by
+these types.
+"""
+WINOGRAD = """\
+## Fewer products
+
+`winograd` computes convolutions of 3 x 3 by Winograd's F(4 x 4, 3 x 3): a quarter of the products, and two transforms
+of the image. The network is the same to rounding, so that this goes with all else. Compiled, what lies between the
+products is fused, and more than twice as much is gained:
+
+```python
+quick = cheaper.winograd(model)
+compiled = torch.compile(quick.network, options={"freezing": True, "cpp_wrapper": True})  # minutes, and one batch size
+quick = dataclasses.replace(quick, network=compiled)
+```
+
+Seconds over those of the network as it was, not compiled:
+"""
+WINOGRAD_NOT = """\
+**When not to use it.** For single images: the transformed weights, four times as many, have to be read for each call.
+On GPUs, whose library chooses Winograd itself. Where memory is short. Nothing can be reused in a network that is
+compiled, below.
 """
 CACHING = """\
 ## Caching
@@ -553,15 +646,14 @@ on the line through the last two in log sigma, by the share of the slope that is
 means over its samples. Planned on {planned} images, measured on {seeds} others. "Seconds" are over the same number of
 whole calls; the last column is over the error of whole calls in the same seconds: where it is below 1, caching pays. It
 pays most for solvers whose last calls do little: UniPC-2, 2M and DDIM leave at most three quarters of the error,
-EVODiff four fifths at best.
+EVODiff more than that.
 """
 DEEPCACHE = """\
 **When not to use it.** Where the plan says "none". With a solver that wastes no call there is little to win. A plan is
 of one solver, number of calls, grid and guidance; another has to be planned.
 
-diffusers' own caches for transformers decide while they run, or by an interval, and keep state between runs; they can
-be used without this. Published gains of caches are over the same solver in the same number of calls. No paper that we
-know holds one against fewer calls at equal cost.
+Published gains of caches are over the same solver in the same number of calls. No paper that we know holds one against
+fewer calls at equal cost.
 
 ### Against every second and every third call
 
@@ -573,7 +665,7 @@ calls are all that we have for them.
 """
 ALL = """## Every combination
 
-{seeds} images.
+{seeds} images. "EVODiff, tuned" has the plans that [`fewstep.tune`](tune.md) finds on {tuned} others.
 """
 
 

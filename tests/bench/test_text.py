@@ -105,6 +105,12 @@ def test_what_is_missing_or_wrong_is_told(folder, clip, tmp_path, monkeypatch):
     torch.save({"scale": torch.ones(3)}, tmp_path / "none.pth")
     with pytest.raises(ValueError, match=r"none\.pth is no linear function"):
         Aesthetic(clip, str(tmp_path / "none.pth"))
+    for bad, number in (("bias", torch.nan), ("weight", torch.inf)):
+        broken = nn.Linear(WIDTH, 1).state_dict()
+        broken[bad].flatten()[0] = number
+        torch.save(broken, tmp_path / "broken.pth")
+        with pytest.raises(ValueError, match=r"broken\.pth holds NaN or inf: copy it again"):
+            Aesthetic(clip, str(tmp_path / "broken.pth"))
     with pytest.raises(ValueError, match="clip is of images and their prompts: give prompts"):
         Plan.of({"metrics": ["clip"]})
     with pytest.raises(ValueError, match="a score cannot be called 'clip'"):

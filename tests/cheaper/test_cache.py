@@ -388,9 +388,40 @@ def test_the_report_follows_the_model_s_own_path(model):
     assert 0 < found.run < 1
     assert 0.5 < found.memory < 1
     assert len(str(found).splitlines()) == 6
-    same = cheaper.difference(model, model, seeds=range(2), nfe=3)
-    assert same.run == 0
-    assert same.memory == 1
+
+
+class Silent(nn.Module):
+    """Answers 0, with a parameter or without one."""
+
+    shape, schedule = (3, 4, 4), fs.EDM()
+
+    def __init__(self, parameters):
+        super().__init__()
+        self.weights = nn.ParameterList([torch.ones(1)] * parameters)
+
+    def forward(self, x, t):
+        return x * 0
+
+
+@pytest.mark.parametrize("of", ["network", "zero", "nothing"])
+def test_a_model_does_not_differ_from_itself(model, of):
+    each = {"network": model, "zero": Silent(1), "nothing": Silent(0)}[of]
+    same = cheaper.difference(each, each, seeds=range(2), nfe=3)
+    assert {(rmse, relative) for _, rmse, relative in same.levels} == {(0.0, 0.0)}
+    assert (same.run, same.memory) == (0, 1)
+
+
+def test_what_is_compiled_can_be_compared():
+    compiled = Silent(1)
+    compiled._orig_mod = nn.Identity()
+    assert cheaper.difference(Silent(1), compiled, seeds=range(2), nfe=2).run == 0
+
+
+def test_what_cannot_be_compared_is_refused():
+    with pytest.raises(TypeError, match="must have shape, schedule and network; function has no shape"):
+        cheaper.difference(lambda x, t: x, lambda x, t: x)
+    with pytest.raises(TypeError, match="must be a torch network, or a model with one"):
+        cheaper.difference(Silent(1), lambda x, t: x)
 
 
 def test_a_rule_says_which_calls_reuse():

@@ -93,10 +93,11 @@ def test_what_has_no_network_is_refused():
         cheaper.half(lambda x, t: x)
     with pytest.raises(TypeError, match="run is needed for a network alone"):
         cheaper.half(Net())
-    compiled = Net()
-    compiled._orig_mod = nn.Identity()  # by which torch.compile's are known
-    with pytest.raises(TypeError, match="is compiled"):
-        cheaper.half(compiled, run=run)
+    for mark in ("_orig_mod", "_compiled_call_impl"):  # of torch.compile, and of Module.compile
+        compiled = Net()
+        object.__setattr__(compiled, mark, nn.Identity())
+        with pytest.raises(TypeError, match="is compiled"):
+            cheaper.half(compiled, run=run)
 
 
 def test_where_nothing_would_be_converted_it_is_refused():

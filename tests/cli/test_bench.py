@@ -166,9 +166,14 @@ def test_what_goes_wrong_is_one_line(tmp_path, reference):
     refused(*gaussian, *reference, "--extractor", "inception", parts=["no weights of Inception"])
     refused(*gaussian, *reference, "--shard", "4/3", code=USAGE, parts=["must be like 2/3"])
     refused("run", "--preset", "evodiff-table2-cifar10", parts=["models: edm-cifar10-32x32-uncond-vp.pkl"])
+    assert not (tmp_path / "out" / "bench.json").exists()
     refused("run", "--model", "fakes:failing", *SMALL, *reference, "--n", "160", parts=["failed at", "are kept"])
     refused("report", tmp_path, parts=["is not of a bench, it has no bench.json"])
     refused("report", tmp_path / "out", parts=["has no rows yet"])
+    plan = (tmp_path / "out" / "bench.json").read_bytes()
+    other = ["--model", "fakes:failing", *SMALL, *reference, "--n", "160", "--batch", "5"]
+    refused("run", *other, parts=["choose another --out"])
+    assert (tmp_path / "out" / "bench.json").read_bytes() == plan
 
 
 def test_a_preset_prints_ours_beside_the_papers(tmp_path):

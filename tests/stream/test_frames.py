@@ -239,12 +239,23 @@ WRONG = {
     "above all": ({"scale": 2.0, "start": 2, "above": 99}, r"above must lie in \[0, .*the first call; got above=99"),
     "no image": ({"scale": 2.0}, r"takes the frame for one, an image: give start="),
     "no calls": ({"nfe": 0}, r"nfe must be an integer of at least 1"),
+    "half a node": ({"start": 1.5}, r"start must be an integer; got start=1.5"),
+    "a node of a word": ({"start": "1"}, r"start must be an integer; got start='1'"),
+    "a node of a truth": ({"start": True}, r"start must be an integer; got start=True"),
+    "half a phase": ({"phases": 1.5}, r"phases must be an integer; got phases=1.5"),
+    "half a place": ({"waiting": 1.5}, r"waiting must be an integer; got waiting=1.5"),
+    "half a seed": ({"seeds": 1.5}, r"seeds must be an integer; got seeds=1.5"),
+    "no scale": ({"start": 1, "scale": math.nan}, r"scale must be a finite number; got scale=nan"),
+    "no delta": ({"start": 1, "scale": 2.0, "delta": math.inf}, r"delta must be a finite number; got delta=inf"),
+    "no level": ({"start": 1, "scale": 2.0, "above": "1"}, r"above must be a finite number; got above='1'"),
+    "no negative": ({"start": 1, "scale": 2.0, "negative": 3}, r"negative must be a function or None; got negative=3"),
+    "no filter": ({"skip": 0.98}, r"skip must be a function or None; got skip=0.98"),
 }
 
 
 @pytest.mark.parametrize(("options", "message"), WRONG.values(), ids=WRONG.keys())
 def test_wrong_options_are_refused_at_the_door(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         stream(DENOISER, [], **options)
 
 

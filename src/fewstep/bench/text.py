@@ -109,6 +109,8 @@ class Aesthetic:
                 f"{path} is no linear function of {clip.identity.split()[0]}'s embeddings ({error}): LAION's are of "
                 f"{CLIP_OF_LAION}"
             ) from error
+        if not bool(self._weight.isfinite().all() & self._bias.isfinite()):
+            raise ValueError(f"{path} holds NaN or inf: copy it again")
         self.clip = clip
 
     def __call__(self, pixels: Tensor, seeds: range) -> Tensor:

@@ -1,10 +1,11 @@
-"""Calls that cost less: half precision and small weights, and reuse of features where it pays. docs/cheaper.md."""
+"""Calls that cost less: half precision, small weights, fewer products, reuse of features. docs/cheaper.md."""
 
 from .cache import Cached, CacheError
 from .cuts import depths
 from .planning import CachePlan, Trial, every, plan_cache
 from .precision import half, load, quantized, save
 from .report import Difference, difference
+from .winograd import winograd
 
 __all__ = [
     "CacheError",
@@ -20,4 +21,5 @@ __all__ = [
     "plan_cache",
     "quantized",
     "save",
+    "winograd",
 ]

@@ -23,15 +23,19 @@ SEEDS, CALLS = 4, 6  # of the run on which layers are looked at
 WEIGHTED = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
 
 
-def network_of(model: Any) -> nn.Module:
-    """The torch module that does the work: `model` itself, or its field `network`; TypeError if there is none."""
+def network_of(model: Any, *, compiled: bool = False) -> nn.Module:
+    """The torch module that does the work: `model` itself, or its field `network`; TypeError if there is none.
+
+    One that is `compiled` may be looked at, but not changed: what was compiled would not see it.
+    """
     network = model if isinstance(model, nn.Module) else getattr(model, "network", None)
     if not isinstance(network, nn.Module):
         raise TypeError(
             f"model must be a torch network, or a model with one as its field network; got {type(model).__name__}: "
             "give the network, and make the model with what is returned"
         )
-    if hasattr(network, "_orig_mod"):  # of torch.compile
+    made = hasattr(network, "_orig_mod") or network._compiled_call_impl is not None  # of torch.compile, Module.compile
+    if made and not compiled:
         raise TypeError("the network is compiled, and what is changed inside would not be seen: compile it afterwards")
     return network
 
@@ -114,7 +118,7 @@ def seen(network: nn.Module, run: Run) -> list[Seen]:
 def weight_bytes(network: nn.Module) -> int:
     """What the parameters and buffers take, quantised ones as they are kept."""
     total = 0
-    for tensor in network.state_dict().values():
+    for tensor in {**dict(network.named_buffers()), **network.state_dict()}.values():
         parts = [tensor]
         if hasattr(tensor, "tensor_data_names"):  # torchao's
             names = [*tensor.tensor_data_names, *getattr(tensor, "optional_tensor_data_names", [])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -53,12 +54,17 @@ def difference(
 ) -> Difference:
     """Compare `cheaper` with `model`, which has shape and schedule, at the states of a run of the latter.
 
-    `of` makes the denoiser of a model for these seeds, such as `lambda model: model.conditioned(labels, guidance)`.
+    `of` makes the denoiser of a model for these seeds, such as `lambda model: model.conditioned(labels, guidance)`. Of
+    a model to itself all is 0, where its answers are, too. TypeError for what has no shape, schedule or network.
     """
     known: Any = model
+    for name in ("shape", "schedule"):
+        if not hasattr(known, name):
+            raise TypeError(f"model must have shape, schedule and network; {type(model).__name__} has no {name}")
     schedule: Schedule = known.schedule
     solver = EVODiff() if solver is None else solver
-    weight = next(network_of(model).parameters())
+    networks = [network_of(each, compiled=True) for each in (model, cheaper)]
+    weight = next(networks[0].parameters(), torch.zeros(()))
     noise = unit_noise(seeds, known.shape, device=weight.device)
     exact, other = of(model), of(cheaper)
     levels: list[Level] = []
@@ -66,12 +72,17 @@ def difference(
     def both(x: Tensor, t: float) -> Tensor:
         answer = exact(x, t)
         off = _rms(other(x, t) - answer)
-        levels.append(Level(schedule.node(t).nsr, off, off / _rms(answer)))
+        levels.append(Level(schedule.node(t).nsr, off, _over(off, _rms(answer))))
         return answer
 
     ends = [sample(each, noise, nfe=nfe, solver=solver, schedule=schedule) for each in (both, other)]
-    memory = weight_bytes(network_of(cheaper)) / weight_bytes(network_of(model))
+    whole, less = (weight_bytes(each) for each in networks)
+    memory = _over(less, whole) if less != whole else 1.0
     return Difference(tuple(levels), _rms(ends[1] - ends[0]), memory)
+
+
+def _over(part: float, whole: float) -> float:
+    return part / whole if whole else math.inf if part else 0.0
 
 
 def _rms(x: Tensor) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,13 +78,24 @@ def run(
         worker = Worker.here(plan.device, job - 1, jobs)
         judge = Judge(plan, worker.device) if worker.leads else None
         check_writable(out)
-        if worker.leads:
-            write_atomically(out / PLAN, (json.dumps(plan.record(), indent=1) + "\n").encode())
         quiet: Any = nullcontext(lambda calls: None)
+
+        @cache
+        def record() -> None:
+            """Beside what is drawn: a run that is refused leaves nothing, and what was there as it was."""
+            if worker.leads:
+                write_atomically(out / PLAN, (json.dumps(plan.record(), indent=1) + "\n").encode())
+
         try_on = judge.try_on if judge else lambda subject: None
         try:
             with progress("drawing", worker.calls(plan), "calls") if worker.leads else quiet as advance:
-                draw(plan, out, worker, advance, set(overwrite.split(",")), try_on)
+
+                def drawn(calls: int) -> None:
+                    record()
+                    advance(calls)
+
+                draw(plan, out, worker, drawn, set(overwrite.split(",")), try_on)
+                record()  # of a worker without a share, too
         except KeyboardInterrupt as interruption:
             raise KeyboardInterrupt(f"the same command goes on from what is in {out}") from interruption
         worker.wait()

@@ -10,6 +10,7 @@ Kodaira et al., StreamDiffusion (2023), section 3.1.
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 import threading
 from collections import deque
@@ -120,18 +121,24 @@ class Stream:
         self._schedule = check_parts(denoiser, solver, schedule)
         nodes, self._stages = plan(self._schedule, solver, nfe=nfe, grid=grid)
         if start is not None:
-            if not 0 <= start < len(nodes) - 1:
+            if not 0 <= _integer("start", start) < len(nodes) - 1:
                 raise ValueError(f"start must be one of the grid's nodes 0 to {len(nodes) - 2}; got start={start!r}")
             nodes = nodes[start:]
             self._stages = planned(solver, self._schedule, nodes)
         self._node, self._images = nodes[0], start is not None
         calls = len(self._stages)
         phases = calls if phases is None else phases
-        if not 1 <= operator.index(phases) <= calls:
+        if not 1 <= _integer("phases", phases) <= calls:
             raise ValueError(f"phases must lie in 1 to {calls}, the calls of a frame; got phases={phases!r}")
         self._stride = -(-calls // phases)
-        if operator.index(waiting) < 1:
+        if _integer("waiting", waiting) < 1:
             raise ValueError(f"waiting must be at least 1; got waiting={waiting!r}")
+        for name, number in {"scale": scale, "delta": delta, "above": above}.items():
+            if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+                raise ValueError(f"{name} must be a finite number; got {name}={number!r}")
+        for name, function in {"negative": negative, "skip": skip}.items():
+            if function is not None and not callable(function):
+                raise TypeError(f"{name} must be a function or None; got {name}={function!r}")
         if scale == 1 and (negative is not None or delta != 1 or above):
             raise ValueError(
                 "negative, delta and above are parts of residual guidance: give its scale, such as scale=1.5"
@@ -144,7 +151,7 @@ class Stream:
             raise ValueError("residual guidance without negative= takes the frame for one, an image: give start=")
         self._guidance = scale, negative, delta
         self._scales = [scale if stage.node.nsr > above else 1.0 for stage in self._stages]
-        self._seeds = iter(seeds) if isinstance(seeds, Iterable) else itertools.repeat(seeds)
+        self._seeds = iter(seeds) if isinstance(seeds, Iterable) else itertools.repeat(_integer("seeds", seeds))
         self._skip, self._waiting = skip, waiting
         self._lock = threading.Lock()  # of the next four
         self._numbers = itertools.count()
@@ -262,6 +269,12 @@ class Stream:
             return run.result
         assert self._last is not None  # a frame is skipped after one that was taken
         return replace(self._last, number=run.number, outcome="skipped" if self._last.error is None else "failed")
+
+
+def _integer(name: str, number: Any) -> int:
+    if isinstance(number, bool) or not hasattr(number, "__index__"):
+        raise TypeError(f"{name} must be an integer; got {name}={number!r}")
+    return operator.index(number)
 
 
 def stream(denoiser: Denoiser, frames: Iterable[Tensor], **options: Any) -> Iterator[Result]:
