@@ -15,6 +15,7 @@ from .base import Solver, Stage
 __all__ = ["forget", "planned"]
 
 KEPT = 32  # plans
+PLAIN: set[type] = {float, int, bool, str}
 LONGEST = 256  # nodes of a plan that is kept; a stage takes about 1 KB, so that all take 8 MB at most
 
 
@@ -45,4 +46,6 @@ def _is_value(thing: Any) -> bool:
     """Whether it is made of numbers and names alone, which cannot change: what is equal to it has the same plan."""
     if is_dataclass(thing) and not isinstance(thing, type):
         return thing.__dataclass_params__.frozen and _is_value(tuple(vars(thing).values()))  # type: ignore[attr-defined]
-    return all(map(_is_value, thing)) if isinstance(thing, tuple) else isinstance(thing, float | int | str | None)
+    if isinstance(thing, tuple):
+        return PLAIN.issuperset(map(type, thing)) or all(map(_is_value, thing))  # a table has a thousand floats
+    return isinstance(thing, float | int | str | None)

@@ -221,7 +221,7 @@ def _ahead(nodes: Sequence[Node], end: float) -> float:
     if end - nodes[-2].lam <= SAME:
         return 0.0
     before, here, there = (each**ROUGH for each in (nodes[-3].nsr, nodes[-2].nsr, math.exp(-end)))
-    return min(LEAD, (here - there) / (before - here))
+    return float(min(LEAD, (here - there) / (before - here)))
 
 
 def _bounded(products: Functional, solver: Functional, along: Functional) -> tuple[float, Functional]:
