@@ -31,8 +31,9 @@ def matrix(function, shape):
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 def test_the_adjoint_is_the_transposed_matrix(operator):
     measured = operator.A(rows(*SHAPE)).shape[1:]
-    forward, adjoint = matrix(operator.A, SHAPE), matrix(operator.A_adjoint, measured)
-    assert torch.allclose(adjoint, forward.T, rtol=0, atol=1e-15)
+    forward = matrix(operator.A, SHAPE)
+    for each in (operator, Linear(operator.function, SHAPE)):  # known, and derived
+        assert torch.allclose(matrix(each.A_adjoint, measured), forward.T, rtol=0, atol=1e-15)
 
 
 def test_a_decoder_with_attention_is_linearised():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -37,18 +38,38 @@ class Spectrum:
 
     def conditional(self, v: Tensor, node: Node) -> Tensor:
         """V v for v (B, C, H, W), V = Cov(x_0 | x) of Gaussian data: s^2 sigma^2 / (alpha^2 s^2 + sigma^2)."""
-        if v.shape[1:] != self.variances.shape:
-            raise ValueError(f"spectrum is of images {tuple(self.variances.shape)}; got x of {tuple(v.shape[1:])}")
-        left = self.variances * (node.sigma**2 / (node.alpha**2 * self.variances + node.sigma**2))
-        return self._images(self._coefficients(v) * left.to(v))
+        return self.prepared(node, v)(v)
+
+    def prepared(self, node: Node, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """v -> `conditional(v, node)` for many v like `like`: what all share is made once."""
+        if like.shape[1:] != self.variances.shape:
+            raise ValueError(f"spectrum is of images {tuple(self.variances.shape)}; got x of {tuple(like.shape[1:])}")
+        left = (self.variances * (node.sigma**2 / (node.alpha**2 * self.variances + node.sigma**2))).to(like)
+        into, back = self._basis(like)
+        return lambda v: back(into(v) * left)
 
     def _coefficients(self, x: Tensor) -> Tensor:
-        rows, columns = (_cosines(side).to(x) for side in x.shape[-2:])
-        return torch.einsum("cd,bchw->bdhw", self.colours.to(x), rows @ x @ columns.T)
+        return self._basis(x)[0](x)
 
     def _images(self, z: Tensor) -> Tensor:
-        rows, columns = (_cosines(side).to(z) for side in z.shape[-2:])
-        return torch.einsum("cd,bdhw->bchw", self.colours.to(z), rows.T @ z @ columns)
+        return self._basis(z)[1](z)
+
+    def _basis(self, like: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """B^T and B."""
+        rows, columns = (_cosines(side).to(like) for side in like.shape[-2:])
+        colours = self.colours.to(like)
+
+        def into(x: Tensor) -> Tensor:
+            return _mixed(colours.T, rows @ x @ columns.T)
+
+        def back(z: Tensor) -> Tensor:
+            return _mixed(colours, rows.T @ z @ columns)
+
+        return into, back
+
+
+def _mixed(colours: Tensor, x: Tensor) -> Tensor:
+    return (colours @ x.flatten(2)).reshape(x.shape)
 
 
 @cache
