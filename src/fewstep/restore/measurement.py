@@ -209,7 +209,7 @@ def check_measurement(operator: Any, y: Tensor, noise: float) -> tuple[int, ...]
         raise ValueError("y must be finite; it holds NaN or inf: leave out what was not measured by a mask")
     if isinstance(noise, bool) or not isinstance(noise, int | float) or not LEAST < noise < 1 / LEAST:
         raise ValueError(
-            f"noise must be the standard deviation of y's noise, positive and finite, with a square that "
+            f"noise must be a number, the standard deviation of y's noise, positive and finite, with a square that "
             f"float32 can hold; got noise={noise!r}: without noise, give that of rounding, such as 1 / 255"
         )
     if not hasattr(operator, "A_adjoint"):

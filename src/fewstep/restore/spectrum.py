@@ -10,6 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ..sampling import check_tensor
 from ..schedule import Node
 
 __all__ = ["Spectrum"]
@@ -28,7 +29,8 @@ class Spectrum:
 
     @classmethod
     def of(cls, images: Tensor) -> Spectrum:
-        """Of images (N, C, H, W), N of 2 or more: of the data, or samples of the model. A hundred will do."""
+        """Of images (N, C, H, W), N of 2 or more, as the model has them: data or its samples. A hundred will do."""
+        check_tensor("images", images, True)
         if images.ndim != 4 or len(images) < 2:
             raise ValueError(f"images must be (N, C, H, W) with N of 2 or more; got shape {tuple(images.shape)}")
         away = images.double() - images.double().mean(0)
