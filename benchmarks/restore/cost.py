@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -32,8 +33,8 @@ from fewstep.restore.residuals import conjugate_residuals
 __all__ = ["KINDS", "LIMIT", "Cost", "compare", "iterations", "operators", "page", "runs"]
 
 CALLS = 10
-BATCHES = {1: 15, 8: 7}  # and how often each is run, one after the other, for its time
-PROCESSES = 3  # for their memory
+BATCHES = {1: 9, 8: 5}  # and how often each is run, one after the other, for its time
+PROCESSES = 3  # of each, for its memory
 LIMIT = 1.2  # of plain sampling's
 NOISE = 0.05
 KEPT = 48  # samples of the model whose spectrum is taken
@@ -71,14 +72,13 @@ def runs(model: Denoiser, schedule: fs.schedule.Schedule, images: Tensor, batch:
     for name, operator in operators(tuple(images.shape[1:])).items():
         y = _measured(operator, clean)
         given = partial(posterior, model, operator, y, noise=NOISE, schedule=schedule)
+        known = given(method="proximal", spectrum=spectrum)
         found |= {
             ("proximal", name): partial(_sampled, given(method="proximal"), noise, schedule),
-            ("proximal, a spectrum", name): partial(
-                _sampled, given(method="proximal", spectrum=spectrum), noise, schedule
-            ),
+            ("proximal, a spectrum", name): partial(_sampled, known, noise, schedule),
             ("RED-Diff", name): partial(_optimised, model, operator, y, schedule, seeds),
-            (PIGDM, name): partial(_sampled, given(method="pigdm"), noise, schedule),
         }
+    found[PIGDM, name] = partial(_sampled, given(method="pigdm"), noise, schedule)
     return found
 
 
@@ -92,34 +92,45 @@ def _optimised(
     return red_diff(model, operator, y, noise=NOISE, schedule=schedule, seeds=seeds, nfe=nfe)
 
 
-def _here(images: Tensor, batch: int) -> dict[tuple[str, str], Run]:
+def measured(images: Tensor, batch: int) -> list[tuple[str, str, list[float], list[int]]]:
+    """Of each kind and operator, seconds of this process's CPU, run in turn; and bytes beyond the model and the data
+    that copies of this process hold at most, each for one run."""
     torch.set_num_threads(1)
     model = load_model(batch=batch)
-    return runs(model, model.schedule, images, batch)
-
-
-def times(images: Tensor, batch: int) -> list[tuple[str, str, list[float]]]:
-    """Seconds of this process's CPU of each, run in turn."""
-    every = _here(images, batch)
-    for run in every.values():
-        run(2)  # imports
-    found: dict[tuple[str, str], list[float]] = {key: [] for key in every}
-    for _ in range(BATCHES[batch]):
-        for key, run in every.items():
-            started = time.process_time()
-            run(CALLS)
-            found[key].append(time.process_time() - started)
-    return [(*key, seconds) for key, seconds in found.items()]
-
-
-def most(images: Tensor, batch: int, kind: str, name: str) -> int:
-    """Bytes that one holds at most beyond the model and the data."""
-    run = _here(images, batch)[kind, name]
+    every = runs(model, model.schedule, images, batch)
     # What is imported at first is no image's memory: of small images, and no network.
     small = torch.randn(2, *SMALL, generator=torch.Generator().manual_seed(0))
-    runs(lambda x, t: x / 2, fs.EDM(), small, 1)[kind, name](2)
-    before = held()
-    return peak(lambda: run(4)) - before  # what is kept from call to call is kept after four
+    for run in runs(lambda x, t: x / 2, fs.EDM(), small, 1).values():
+        run(2)
+    bytes_: dict[tuple[str, str], list[int]] = {key: [] for key in every}
+    for number in range(PROCESSES):
+        for key, run in every.items():
+            say(f"batch {batch}, memory {number + 1}, {' '.join(key)}")
+            bytes_[key].append(_forked(run))
+    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in every}
+    for number in range(1 + BATCHES[batch]):
+        say(f"batch {batch}, time {number}")
+        for key, run in every.items():
+            started = time.process_time()
+            run(CALLS if number else 2)  # the first is to warm up
+            if number:
+                seconds[key].append(time.process_time() - started)
+    return [(*key, seconds[key], bytes_[key]) for key in every]
+
+
+def _forked(run: Run) -> int:
+    """The most that a copy of this process holds more while it runs."""
+    reader, writer = os.pipe()
+    if not (child := os.fork()):
+        before = held()
+        most = peak(lambda: run(4)) - before  # what is kept from call to call is kept after four
+        os.write(writer, str(most).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as told:
+        found = int(told.read())
+    os.waitpid(child, 0)
+    return found
 
 
 class Cost(NamedTuple):
@@ -132,33 +143,20 @@ class Cost(NamedTuple):
 
 
 def compare(file: Path, batch: int) -> dict[tuple[str, str], Cost]:
-    """Medians: of times, of their ratios to plain sampling's in the same turn; of bytes, over processes."""
-    say(f"batch {batch}, times")
-    each: dict[tuple[str, str], list[float]] = {
-        (kind, name): seconds for kind, name, seconds in _apart(file, "--batch", str(batch))
-    }
-    kept: dict[tuple[str, str], list[int]] = {key: [] for key in each}
-    for number in range(PROCESSES):
-        for kind, name in each:
-            say(f"batch {batch}, memory {number + 1}, {kind} {name}")
-            kept[kind, name].append(_apart(file, "--batch", str(batch), "--kind", kind, "--operator", name))
-    base, plain = each[PLAIN, ""], statistics.median(kept[PLAIN, ""])
+    """Medians: of times, of their ratios to plain sampling's in the same turn; of bytes."""
+    command = [sys.executable, "-m", "benchmarks.restore.cost", "--images", str(file), "--batch", str(batch)]
+    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    (_, _, base, kept), *_ = every = json.loads(told.splitlines()[-1])
+    plain = statistics.median(kept)
     return {
-        key: Cost(
+        (kind, name): Cost(
             statistics.median(seconds),
-            statistics.median(kept[key]),
+            statistics.median(bytes_),
             statistics.median(one / other for one, other in zip(seconds, base, strict=True)),
-            statistics.median(kept[key]) / plain,
+            statistics.median(bytes_) / plain,
         )
-        for key, seconds in each.items()
+        for kind, name, seconds, bytes_ in every
     }
-
-
-def _apart(file: Path, *arguments: str) -> Any:
-    """What this program prints in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.restore.cost", "--images", str(file), *arguments]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return json.loads(told.splitlines()[-1])
 
 
 def iterations(
@@ -199,7 +197,7 @@ def _preconditioned(given: Posterior, x: Tensor, t: float, spectrum: Spectrum) -
 
 
 def _preconditioner(samples: Tensor) -> str:
-    model, spectrum, clean = packaged(), Spectrum.of(samples[PROBED:]), samples[:PROBED]
+    model, spectrum, clean = load_model(batch=PROBED), Spectrum.of(samples[PROBED:]), samples[:PROBED]
     rows = []
     for name, operator in operators(model.shape).items():
         say(f"iterations, {name}")
@@ -273,7 +271,7 @@ and memory beside plain sampling's, in one run. Where memory is short, use a met
 Written by `make restore-cost`: the packaged network, {calls} calls, measurements of its samples with noise {noise}.
 Seconds are one thread's CPU time; all are run in turn, {rounds} times, and "of plain" is the median of what each takes
 over plain sampling in its turn. MiB are what a process holds at most beyond imports, model and data; medians of
-{processes}.
+{processes}. The spectrum is that of {kept} samples.
 
 {verdicts}
 
@@ -303,15 +301,12 @@ def main(
     out: Out = None,
     images: Annotated[Path | None, typer.Option(hidden=True)] = None,
     batch: Annotated[int, typer.Option(hidden=True)] = 1,
-    kind: Annotated[str, typer.Option(hidden=True)] = "",
-    operator: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Measure what restoring costs beside plain sampling, and write docs/restore-cost.md."""
     if images is None:
         write(out, page)
     else:
-        kept = torch.load(images, weights_only=True)
-        print(json.dumps(most(kept, batch, kind, operator) if kind else times(kept, batch)))
+        print(json.dumps(measured(torch.load(images, weights_only=True), batch)))
 
 
 if __name__ == "__main__":
