@@ -152,7 +152,7 @@ quality-quick: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 PATH="$$PWD/$(BIN):$$PATH" $(BIN)/mkdocs build --strict
-	@echo "open site/index.html, or: $(BIN)/mkdocs serve"
+	@echo "open site/index.html, or, to have its search too: $(BIN)/mkdocs serve"
 
 figures: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.figures

@@ -91,13 +91,16 @@ def page() -> str:
 
 INTRODUCTION = """# Does the prior know its error?
 
-For those who ask whether EVODiff's prior describes their data. The weights of `EVODiff()` minimise a variance under a
-prior of the sampling path ([least-variance.md](least-variance.md)). The same prior foretells what is left: the error of
-the solver's own run. Beside it stands the error that was measured on the problems of [quality.md](quality.md), by calls
-of the model. Written by `python -m benchmarks.calibration`.
+For those who ask whether EVODiff's prior describes their data. You get the error that the prior foretells of a run
+beside the error that was measured, on problems from Gaussians to guided networks.
 
-The first row of each table is the foretold RMSE, of data of standard deviation 0.5; the others are measured over
-foretold. 1 is a prior that knows; below 1 it is too careful, above too sure.
+The weights of `EVODiff()` minimise a variance under a prior of the sampling path: what is held likely of it before the
+model is asked ([least-variance.md](least-variance.md)). The same prior foretells what is left, the error of the
+solver's own run. The measured errors are of the problems of [quality.md](quality.md), which describes each, by calls of
+the model. Written by `python -m benchmarks.calibration`.
+
+The first row of each table is the foretold RMSE, for data of standard deviation 0.5. The other rows are the measured
+error over the foretold one: at 1 the prior is right, below 1 it is too careful, above 1 too sure.
 """
 READING = """## What it says
 

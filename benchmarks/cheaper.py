@@ -382,11 +382,11 @@ def _advice(taken: Mapping[str, float], found: Mapping[float, Sequence[Point]]) 
             for each in measured
         ]
         shares = [(best.seconds / of, seconds_for(there, base.error) / of) for of in (base.seconds, theirs)]
-        said = f"""- Guidance {guidance:g}: the error of {TARGET} whole calls of EVODiff, {base.error:.2g}, is reached
-            soonest by {best.name}, in {shares[0][0]:.2f} of the seconds of the former"""
+        said = f"""- Guidance {guidance:g}: {TARGET} whole calls of EVODiff leave an error of {base.error:.2g}. The
+            quickest way to it is {best.name}, in {shares[0][0]:.2f} of their seconds"""
         if math.isfinite(theirs):
-            said += f" and {shares[1][0]:.2f} of those of {PEER}"
-        said += f". Where bfloat16 takes {ELSEWHERE} of float32, as on another machine, it would be {shares[0][1]:.2f}"
+            said += f" and {shares[1][0]:.2f} of those that {PEER} needs"
+        said += f". Where bfloat16 takes {ELSEWHERE} of float32, as on another machine, that is {shares[0][1]:.2f}"
         said += f" and {shares[1][1]:.2f}." if math.isfinite(theirs) else f"; {PEER} in {WHOLE[-1]} does not reach it."
         lines.append(textwrap.fill(" ".join(said.split()), 120, subsequent_indent="  "))
     gain = "convert to bfloat16" if half < 1 else "stay in float32, as bfloat16 is slower on this machine"
@@ -488,7 +488,7 @@ def _picture(measured: Sequence[Point]) -> str:
 TOP = """# Cheaper calls
 
 For people who make few calls already and want each to cost less. You get half precision, small weights, and reuse of
-features where it pays, as copies or wrappers of a denoiser or a network; solvers know nothing of them.
+features where it pays. They are copies or wrappers of a denoiser or a network, which every solver takes.
 
 ```python
 from fewstep import cheaper, sample
@@ -509,21 +509,21 @@ model that is compiled: compile what is returned.
 
 Written by `python -m benchmarks.cheaper`, here of the packaged network on {machine}, one thread; with `--model FOLDER`
 of yours, of classes or of prompts. Errors are root mean squares to the converged solution. Seconds are CPU time,
-measured in turn: look at ratios alone. An untrained network has errors that say nothing of a trained one.
+measured in turn: look at their ratios only. Errors of an untrained network say nothing of a trained one.
 
 ![Error against seconds, whole calls as lines, caching and less precision as dots](figures/cheaper.svg)
 """
 PRECISION = """## Precision
 
 `half` converts linear layers and convolutions and leaves in float32 the first and the last layer, norms, and the
-embedding of the time. `quantized` rounds the weights of linear layers, by torchao, and leaves the same, with all layers
-that are given one vector a sample: they are where rounding to 8 bits does harm. Which layers these are is seen in a run
-of your model. Convolutions are not quantised, so that a U-Net gains little; a transformer, whose weights are nearly all
-in linear layers, four times in memory. `tolerance` keeps the layers whose answers, on the states of EVODiff's grid, are
-off by more. 4-bit weights take a byte each in torchao's portable format.
+embedding of the time. `quantized` rounds the weights of linear layers, by torchao. It leaves the same layers as they
+are, and those that are given one vector a sample, where rounding to 8 bits does harm; a run of your model shows which
+they are. Convolutions are not quantised, so that a U-Net gains little; a transformer, whose weights are nearly all in
+linear layers, four times in memory. `tolerance` keeps the layers whose answers, on the states of EVODiff's grid, are
+off by more than it. 4-bit weights take a byte each in torchao's portable format.
 
-"Seconds" and "weights' bytes" are over float32. "Batch mates": how much the first of 8 images changes when it is
-evaluated alone; the model here fills up its batches, so that what is left is the rounding's own.
+"Seconds" and "weights' bytes" are over float32. "Batch mates" is how much the first of 8 images changes when it is
+evaluated alone; the model here fills up its batches, so that only the effect of rounding is left.
 """
 BY_LEVEL = """Root mean square error of the answer, by noise level on the path of the float network:
 """
@@ -539,20 +539,21 @@ convolutions, two thirds of a call, need about twice the time of those of float3
 CACHING = """\
 ## Caching
 
-A call that reuses computes the outer layers alone. Of a U-Net of diffusers, or the packaged one, `depth` d recomputes
-what DeepCache's branch d does; of a transformer of diffusers the first and last d blocks, and what the others would add
-is taken from earlier calls. Networks that cannot be cut are refused. A run begins with the plan's first time; other
-times, an evaluation of the network more or fewer, and other shapes are refused, and an exception drops what was kept.
-Two runs of one wrapper must not be interleaved: make one for each.
+A call that reuses features computes the outer layers alone, and takes from earlier calls what the inner ones would say.
+Of a U-Net of diffusers, or the packaged one, `depth` d recomputes what DeepCache's branch d does; of a transformer of
+diffusers, the first and the last d blocks. Networks that cannot be cut so are refused. A run begins with the plan's
+first time. Other times, an evaluation of the network more or fewer, and other shapes are refused; an exception drops
+what was kept. Two runs of one wrapper must not be interleaved: make one for each.
 """
 PLANS = """### What is planned
 
-`plan_cache` goes from the last call to the end of the first third, and holds each candidate against as many whole calls
-as the same cost buys. Features are not reused as they are: they are foretold on the line through the last two in log
-sigma, by the share that is best. A plan's errors are geometric means over its samples. Planned on {planned} images,
-measured on {seeds} others. "Seconds" are over the same number of whole calls; the last column is over the error of
-whole calls in the same seconds: where it is below 1, caching pays. It pays most for solvers whose last calls do little:
-UniPC-2, 2M and DDIM leave at most three quarters of the error, EVODiff four fifths at best.
+`plan_cache` asks of each call, from the last back to the end of the first third, whether it may reuse. It holds each
+candidate against as many whole calls as the same cost buys. Features are not reused as they are: they are extrapolated
+on the line through the last two in log sigma, by the share of the slope that is best. A plan's errors are geometric
+means over its samples. Planned on {planned} images, measured on {seeds} others. "Seconds" are over the same number of
+whole calls; the last column is over the error of whole calls in the same seconds: where it is below 1, caching pays. It
+pays most for solvers whose last calls do little: UniPC-2, 2M and DDIM leave at most three quarters of the error,
+EVODiff four fifths at best.
 """
 DEEPCACHE = """\
 **When not to use it.** Where the plan says "none". With a solver that wastes no call there is little to win. A plan is
@@ -564,10 +565,11 @@ know holds one against fewer calls at equal cost.
 
 ### Against every second and every third call
 
-DeepCache's package makes every second or third call whole. What that adds to the error of whole calls, and what the
-best of ours of the same solver adds that takes no more seconds, fewer whole calls included; ratios of the two, at least
-a hundredth of the error of whole calls being counted as added. Below 1 ours adds less. Above 1 are runs of 8 calls at
-depth 0 alone, where the rule takes less than our plan, so that fewer whole calls are all that we have for its seconds.
+DeepCache's package makes every second or third call whole. The table has what our best
+choice for the same solver and no more seconds adds to the error of whole calls, over what that rule adds; fewer whole
+calls are among our choices. At least a hundredth of the error of whole calls is counted as added. Below 1 ours adds
+less. Only runs of 8 calls at depth 0 are above 1: the rule takes fewer seconds than our plan there, so that fewer whole
+calls are all that we have for them.
 """
 ALL = """## Every combination
 

@@ -33,8 +33,9 @@ THEIRS = ("simple", "normal", "sgm_uniform", "karras", "exponential", "ddim_unif
 LEVELS = "fewstep"
 SECTIONS = (("SD", 1.0), ("SD", 5.0), ("Flux", 1.0), ("Flux", 5.0))
 BUDGETS = (4, 5, 6, 8, 10, 12, 15, 20)
-IMAGES = 16
+IMAGES = 64  # of 16, one that lands in another mode decides a cell
 FINE = 400  # levels of the converged solution
+NEARLY_ZERO = 1e-3  # sigma / alpha
 AIM = {1.0: 0.7, 5.0: 1.0}  # of the best peer's error, by guidance
 
 Errors = Mapping[tuple[str, str], Sequence[float]]  # by sampler and scheduler, one a budget
@@ -48,38 +49,42 @@ def page(say: Callable[[str], object]) -> str:
     parts = [INTRODUCTION.format(version=comfyui_version.__version__, images=IMAGES, fine=FINE)]
     for kind, cfg in SECTIONS:
         say(f"{kind}, guidance {cfg:g} ...")
-        errors = measured(kind, cfg)
-        parts += [f"## {TITLES[kind]}, guidance {cfg:g}\n"]
+        errors, to_zero = measured(kind, cfg)
+        parts += [f"### {TITLES[kind]}, guidance {cfg:g}\n"]
         parts += [table(["sampler", "scheduler", *map(str, BUDGETS), "mean"], rows_of(errors))]
-        parts += [summary(errors, AIM[cfg])]
+        parts += [summary(errors, to_zero, AIM[cfg])]
     return "\n".join(parts)
 
 
-def measured(kind: str, cfg: float) -> Errors:
-    """RMSE to the converged solution, of every sampler with every scheduler, run by KSampler."""
+def measured(kind: str, cfg: float) -> tuple[Errors, Errors]:
+    """RMSE of every sampler with every scheduler, run by KSampler: to what many steps end at, and to sigma = 0."""
     import comfy.sample
 
     from .comfy_exact import conditioning, patcher
 
     model, noise = patcher(kind), unit_noise(range(IMAGES), SHAPE)
-    exact = converged(model, noise, cfg)
+    references = [converged(model, noise, cfg, to_zero) for to_zero in (False, True)]
     conditions = conditioning(1), conditioning(0)
 
-    def error(name: str, scheduler: str, steps: int) -> float:
+    def errors(name: str, scheduler: str, steps: int) -> list[float]:
         latent = torch.zeros_like(noise)
         out = comfy.sample.sample(
             model, noise, steps, cfg, name, scheduler, *conditions, latent, disable_pbar=True, seed=0
         )
-        return float((out * model.model.latent_format.scale_factor - exact).square().mean().sqrt())
+        out = out * model.model.latent_format.scale_factor
+        return [float((out - exact).square().mean().sqrt()) for exact in references]
 
-    return {
-        (name, scheduler): [error(name, scheduler, steps) for steps in BUDGETS]
+    found = {
+        (name, scheduler): [errors(name, scheduler, steps) for steps in BUDGETS]
         for name in (OURS, *PEERS)
         for scheduler in (*THEIRS, LEVELS)
     }
+    last, zero = ({key: [each[i] for each in of] for key, of in found.items()} for i in range(len(references)))
+    return last, zero
 
 
-def converged(model: Any, noise: Tensor, cfg: float) -> Tensor:
+def converged(model: Any, noise: Tensor, cfg: float, to_zero: bool) -> Tensor:
+    """What many steps end at: denoised at the model's last level or, `to_zero`, far below it."""
     law, flow = model.get_model_object("model_sampling"), model.model.flow
     whole, part, _ = latent_laws()
 
@@ -92,7 +97,9 @@ def converged(model: Any, noise: Tensor, cfg: float) -> Tensor:
         return other + cfg * (wanted - other)
 
     high = 999.0 if flow else float(law.sigma_max)
-    ratios = torch.logspace(math.log10(high), -3, FINE, dtype=torch.float64)
+    low = float(law.sigma_min)
+    low = NEARLY_ZERO if to_zero else low / (1 - low) if flow else low
+    ratios = torch.logspace(math.log10(high), math.log10(low), FINE, dtype=torch.float64)
     sigmas = torch.cat([ratios / (1 + ratios) if flow else ratios, torch.zeros(1, dtype=torch.float64)])
     if flow:
         sigmas = torch.cat([torch.ones(1, dtype=torch.float64), sigmas])
@@ -125,10 +132,15 @@ def mean(values: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def summary(errors: Errors, aim: float) -> str:
-    """Our sampler and levels beside the best peer of each budget on its best scheduler; and beside Euler's."""
+def ratios_of(errors: Errors) -> list[float]:
+    """Our sampler and levels over the best peer of each budget on its best scheduler."""
     peers = [min(errors[name, best_of(errors, name)][i] for name in PEERS) for i in range(len(BUDGETS))]
-    ratios = [ours / peer for ours, peer in zip(errors[OURS, LEVELS], peers, strict=True)]
+    return [ours / peer for ours, peer in zip(errors[OURS, LEVELS], peers, strict=True)]
+
+
+def summary(errors: Errors, to_zero: Errors, aim: float) -> str:
+    """Our sampler and levels beside the best peer of each budget on its best scheduler; and beside Euler's."""
+    ratios = ratios_of(errors)
     beside = [
         (ours / euler, scheduler, steps)
         for scheduler in (*THEIRS, LEVELS)
@@ -139,8 +151,9 @@ def summary(errors: Errors, aim: float) -> str:
     return (
         f"`{OURS}` on `{LEVELS}` over the best of the others on its best scheduler, by calls: "
         + ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        + f"; geometric mean **{mean(ratios):.2f}** (the aim was {aim:g}). Over `euler` on the same levels it is at "
-        f"most {worst:.2f} ({where}, {steps} calls), and above 1.05 in {worse} of {len(beside)} cells.\n"
+        + f"; geometric mean **{mean(ratios):.2f}** (the aim was {aim:g}), of errors to the solution at σ = 0 "
+        f"{mean(ratios_of(to_zero)):.2f}. Over `euler` on the same levels it is at most {worst:.2f} ({where}, {steps} "
+        f"calls), and above 1.05 in {worse} of {len(beside)} cells.\n"
     )
 
 
@@ -164,11 +177,12 @@ sampler.
 ## Install
 
 - **Clone**: `git clone` this repository into `ComfyUI/custom_nodes`, and restart ComfyUI. It brings its own sources.
+  ComfyUI's log then names `custom_nodes/fewstep` among what it loaded, and the dropdowns have the names below.
 - **ComfyUI-Manager**: *Install via Git URL*, with this repository's. It is in no registry yet.
 - **Link** the folder `comfyui` of a clone anywhere into `custom_nodes`.
-- **Copy** the folder `comfyui` there, and install fewstep by `python -m pip` into **ComfyUI's own Python**: in the
-  portable build `python_embeded\\python.exe`, else that of its virtual environment. If it is missing, ComfyUI's log
-  says what to type.
+- **Copy** the folder `comfyui` there, and install fewstep by `python -m pip install FOLDER_OF_A_CLONE` into **ComfyUI's
+  own Python**: in the portable build `python_embeded\\python.exe`, else that of its virtual environment. If it is
+  missing, ComfyUI's log says what to type.
 
 It needs Python 3.11 or newer, and what ComfyUI has anyway. Tried in ComfyUI 0.3.64 and 0.8.0, on the CPU, with a model
 that is known exactly: not with a large one.
@@ -185,9 +199,9 @@ In **KSampler** and **KSamplerAdvanced**: sampler `evodiff`, scheduler `fewstep`
 | scheduler `fewstep` | what suits the model: Karras' on Stable Diffusion's range, `focused` on flows and wide ranges |
 | scheduler `fewstep_focused` | EVODiff's own levels on any model |
 
-As nodes, for SamplerCustom and SamplerCustomAdvanced: *fewstep sampler*, another with all solvers, *fewstep sigmas*.
-Each has tooltips and a help page. *Workflow → Browse Templates → fewstep* has examples: SDXL, Flux, Wan, image to
-image, and the two experts of Wan 2.2.
+As nodes, for SamplerCustom and SamplerCustomAdvanced: *fewstep sampler*, another with all solvers, *fewstep sigmas*,
+and *fewstep tuned plan*. Each has tooltips and a help page. *Workflow → Browse Templates → fewstep* has examples: SDXL,
+Flux, Wan, image to image, and the two experts of Wan 2.2.
 
 - **Image to image.** `denoise` of *fewstep sigmas* begins where `simple` begins: on Flux, 0.3 is σ = 0.57. KSampler's
   `denoise` cuts the end off a longer list, which with `fewstep` as with `karras` begins at much less noise; there, take
@@ -218,15 +232,16 @@ from fewstep.integrations.kdiffusion import sample_evodiff
 k_diffusion.sampling.sample_evodiff = sample_evodiff  # for a flow: sampler(EVODiff(), flow=True)
 ```
 
-# Beside ComfyUI's samplers
+## Beside ComfyUI's samplers
 
-In ComfyUI {version}, by its KSampler on the CPU. The model is exact: a mixture of six Gaussians over latents of
-4 × 8 × 8, in two classes, standard deviation 0.62, of which the prompt names one. Figures are RMSE, over {images}
-latents, to the converged solution ({fine} steps of UniPC-3, to σ = 0) from the same noise and with the same guidance,
-by steps, which are model calls. Each sampler is on `simple`, on the best of ComfyUI's schedulers for it over all
-columns, and on `fewstep`; the last column is the geometric mean, and the least of a column is in bold. `er_sde` draws
-noise, so that its images are others: its figures say no more than that. On Stable Diffusion's levels 0.004 is what the
-last step, from σ = 0.03 to 0, costs everybody. Nothing here says what images look like. Written by `make comfyui`.
+In ComfyUI {version}, by its KSampler on the CPU. The model is exact: a mixture of six Gaussians over latents of 4 × 8 ×
+8, in two classes, standard deviation 0.62, of which the prompt names one. Figures are RMSE, over {images} latents, to
+what {fine} steps of UniPC-3 make of the same noise with the same guidance, by steps, which are model calls. They end as
+a long run in ComfyUI does, with what the model denoises at its last level. Each sampler is on `simple`, on the best of
+ComfyUI's schedulers for it over all columns, and on `fewstep`; the last column is the geometric mean, and the least of
+a column is in bold. `er_sde` draws noise, so that its images are others: its figures say no more than that. Below each
+table is also the mean of errors to the solution at σ = 0: on Stable Diffusion's levels all end 0.004 from it, as the
+model is not asked below σ = 0.03. Nothing here says what images look like. Written by `make comfyui`.
 """
 
 

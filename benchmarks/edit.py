@@ -139,11 +139,13 @@ def page(rows: Sequence[Sequence[str]]) -> str:
 
 INTRODUCTION = """# Editing an image with a pretrained denoiser
 
-For those who want an image of theirs with another class or prompt, its layout kept, from a model as it is.
-`fewstep.edit` finds, for a run of any solver that draws noise, the noise that ends at the image, and runs it again with
-another denoiser. It is the edit-friendly inversion of Huberman-Spiegelglas et al. (2024), there for DDPM. Not for
-finding the one noise of an image, as for interpolation: that is `integrate` over rising nodes,
-[inversion.md](inversion.md), nor for degraded images.
+For those who want an image of theirs with another class or prompt, its layout kept. You get it from the model that you
+have, without training. Not for finding the one noise of an image, as for interpolation, which is `integrate` over
+rising nodes ([inversion.md](inversion.md)), nor for degraded images ([restore.md](restore.md)).
+
+A solver that draws noise on the way draws some at every step. `fewstep.edit` finds the noise, step by step, with which
+the run would have ended at your image: its *maps*. Then it runs the solver again with the same maps and another
+denoiser. This is the edit-friendly inversion of Huberman-Spiegelglas et al. (2024), who have it for DDPM.
 
 ```python
 import fewstep as fs
@@ -157,9 +159,9 @@ moved = edit.replay(model.conditioned(cat), maps.changed(lambda each: each.roll(
 maps = edit.invert(model.conditioned(cat), images, nodes[6:], seeds=range(len(images)))  # a skipped start
 ```
 
-Each costs one call a step; the maps, as much memory as the image times the nodes. `solver=` is DDPM if not given, and
-may be `SDEDPMSolverPP()`, `ERSDE()`, `SASolver()` or `Stochastic(EVODiff(), eta)`. Other seeds give other maps, and
-other edits of the same image, where the inversion of the ODE has one.
+`invert` and `replay` cost one call a step each. The maps take the memory of the image times the number of nodes.
+`solver=` is DDPM if not given, and may be `SDEDPMSolverPP()`, `ERSDE()`, `SASolver()` or `Stochastic(EVODiff(), eta)`.
+Other seeds give other maps, and other edits of the same image, while the inversion of the ODE has one.
 
 `python -m benchmarks.edit --data DATA --out docs/edit.md` measures the table and draws the picture: ten edits of {each}
 images each, which the packaged classifier is sure of, in Karras' {steps} steps of the packaged model. Layout is

@@ -117,7 +117,8 @@ INTRODUCTION = """# Where a model decides
 For people who ask where in a run calls are worth making. You get the speed at which an image is decided, by noise
 level, for the packaged network; a command draws it for yours.
 
-`fewstep analyze` measures where the conditional entropy of what a model makes falls. This page is that of the packaged
+The conditional entropy of the image, given its noisy state, says how much of the image is still open. `fewstep analyze`
+measures at which noise levels it falls: there the image is decided. This page is that of the packaged
 network, of {seeds} samples of its own, written by `python -m benchmarks.entropy`. `fewstep analyze --out entropy.png`
 draws it for yours.
 
@@ -128,21 +129,21 @@ that ratio,
 
     -dH(x₀ | x)/dλ = e^(2λ) Var(x₀ | x) = Var(ε | x)    nats an element
 
-So the variance that noise prediction has left, given x, *is* the speed at which the image is decided, and that of data
-prediction is it times (σ/α)². The papers' claim that data prediction has the less conditional variance therefore holds
-where the signal is larger than the noise, σ < α, for every model, and is the other way round where it is smaller.
+So the variance that is left of the noise, given x, *is* the speed at which the image is decided. The variance that is
+left of the data is (σ/α)² times that. The papers claim that predicting the data leaves less variance than predicting
+the noise: that holds for every model where the signal is larger than the noise, σ < α, and not where it is smaller.
 
-In the tables "nats left" are those between the level and the last, and the dots are EVODiff's own levels for 8 calls.
+A nat is the unit of entropy in natural logarithms, 1.44 bits. In the tables "nats left" are those between the level and
+the last one, and the dots are EVODiff's own levels for 8 calls.
 The variance is the mean squared error of the network's reconstruction, which is more than the conditional variance
 where the network errs; with guidance it is that of the guided answer on guided samples, which is no conditional mean.
 """
 READING = """## What it says of a grid
 
-Entropy falls fastest among clean levels, where the last bits of every pixel are settled one by one, and a grid in
-proportion to it would spend most calls there. `focused` has few of them: the answer hardly changes from there on, so
-that a long step loses little. It is where entropy falls *and* answers change that calls are worth most, and how much of
-both there is differs between models: `fewstep tune` measures it by what it is wanted for, the error of the run.
-[tune.md](tune.md)
+Entropy falls fastest among clean levels, where the last bits of every pixel are settled one by one. A grid in
+proportion to it would spend most calls there. `focused` makes few calls there: the answer hardly changes any more, so
+that a long step loses little. Calls are worth most where entropy falls *and* answers change. How much of both there is
+differs between models; `fewstep tune` measures it by what counts, the error of the run ([tune.md](tune.md)).
 """
 
 
@@ -151,8 +152,9 @@ STEPS = """## What each step leaves
 The papers judge a step by the variance of its transition, and by the error of what the model then makes of the state.
 Both are measured here against the converged path from the same noise, in runs of {calls} calls at the default's nodes:
 *added* is the mean square by which the state before the call differs from the path, in units of the image; *off* is the
-mean square by which the answer there differs from the image that the path ends at. No answer can be counted on to be
-less off than that at the converged path itself. `fewstep analyze --nfe {calls}` measures it for your model.
+mean square by which the answer there differs from the image that the path ends at. The answer at the converged path
+itself ("converged: off") is what the others are held against: no state should be expected to give a better one.
+`fewstep analyze --nfe {calls}` measures it for your model.
 
 The second table has what the papers' rule balances its correction by, η and ζ, over samples: as printed (*paper*) and
 as in the authors' code (*published*), which halves η and divides by ζ. "At most" ends the interval from 1 that

@@ -7,7 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import typer
@@ -15,9 +15,10 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPC
 from torch import Tensor
 
 from fewstep.integrations.diffusers import EVODiffScheduler
-from fewstep.sampling import integrate, plan
+from fewstep.sampling import plan, sample
 from fewstep.schedule import EDM
 from fewstep.solvers import DDIM, DPMSolverPP, EVODiff, Heun, Solver, UniPC
+from fewstep.solvers.core.planned import KEPT, LONGEST, forget
 
 from .command import Out, write
 
@@ -50,77 +51,91 @@ SCHEDULERS: Mapping[str, Callable[[], Any]] = {
 }
 
 
-def measure(shape: tuple[int, ...], rounds: int = ROUNDS) -> dict[str, tuple[float, float]]:
+class Times(NamedTuple):
+    """Of a run, in seconds or microseconds a call: its loop, and what is done once before it, first and then again."""
+
+    loop: float
+    first: float
+    again: float
+
+
+def measure(shape: tuple[int, ...], rounds: int = ROUNDS) -> dict[str, Times]:
     """Median microseconds per call of each candidate, without and with what is done once per run."""
     noise, answer = torch.randn(shape), torch.randn(shape)
-    candidates: dict[str, Callable[[Tensor, Tensor], tuple[float, float]]] = {
+    candidates: dict[str, Callable[[Tensor, Tensor], Times]] = {
         **{name: _scheduler(make) for name, make in SCHEDULERS.items()},
         **{name: _ours(solver) for name, solver in OURS.items()},
     }
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
+    times: dict[str, list[Times]] = {name: [] for name in candidates}
     for _ in range(rounds + WARM_UP):
         for name, run in candidates.items():
-            times[name].append(run(noise, answer))
+            forget()
+            loop, first, again = run(noise, answer)
+            times[name].append(Times(loop, loop + first, loop + again))
     scale = 1e6 / CALLS
     return {
-        name: (
-            statistics.median(loop for loop, _ in runs[WARM_UP:]) * scale,
-            statistics.median(loop + once for loop, once in runs[WARM_UP:]) * scale,
-        )
+        name: Times(*(statistics.median(column) * scale for column in zip(*runs[WARM_UP:], strict=True)))
         for name, runs in times.items()
     }
 
 
-def _ours(solver: Solver) -> Callable[[Tensor, Tensor], tuple[float, float]]:
-    def run(noise: Tensor, answer: Tensor) -> tuple[float, float]:
-        started = time.perf_counter()
-        nodes, _ = plan(EDM(), solver, nfe=CALLS)
-        planned = time.perf_counter()
-        integrate(lambda x, t: answer, noise * nodes[0].sigma, nodes, solver=solver, schedule=EDM(), nfe=CALLS)
-        done = time.perf_counter()
-        # integrate plans once more: what it takes for that is not the loop's.
-        return done - planned - (planned - started), planned - started
+def _ours(solver: Solver) -> Callable[[Tensor, Tensor], Times]:
+    schedule = EDM()
+
+    def run(noise: Tensor, answer: Tensor) -> Times:
+        first, again = (_timed(lambda: plan(schedule, solver, nfe=CALLS)) for _ in range(2))
+        whole = _timed(lambda: sample(lambda x, t: answer, noise, nfe=CALLS, solver=solver, schedule=schedule))
+        return Times(whole - again, first, again)
 
     return run
 
 
-def _scheduler(make: Callable[[], Any]) -> Callable[[Tensor, Tensor], tuple[float, float]]:
+def _scheduler(make: Callable[[], Any]) -> Callable[[Tensor, Tensor], Times]:
     scheduler = make()
 
-    def run(noise: Tensor, answer: Tensor) -> tuple[float, float]:
-        started = time.perf_counter()
-        scheduler.set_timesteps(CALLS)
-        planned = time.perf_counter()
-        x = noise
+    def run(noise: Tensor, answer: Tensor) -> Times:
+        first, again = (_timed(lambda: scheduler.set_timesteps(CALLS)) for _ in range(2))
+        return Times(_timed(lambda: loop(noise, answer)), first, again)
+
+    def loop(x: Tensor, answer: Tensor) -> None:
         with torch.no_grad():
             for t in scheduler.timesteps:
                 scheduler.scale_model_input(x, t)
                 x = scheduler.step(answer, t, x, return_dict=False)[0]
-        return time.perf_counter() - planned, planned - started
 
     return run
+
+
+def _timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def page() -> str:
     """The figures as Markdown."""
     lines = [
         INTRODUCTION.format(
-            calls=CALLS, rounds=ROUNDS, few=FEW_ROUNDS, threads=torch.get_num_threads(), machine=platform.machine()
+            calls=CALLS,
+            rounds=ROUNDS,
+            few=FEW_ROUNDS,
+            kept=KEPT,
+            longest=LONGEST - 1,
+            threads=torch.get_num_threads(),
+            machine=platform.machine(),
         )
     ]
     for shape in SHAPES:
         figures = measure(shape, FEW_ROUNDS if math.prod(shape) > LARGE else ROUNDS)
-        base, base_run = figures[BASE]
-        lines += [f"## {shape}, float32", "", "| solver | µs per call | of UniPC's | with set-up | of UniPC's |"]
-        lines.append("|---|---|---|---|---|")
-        lines += [
-            f"| {name} | {loop:.0f} | {loop / base:.2f} | {run:.0f} | {run / base_run:.2f} |"
-            for name, (loop, run) in figures.items()
-        ]
+        lines += [f"## {shape}, float32", "", HEAD, "|---|---|---|---|---|---|---|"]
+        for name, found in figures.items():
+            pairs = zip(found, figures[BASE], strict=True)
+            lines.append(f"| {name} | {' | '.join(f'{own:.0f} | {own / base:.2f}' for own, base in pairs)} |")
         lines.append("")
     return "\n".join(lines)
 
 
+HEAD = "| solver | µs per call | of UniPC's | in a first run | of UniPC's | in later runs | of UniPC's |"
 INTRODUCTION = """# Overhead
 
 For people with a fast model, who ask what the solver costs beside it. You get microseconds a call, of our solvers and
@@ -128,8 +143,11 @@ of diffusers' schedulers; with a large model they do not matter.
 
 What the solvers themselves cost, written by `make bench-overhead`: runs of {calls} calls of a denoiser that returns a
 ready tensor, medians of {rounds} runs of each in turn, {few} of large tensors, {threads} threads ({machine}). Ours is
-the whole loop of `fewstep.sample`, without the model; of schedulers it is `step` and `scale_model_input` alone. "With
-set-up" adds what is done once a run: planning, and `set_timesteps`. Compare ratios, not microseconds.
+the whole loop of `fewstep.sample`, without the model; of schedulers it is `step` and `scale_model_input` alone.
+
+The other columns add what is done once a run: levels, checks and planning, and `set_timesteps`. A first run plans.
+Later runs of the same solver, schedule and levels find the plan: the last {kept} are kept, of at most {longest} steps.
+Solvers with statistics of a model and tuned ones are planned each time. Compare ratios, not microseconds.
 """
 
 

@@ -117,8 +117,9 @@ def page(
 
 TEXT = """# Streams
 
-For people whose images come one after another, from a camera or a video, and who want each soon. You get frames in
-different phases of their runs served by one call of the model, and the image that each would have had alone.
+For people whose images come one after another, from a camera or a video, and who want each soon. You get one
+call of the model for several frames, each at another step of its run, and for each frame the image that it would have
+had alone.
 
 ```python
 from fewstep.stream import Similar, Stream
@@ -133,7 +134,7 @@ A result says whether its frame was done, skipped, dropped or failed: the queue 
 not touch the others. On CPU an image is that of its frame alone, to the bit, if the model's answer for a sample does
 not depend on the others: `load_model(batch=8)` sees to that.
 
-**When not to use it.** Where all images are there at once, a batch is as fast and simpler. Where a call of one image
+**When not to use it.** Where all images are there at once, a batch is as fast and simpler. Where a call for one image
 uses the whole machine, phases gain nothing.
 
 Written by `python -m benchmarks.stream`: {frames} frames of {calls} calls each, medians of {rounds} rounds in turn,
@@ -147,12 +148,12 @@ unconditional answer to the frame's first x, which is one call a frame (RCFG; St
 to guidance that asks the model twice:
 
 {guidance}
-The first row has no guidance at all. What is known stands still while x nears the image, so that each call pushes
-further from it what the last one had pushed: down to the clean end the image is lost. `above=1.0` guides at noise
+The first row has no guidance at all. What is known stands still while x nears the image, so that each call pushes on in
+the same direction; by the clean end the image is lost. `above=1.0` guides at noise
 levels above 1 alone: with one call of the negative that is nearer to whole guidance than none is, at every scale here.
 
-**When not to use it.** Without `above`, unless the run ends in noise. By the frame it steers away from the frame, which
-is not what guidance does. Where two calls fit, make two.
+**When not to use it.** Without `above`, unless the run ends in noise. Guided by the frame, a run is steered away from
+the frame, which is not what guidance does. Where two calls fit, make two.
 
 ## Several devices
 
@@ -208,7 +209,7 @@ loses less, as it had less to lose, and stays behind EVODiff on the same devices
 PCPP sends only what borders on a patch, which cannot be less stale.
 
 **ASGDiffusion** makes images larger than those a model was trained on, from patches that follow a smaller image's
-structure, each on its device. That is another image than the model's own, so that there is no solution to hold it to,
+structure, each on its device. That is another image than the model's own: there is no solution to hold it against,
 and nothing of it is here.
 
 **When not to use several devices.** For many images at once one process a device wins: nothing is sent.

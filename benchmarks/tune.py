@@ -227,12 +227,12 @@ def _cells(gains: Sequence[Gain]) -> str:
 INTRODUCTION = """# Tune your model
 
 For people with one model, one guidance scale and some minutes. You get a plan that was measured on that model: its
-noise levels and weights, what it gained on other seeds, and that in numbers. If the model changes often, take the
-default.
+noise levels and its weights, and in numbers what it gained on seeds that it was not tuned on. If the model changes
+often, take the default.
 
-`EVODiff()` plans with a fixed prior, that of images in [-1, 1]. `fewstep tune` measures one for your model: where the
-nodes should be and how the answers are weighed, for each number of calls, with your guidance. It needs the model and
-minutes; nothing is trained and no data are needed. This page is written by `python -m benchmarks.tune`.
+`EVODiff()` plans with a fixed prior, that of images in [-1, 1]. `fewstep tune` measures on your model instead where the
+nodes (noise levels) should be and how the answers are weighed, for each number of calls, with your guidance. Nothing is
+trained and no data are needed. This page is written by `python -m benchmarks.tune`.
 
     fewstep tune --model FOLDER --guidance 4 --nfe 5,8,10 --out plan.json
     fewstep sample --model FOLDER --guidance 4 --nfe 8 --solver tuned --plan plan.json
@@ -248,22 +248,22 @@ In Python, for any denoiser:
 
 At most {most:,} evaluations of a single sample for each number of calls, 63 for each seed for the reference ({seeds}
 seeds unless told otherwise), and two runs of the held-out half for the report. `fewstep tune` says the sum before it
-begins; with guidance each is two of the network. What is known is kept as soon as it is known: after an interruption
-the same command goes on. Memory is that of a batch. A step of a tuned plan is the default's, with other numbers.
+begins; with guidance each is two of the network. What was measured is kept: after an interruption the same command
+goes on. The memory is that of one batch. A step of a tuned plan costs what the default's costs.
 
 ## What it says
 
-Half of the seeds are tuned on. On the other half the report has the error of the default, that of the tuned plan, and
-a 95 % interval of their ratio over seeds. Where nothing was gained the file says so, and the default runs. A number of
-calls that was not tuned is planned with the numbers of the nearest one. The file is JSON, numbers and words; it is
-refused on another schedule, and for another model or guidance there is a warning.
+The plan is tuned on half of the seeds. On the other half the report has the error of the default, that of the tuned
+plan, and a 95 % interval of their ratio over seeds. Where nothing was gained the file says so, and the default runs. A
+number of calls that was not tuned is planned with the numbers of the nearest one. The file is JSON, numbers and words;
+it is refused on another schedule, and for another model or guidance there is a warning.
 
 ## How it is done
 
-The numbers behind the default, of its grid, its prior and its trust, are varied together first, then each node and each
-weight by itself, pulled towards the plan of the former: `tuning.py` has the equations. A step keeps the weight of x and
-the sum of the weights, as DDIM has them, and how far each sample is trusted is measured while it runs, as in
-[least-variance.md](least-variance.md).
+First the numbers behind the default are varied together: those of its grid, its prior and its trust. Then each node and
+each weight is varied by itself, with a pull towards the plan of the first search: `tuning.py` has the equations. A step
+keeps the weight of x and the sum of the weights, as DDIM has them, and how far each sample is trusted is measured while
+it runs, as in [least-variance.md](least-variance.md).
 
 What was tried and is not in it:
 
@@ -288,8 +288,8 @@ OTHERS = """
 
 Exact denoisers, and networks of galaxies, of the report split of [stress.md](stress.md), each on its schedules.
 "Best peer" is the best of 7 solvers at the best levels, chosen in each cell afterwards. The error is over 128 samples,
-16 for networks; the geometric mean is over cells. Few samples of a mixture end between two components, and the
-error of a cell is often that of one of them.
+16 for networks; the geometric mean is over cells. Few samples of a mixture end between two components, and often
+one such sample is most of the error of its cell.
 """
 READING = f"""
 ## When it does not pay

@@ -13,9 +13,11 @@ if (SOURCE / "fewstep").is_dir() and str(SOURCE) not in sys.path:
 try:
     from fewstep.integrations.comfy import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, register
 except ModuleNotFoundError as error:
+    missing = error.name.partition(".")[0]
+    source = "FOLDER_OF_A_CLONE" if missing == "fewstep" else missing  # fewstep itself is on no index
     raise ImportError(
         f"ComfyUI's Python has no module {error.name}: clone fewstep's repository into custom_nodes, or type\n"
-        f'    "{sys.executable}" -m pip install {error.name.partition(".")[0]}'
+        f'    "{sys.executable}" -m pip install {source}'
     ) from error
 
 WEB_DIRECTORY = "./web"

@@ -2,6 +2,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from fewstep.solvers.core.planned import forget
+
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
 
@@ -9,6 +11,12 @@ settings.load_profile("steady")
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _without_plans():
+    """What a test puts in place of a number or a function, no plan that is kept has seen."""
+    forget()
 
 
 @pytest.fixture(autouse=True, scope="session")

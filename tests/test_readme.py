@@ -1,12 +1,16 @@
 """The first page: short, and each of its snippets, names and numbers is what the code and the other pages have."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+
+import fewstep
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -103,3 +107,13 @@ def test_what_is_chosen_in_comfyui_is_in_its_dropdowns():
     page = (ROOT / "docs" / "comfyui.md").read_text(encoding="utf-8")
     assert f"| sampler `{names['sampler_name']}` |" in page
     assert f"| scheduler `{names['scheduler']}` |" in page
+
+
+def test_a_script_beside_the_clone_finds_the_package(tmp_path):
+    """`git clone` makes a folder `fewstep`; a script in the folder above imports that, not what was installed."""
+    (tmp_path / "fewstep").symlink_to(ROOT)
+    (tmp_path / "own.py").write_text("import fewstep.table\nprint(fewstep.__version__, fewstep.__file__)")
+    said = subprocess.run([sys.executable, "own.py"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    version, file = said.split()
+    assert version == fewstep.__version__
+    assert Path(file) == tmp_path / "fewstep" / "src" / "fewstep" / "__init__.py"

@@ -68,6 +68,15 @@ def test_every_page_is_in_the_navigation_once():
     assert sorted(named) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
 
 
+def test_all_evidence_is_in_the_list_of_it():
+    (tab,) = re.findall(
+        r"^  - Evidence:\n((?:      - .*\n)+)", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    listed = (DOCS / "evidence.md").read_text(encoding="utf-8")
+    pages = re.findall(r"(\S+\.md)$", tab, re.MULTILINE)
+    assert [page for page in pages if page != "evidence.md" and f"]({page}" not in listed] == []
+
+
 def test_every_family_of_solvers_is_on_its_page_and_in_the_reference():
     listed = (DOCS / "solvers.md").read_text(encoding="utf-8")
     assert [family.__name__ for family in FAMILIES if family.__name__ not in listed] == []

@@ -21,6 +21,7 @@ from .prediction import Denoiser, schedule_of
 from .schedule import Node, Schedule, mismatch
 from .solvers import EVODiff, Solver, Stage
 from .solvers.core.base import renoise
+from .solvers.core.planned import planned
 
 __all__ = ["DenoiserError", "Step", "integrate", "plan", "sample", "trajectory", "unit_noise"]
 
@@ -170,7 +171,7 @@ def _steps_of(
     schedule = check_parts(denoiser, solver, schedule)
     check_tensor("x", x, differentiable)
     grid = _of(schedule, checked(nodes), "nodes")
-    stages = solver.plan(schedule, grid, None if nfe is None else _budget(nfe))
+    stages = planned(solver, schedule, grid, None if nfe is None else _budget(nfe))
     state = x.to(_working(x.dtype))
     draw = _step_noise(solver, grid[0], stages, state, seeds)
     return drive(denoiser, state, grid[0], stages, x.dtype, draw, differentiable), len(stages)
@@ -272,7 +273,7 @@ def plan(
         raise TypeError(f"grid must be a grid such as karras(rho=7), or explicit times; got {grid!r}")
     if grid is not None and not callable(grid):
         nodes = _of(schedule, _falling(from_times(schedule, grid)), "grid")
-        return nodes, solver.plan(schedule, nodes, nfe)
+        return nodes, planned(solver, schedule, nodes, nfe)
     make = solver.grid if grid is None else grid
     nfe = DEFAULT_NFE if nfe is None else nfe
     # The fewest steps that use up the budget. What a step costs depends on how the grid ends, but more steps never cost
@@ -291,7 +292,7 @@ def plan(
             below = middle
         else:
             steps, (nodes, stages) = middle, found
-    return nodes, stages if len(stages) == nfe else solver.plan(schedule, nodes, nfe)
+    return nodes, stages if len(stages) == nfe else planned(solver, schedule, nodes, nfe)
 
 
 def _budget(nfe: int) -> int:
@@ -312,7 +313,7 @@ def _steps(
     nodes = _of(schedule, _falling(checked(make(schedule, steps), "grid")), "grid")
     if len(nodes) != steps + 1:
         raise ValueError(f"grid must return steps + 1 = {steps + 1} nodes; got {len(nodes)}")
-    return nodes, solver.plan(schedule, nodes)
+    return nodes, planned(solver, schedule, nodes)
 
 
 def _of(schedule: Schedule, nodes: tuple[Node, ...], name: str) -> tuple[Node, ...]:

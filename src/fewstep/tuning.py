@@ -447,7 +447,7 @@ class Search:
                 nodes[k] = self.schedule.node(self.schedule.time_at(nodes[k].lam + by))
         if any(t.lam - s.lam < CLOSEST for s, t in pairwise(nodes)):
             raise Beyond
-        stages = family.stages(nodes, self.schedule.data_scale)
+        stages = family.stages(nodes, self.schedule.data_scale, self.schedule.lam_range[1])
         own: dict[tuple[str, int, int], float] = {
             (slot.kind, slot.stage, slot.k): by for slot, by in zip(self.slots, v, strict=True)
         }

@@ -381,7 +381,8 @@ def test_what_goes_into_custom_nodes_holds_them_and_registers(comfy, monkeypatch
     assert "evodiff" in comfy.KSampler.SAMPLERS
 
 
-def test_a_copy_without_fewstep_says_what_to_type(tmp_path):
+@pytest.mark.parametrize(("missing", "source"), [("fewstep", "FOLDER_OF_A_CLONE"), ("numpy", "numpy")])
+def test_a_copy_without_what_it_needs_says_what_to_type(tmp_path, missing, source):
     copy = tmp_path / "comfyui"
     copy.mkdir()
     (copy / "__init__.py").write_text((ROOT / "comfyui" / "__init__.py").read_text())
@@ -389,16 +390,16 @@ def test_a_copy_without_fewstep_says_what_to_type(tmp_path):
 import runpy, sys
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name == "fewstep":
-            raise ModuleNotFoundError("No module named 'fewstep'", name="fewstep")
+        if name == "{missing}":
+            raise ModuleNotFoundError("No module named '{missing}'", name="{missing}")
 sys.meta_path.insert(0, Missing())
 runpy.run_path({str(copy / "__init__.py")!r})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-2:]
-    assert last[0].startswith("ImportError: ComfyUI's Python has no module fewstep: clone")
-    assert last[1] == f'    "{sys.executable}" -m pip install fewstep'
+    assert last[0].startswith(f"ImportError: ComfyUI's Python has no module {missing}: clone")
+    assert last[1] == f'    "{sys.executable}" -m pip install {source}'
 
 
 def test_a_python_that_is_too_old_is_named(monkeypatch):

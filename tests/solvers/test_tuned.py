@@ -25,7 +25,7 @@ OTHER = Family(center=0.4, rise=-0.3, surprise=0.5, reach=-0.5, trusted=0.7)
 def tuned(schedule, calls=CALLS, family=OTHER, **rest):
     nodes = family.nodes(schedule, calls)
     std = schedule.data_scale * math.exp(family.scale)
-    measured = Measured.of(nodes, family.stages(nodes, schedule.data_scale), std, family)
+    measured = Measured.of(nodes, family.stages(nodes, schedule.data_scale, schedule.lam_range[1]), std, family)
     return Tuned({calls: measured}, describe(schedule), **rest)
 
 
@@ -40,7 +40,7 @@ def drawn(solver, schedule, **how):
 def test_the_family_of_nothing_changed_is_the_default(schedule, calls):
     nodes = Family().nodes(schedule, calls)
     assert nodes == EVODIFF.grid(schedule, calls)
-    assert Family().stages(nodes, schedule.data_scale) == list(EVODIFF.plan(schedule, nodes))
+    assert Family().stages(nodes, schedule.data_scale, schedule.lam_range[1]) == list(EVODIFF.plan(schedule, nodes))
 
 
 EVODIFF = fs.EVODiff()
@@ -72,13 +72,15 @@ def test_a_file_holds_all_of_it(schedule, tmp_path):
 def test_other_budgets_are_planned_as_the_tuned_one_was(calls, schedule):
     nodes, stages = fs.sampling.plan(schedule, tuned(schedule), nfe=calls)
     assert nodes == OTHER.nodes(schedule, calls)
-    assert list(stages) == OTHER.stages(nodes, schedule.data_scale)
+    assert list(stages) == OTHER.stages(nodes, schedule.data_scale, schedule.lam_range[1])
 
 
 def test_other_levels_are_planned_as_the_tuned_ones_were():
     schedule = fs.EDM()
     nodes = fs.karras(schedule, CALLS)
-    assert list(tuned(schedule).plan(schedule, nodes)) == OTHER.stages(nodes, schedule.data_scale)
+    assert list(tuned(schedule).plan(schedule, nodes)) == OTHER.stages(
+        nodes, schedule.data_scale, schedule.lam_range[1]
+    )
 
 
 def test_where_the_default_was_no_worse_it_runs():

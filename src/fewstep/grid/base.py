@@ -189,7 +189,8 @@ def focused(
         power = fall_of(lams[-1] - lams[0], n) if fall is None else fall
         density = 1 / (np.exp(rise * z) + np.exp(-power * z))
         share = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-        return evenly(lambda u: schedule.time_at(float(np.interp(1 - u, share / share[-1], lams))))(n)
+        at = 1 - (1 - np.arange(1, n) / n)
+        return map(schedule.time_at, np.interp(at, share / share[-1], lams).tolist())
 
     return between(schedule, steps, to_zero, lam_ends(schedule), inner, data_std)
 

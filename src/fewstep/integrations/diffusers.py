@@ -34,6 +34,7 @@ from ..prediction import KINDS, to_denoised
 from ..schedule import Discrete, Flow, Node
 from ..solvers import Solver, Stage, Tuned
 from ..solvers.core.base import choice
+from ..solvers.core.planned import planned
 from ..solvers.evodiff.solver import RULES
 from ..table import SOLVERS
 from .differences import as_differences
@@ -273,7 +274,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """Plan the run that begins at this index, with no history."""
         nodes = self._nodes[index:]
         solver = self._tuned or _solver(self.config, isinstance(self._schedule, Flow), channels)
-        self._stages = as_differences(solver.plan(self._schedule, nodes, len(nodes) - 1))
+        self._stages = as_differences(planned(solver, self._schedule, nodes, len(nodes) - 1))
         self._start = self._next = index
         self._channels = channels
         self._memory, self._before = Memory(), Memory()

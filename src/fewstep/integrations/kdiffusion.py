@@ -43,6 +43,7 @@ from ..solvers import (
     UniPC,
 )
 from ..solvers.core.base import renoise
+from ..solvers.core.planned import planned
 
 __all__ = ["History", "get_sigmas", "get_sigmas_focused", "get_sigmas_tuned", "sample_evodiff", "sampler"]
 
@@ -164,11 +165,11 @@ def _sample(
     rises = nodes[0][1].lam < nodes[0][0].lam
     if history is None or solver.calls_per_step > 1 or len(pieces) > 1 or rises:
         history = None
-        plans = [solver.plan(schedule, checked(own)) if len(own) > 1 else () for own in nodes]
+        plans = [planned(solver, schedule, checked(own)) if len(own) > 1 else () for own in nodes]
     else:
         (own,) = nodes
         before, state = history.take(solver, schedule, own[0], x.to(working))
-        plan = solver.plan(schedule, checked((*before, *own, *_ahead(own, schedule))))
+        plan = planned(solver, schedule, checked((*before, *own, *_ahead(own, schedule))))
         plans = [plan[len(before) : len(before) + len(own) - 1]]
     noise = _noise(solver, nodes, plans, x, sigmas, s_noise, noise_sampler, seeds)
     given = {} if extra_args is None else extra_args

@@ -28,6 +28,7 @@ from ..prediction import Denoiser
 from ..sampling import check_parts, plan, solve, step_noise, unit_noise
 from ..schedule import Schedule
 from ..solvers import EVODiff, Solver
+from ..solvers.core.planned import planned
 from .residual import residual
 
 __all__ = ["Result", "Stream", "stream"]
@@ -122,7 +123,7 @@ class Stream:
             if not 0 <= start < len(nodes) - 1:
                 raise ValueError(f"start must be one of the grid's nodes 0 to {len(nodes) - 2}; got start={start!r}")
             nodes = nodes[start:]
-            self._stages = solver.plan(self._schedule, nodes)
+            self._stages = planned(solver, self._schedule, nodes)
         self._node, self._images = nodes[0], start is not None
         calls = len(self._stages)
         phases = calls if phases is None else phases

@@ -300,6 +300,30 @@ def test_nodes_beyond_the_prior_do_no_harm(schedule, grid):
     assert error(64, fs.EVODiff()) < 1.15 * error(64, fs.UniPC(order=2))
 
 
+@pytest.mark.parametrize("schedule", [fs.EDM(0.03, 15.0), fs.Flow(), fs.Flow(3.0)], ids=repr)
+@pytest.mark.parametrize("steps", [5, 20])
+def test_a_step_to_zero_foretells_the_answer_where_the_schedule_ends(schedule, steps):
+    """Exactly where answers are a linear function of n^1.5, from levels even in time, which stop far above that."""
+    nodes = fs.time_uniform(schedule, steps, to_zero=True)
+    end = math.exp(-schedule.lam_range[1])
+    assert nodes[-2].nsr > end
+    x = torch.randn(2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def answer(nsr):
+        return x + 1e-4 * x.flip(0) * min(nsr, 100.0) ** 1.5
+
+    got = fs.sample(
+        lambda _, t: answer(schedule.node(t).nsr), x, nfe=steps, schedule=schedule, grid=fs.time_uniform(to_zero=True)
+    )
+    torch.testing.assert_close(got, answer(end), rtol=0, atol=1e-12)
+
+
+@over_schedules
+def test_a_step_to_zero_from_where_the_schedule_ends_foretells_nothing(schedule):
+    nodes = fs.log_snr(schedule, 6, to_zero=True)
+    assert fs.EVODiff().plan(schedule, nodes)[-1].predict is None
+
+
 def test_noise_in_answers_is_not_enlarged_where_the_prior_sees_no_difference():
     """Twenty nodes below 9e-4, where answers differ by their noise only: what reaches the image is of its size."""
     schedule = fs.EDM(sigma_min=1e-9)

@@ -83,7 +83,10 @@ class Solver(Protocol):
     def calls_per_step(self) -> int: ...
 
     def plan(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None = None) -> Sequence[Stage]:
-        """One stage per call. `nodes` are sorted; `nfe` asks for a total that the steps can be cut down to."""
+        """One stage per call. `nodes` are sorted; `nfe` asks for a total that the steps can be cut down to.
+
+        A function of these and of the solver's fields: `planned` keeps what it returned, where all of them are numbers.
+        """
 
 
 class Row(NamedTuple):

@@ -51,13 +51,14 @@ class Family(NamedTuple):
             to_zero=closing,
         )
 
-    def stages(self, nodes: Sequence[Node], data_std: float) -> list[TrustingStage]:
-        """The plan on any nodes, for data of about `data_std` before it is scaled."""
+    def stages(self, nodes: Sequence[Node], data_std: float, end: float) -> list[TrustingStage]:
+        """The plan on any nodes, for data of about `data_std` before it is scaled, and a model that ends at `end`."""
         prior = replace(
             PRIOR,
             surprise=PRIOR.surprise * math.exp(self.surprise),
             slope=PRIOR.slope + self.slope,
             largest=PRIOR.largest * math.exp(self.largest),
         )
-        plan = stages(nodes, False, data_std * math.exp(self.scale), prior=prior, reach=REACH * math.exp(self.reach))
+        data_std, reach = data_std * math.exp(self.scale), REACH * math.exp(self.reach)
+        plan = stages(nodes, False, data_std, end=end, prior=prior, reach=reach)
         return [stage._replace(surprise=stage.surprise * math.exp(self.trusted)) for stage in plan]

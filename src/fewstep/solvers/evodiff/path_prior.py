@@ -72,37 +72,32 @@ class Paths:
     def __init__(self, prior: PathPrior, lams: Sequence[float], step: float | None = None):
         places = np.clip(lams, -FAR, FAR)
         self.place: list[float] = places.tolist()
-        parts = [max(1, math.ceil((t - s) / KNOT)) for s, t in pairwise(places)]
-        knots = np.concatenate(
-            [
-                places[:1],
-                *(s + (t - s) * np.arange(1, k + 1) / k for (s, t), k in zip(pairwise(places), parts, strict=True)),
-            ]
-        )
-        distance = np.abs(knots[:, None] - knots) / prior.ell
-        root = np.linalg.cholesky((1 + distance) * np.exp(-distance) + JITTER * np.eye(len(knots)))
-        s = np.geomspace(prior.smallest, prior.largest, prior.modes)[:, None]
+        parts = np.maximum(1, np.ceil(np.diff(places) / KNOT)).astype(int)
+        at = [0, *np.cumsum(parts).tolist()]  # the knots that are nodes
+        knots = np.interp(np.arange(at[-1] + 1), at, places)
+        distance = np.abs(np.subtract.outer(knots, knots)) / prior.ell
+        correlation = (1 + distance) * np.exp(-distance)
+        correlation.flat[:: len(knots) + 1] += JITTER
+        root = np.zeros((len(knots), 1 + len(knots)))  # of f at each knot, the coefficients
+        root[:, 1:] = np.linalg.cholesky(correlation)
+        s = np.exp(np.linspace(math.log(prior.smallest), math.log(prior.largest), prior.modes))[:, None]
         energy = s**prior.slope
         unit = np.sqrt(energy / energy.sum()) / s
         n = np.exp(-knots)
         psi, wiener = np.sqrt(s**2 + n**2), s**2 / (s**2 + n**2)
         step = mean_step(lams) if step is None else step
         surprise = 2 * prior.surprise * step**prior.growth * s * wiener * (1 - wiener)
-        self.state: list[Functional] = []
-        self.wiener: list[Functional] = []
-        self._surprise: list[Functional] = []
+        # The trapezoidal rule: half of each distance of knots for the one before it, and half for the one after.
         rate, halves = surprise / psi, np.diff(knots) / 2
-        past, integral = 0, np.zeros((prior.modes, len(knots)))
-        for k in np.cumsum([0, *parts]):
-            trapezoid = np.zeros(k + 1 - past)
-            trapezoid[:-1] += halves[past:k]
-            trapezoid[1:] += halves[past:k]
-            integral = integral + rate[:, past : k + 1] * trapezoid @ root[past : k + 1]
-            past = k
-            path = np.hstack([np.ones_like(s), integral])
-            self.state.append(path * psi[:, k : k + 1] * unit)
-            self.wiener.append(wiener[:, k : k + 1])
-            self._surprise.append(np.hstack([np.zeros_like(s), surprise[:, k : k + 1] * root[k]]) * unit)
+        before, after = rate[:, :-1] * halves, rate[:, 1:] * halves
+        path = np.zeros((len(at), prior.modes, 1 + len(knots)))
+        path[0, :, 0] = 1
+        for i, (j, k) in enumerate(pairwise(at)):
+            path[i + 1] = path[i] + before[:, j:k] @ root[j:k] + after[:, j:k] @ root[j + 1 : k + 1]
+        self.state: Functional = path * (psi * unit).T[at, :, None]
+        self.wiener: Functional = wiener.T[at, :, None]
+        self._surprise = ((surprise * unit).T[at, :, None] * root[at, None]).reshape(len(at), -1)
+        self._filter = np.repeat(wiener.T[at], 1 + len(knots), axis=1)
 
     def share(self, i: int) -> float:
         """What is left of y in the step from node i, if all else is the denoiser's: 1 if both nodes are beyond FAR."""
@@ -110,5 +105,5 @@ class Paths:
 
     def answer(self, i: int, y: Functional) -> Functional:
         """D at node i, a vector, from the state y that a solver has reached, in any shape."""
-        answer: Functional = self.wiener[i] * y.reshape(self._surprise[i].shape) + self._surprise[i]
-        return answer.ravel()
+        answer: Functional = self._filter[i] * y.ravel() + self._surprise[i]
+        return answer

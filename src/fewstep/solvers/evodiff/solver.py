@@ -93,7 +93,8 @@ class EVODiff:
         # With a closing call there the step into it could be corrected for nothing, and to no effect.
         extra = not self.lower_order_final and not closing and last > 1 and nfe != last
         if self.mode not in RULES:
-            return spend(variance.stages(nodes, extra, self.data_std or schedule.data_scale), nfe, len(nodes) - 1)
+            scale, end = self.data_std or schedule.data_scale, schedule.lam_range[1]
+            return spend(variance.stages(nodes, extra, scale, end=end), nfe, len(nodes) - 1)
         rule = RULES[self.mode]
         fixed = {"eta": self.eta, "zeta": self.zeta, "shift": self.shift} if self.mode == "paper" else {}
         stages: list[Stage] = []

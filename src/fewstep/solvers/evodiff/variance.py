@@ -31,6 +31,9 @@ undecided there: 0.6 for 5 of EDM's calls, 0.1 for 8, nothing for many. One fact
 their variances that is restored, before a step to sigma = 0 those of J x^, the answer there. A run that ends at visible
 noise, or corrects its last step, stays at the mean.
 
+A step to sigma = 0 from above the level where the schedule ends, as levels even in time have it, goes on to the answer
+there instead, and ends at a mean: answers are about linear in n^ROUGH, and d_0 says how they go.
+
 All of this is the plan's. How much of it a sample gets is measured on its own answers while it runs: `trust`, which
 takes two rows for each prediction, that of the last two answers alone, and what all of them have beyond it. The image
 that a last prediction adds too much to, since nobody corrects it, is kept by the same measure.
@@ -50,7 +53,7 @@ from functools import partial
 
 import numpy as np
 
-from ...schedule import DATA_STD, VISIBLE, Node
+from ...schedule import DATA_STD, SAME, VISIBLE, Node
 from ..core.base import euler_row
 from .path_prior import Functional, PathPrior, Paths, mean_step
 from .trust import Split, TrustingStage
@@ -70,6 +73,9 @@ ONE_SCALE = 0.2
 # within 10 times what is answered.
 LEAD, REST = 1.0, 1.0
 WINDOW, BEFORE = 64, 16  # steps
+# An answer on the path differs from that at its end by about n to this power: 2 where all is decided, as of a Gaussian
+# far wider than n, 1 at edges. Half-way between.
+ROUGH = 1.5
 RIDGE = 1e-10  # relative; keeps nearly parallel differences from large weights of opposite signs
 
 
@@ -78,6 +84,7 @@ def stages(
     extra: bool,
     data_std: float,
     *,
+    end: float = -math.inf,
     prior: PathPrior = PRIOR,
     history: int = HISTORY,
     reach: float = REACH,
@@ -89,6 +96,8 @@ def stages(
     A long run is planned a WINDOW of its steps at a time, each after some that are planned anew and left: what was
     before them hardly matters to short steps. Time and memory go with the number of steps.
 
+    `end` is the half log-SNR where the schedule ends: a step to sigma = 0 from above foretells the answer there.
+
     `prior`, `history` (1 or more), `reach`, `restored` and `corrected=False` are for ablations:
     docs/least-variance.md.
     """
@@ -97,6 +106,7 @@ def stages(
     window = partial(
         _window,
         step=mean_step(lams),
+        end=end,
         data_std=data_std,
         prior=prior,
         history=history,
@@ -121,6 +131,7 @@ def _window(
     extra: bool,
     *,
     step: float,
+    end: float,
     data_std: float,
     prior: PathPrior,
     history: int,
@@ -131,98 +142,120 @@ def _window(
     """`stages` of `nodes`, begun on the path, `lams` for those that are noisy."""
     last = len(lams) - 1
     paths = Paths(prior, lams, step)
-    shows = nodes[-1].nsr > VISIBLE * data_std / DATA_STD
-    # As vectors: the newest answer, differences of answers, the solver's state, and what the last step kept of it.
-    newest, differences = np.empty(0), np.empty((0, paths.state[0].size))
-    y = kept = paths.state[0].ravel()
+    closing = last < len(nodes) - 1
+    ahead = _ahead(nodes, end) if closing and last else 0.0
+    # To end at the mean, or to foretell.
+    mean = ahead > 0 or nodes[-1].nsr > VISIBLE * data_std / DATA_STD
+    # As vectors: the solver's state, what the last step kept of it, and the newest answer. Of so short ones
+    # `dot` takes half of the time of @.
+    y = kept = newest = paths.state[0].ravel()
+    # All differences of answers and their products, newest first: both are filled from their ends. Rows weigh a few.
+    room, gram = np.empty((last, y.size)), np.zeros((last, last))
+    differences, products, solver = room[:0], gram[:0, :0], gram[:0, :0]
     gain = 0.0  # of the newest answer in the last step
     plan: list[TrustingStage] = []
-    for i, s in enumerate(nodes[: last + extra]):
+    for i, s in enumerate(nodes[: last + (extra or closing)]):
         answer = paths.answer(i, y)
         foretold, surprise = differences[:0, 0], 0.0
-        if i and paths.share(i - 1) < 1:  # beyond FAR nothing changes: no difference is known, and nothing to correct
-            change = answer - newest
+        # Beyond FAR nothing changes: no difference is known, and nothing to correct.
+        if i and paths.share(i - 1) < 1 and (i < last + extra or ahead):
+            change = np.subtract(answer, newest, out=room[last - i])
             known = differences[: max(0, history - 2)]
-            foretold = _solver(known) @ (known @ change)
-            surprise = float(np.linalg.norm(change - foretold @ known))
-            surprise = max(surprise, ONE_SCALE * (1 - paths.share(i - 1)))
-            differences = np.vstack([change, differences])[: history - 1]
+            here = slice(last - i, last - i + min(len(known) + 1, history - 1))
+            differences = room[here]
+            along = differences.dot(change)
+            foretold = _solver(products[: len(known), : len(known)]).dot(along[1:])
+            left = change - foretold.dot(known)
+            surprise = max(math.sqrt(left.dot(left)), ONE_SCALE * (1 - paths.share(i - 1)))
+            gram[last - i, here] = gram[here, last - i] = along
+            products = gram[here, here]
+            products[:1, :1] = along[:1] * (1 + RIDGE) + sys.float_info.min  # the least for 0, whose weights are 0
+            solver = _solver(products)
         else:
             differences = differences[:0]
         newest = answer
-        two, four = _solver(differences[:1]), _solver(differences)  # rows of the newest difference, and of all
         correct = None
-        if len(differences) and corrected:
+        if len(differences) and corrected and i < last + extra:
             y = kept + (1 - paths.share(i - 1)) * newest
-            along = differences @ (paths.state[i].ravel() - y)
-            rows = _bounded(two @ along[:1], four @ along)
-            y, correct = y + rows[1] @ differences, _split(s.alpha, *rows)
+            two, four = _bounded(products, solver, differences.dot(paths.state[i].ravel() - y))
+            y, correct = y + four.dot(differences), _split(s.alpha, two, four)
         stage = TrustingStage(
             s, 1.0, 0.0, gain, correct, foretold=_numbers(foretold), surprise=surprise, data_std=data_std
         )
         if i == last:
+            if closing:
+                scale, (move,) = euler_row("data", *nodes[-2:])
+                predict = Split(nodes[-1].alpha * ahead, ()) if len(differences) and ahead else None
+                stage = stage._replace(scale=scale, move=move, predict=predict)
             plan.append(stage)
             break
         t, share, path = nodes[i + 1], paths.share(i), paths.state[i + 1].ravel()
         kept = share * y
         followed = i + 1 < last + extra  # by a correction
-        counted: float | Functional = 1.0
+        counted: Functional | None = None
         part, most = 1.0, reach * corrected
         if not followed:
-            part, most = restored * (not shows), LAST_REACH
+            part, most = restored * (not mean), LAST_REACH
             left = 1 - paths.wiener[i]  # undecided
             if t is not nodes[-1]:  # the image is the answer at t, J x^
                 left = left * paths.wiener[i + 1] ** 2
             counted = np.broadcast_to(left, paths.state[i].shape).ravel()
-        ddim = kept + (1 - share) * newest
-        along = differences @ (path - ddim) * (share < 1)
-        further = []
-        for weights in _bounded(two @ along[:1], four @ along):
-            added = weights @ differences[: len(weights)]
-            further.append(weights * (1 + part * min(most, _lacking(ddim + added, added, path, counted))))
-        y = ddim + further[1] @ differences
+        y, predict = kept + (1 - share) * newest, None
+        if len(differences) and share < 1:
+            off = path - y
+            two, four = _bounded(products, solver, differences.dot(off))
+            added, missing = four.dot(differences), _inner(off, path + y, counted)
+            further = 1 + part * min(most, _lacking(y, added, missing, counted))
+            two *= 1 + part * min(most, _lacking(y, two * differences[0], missing, counted))
+            if four.any():
+                y, predict = y + further * added, _split(t.alpha, two, further * four)
         scale, (move,) = euler_row("data", s, t)
-        predict = _split(t.alpha, *further) if further[1].any() else None
-        plan.append(stage._replace(scale=scale, move=move, predict=predict, keep=max(0, history - 2) * followed))
+        keep = max(0, history - 2) * (followed or ahead > 0)
+        plan.append(stage._replace(scale=scale, move=move, predict=predict, keep=keep))
         gain = move
-    if last < len(nodes) - 1:
-        scale, (move,) = euler_row("data", *nodes[-2:])
-        plan.append(TrustingStage(nodes[last], scale, move))
     return plan
 
 
-def _bounded(two: Functional, four: Functional) -> tuple[Functional, Functional]:
+def _ahead(nodes: Sequence[Node], end: float) -> float:
+    """The weight of the newest difference in the step to sigma = 0; 0 from where the schedule ends."""
+    if end - nodes[-2].lam <= SAME:
+        return 0.0
+    before, here, there = (each**ROUGH for each in (nodes[-3].nsr, nodes[-2].nsr, math.exp(-end)))
+    return min(LEAD, (here - there) / (before - here))
+
+
+def _bounded(products: Functional, solver: Functional, along: Functional) -> tuple[float, Functional]:
     """The rows of the newest difference and of all, the one within LEAD, what the other has beyond it within REST."""
-    beyond = four.copy()
-    beyond[:1] -= two
-    two = two.clip(-LEAD, LEAD)
-    four = beyond * (REST / max(REST, np.abs(beyond).sum()))
-    four[:1] += two
-    return two, four
+    two, (first, *rest) = float(along[0] / products[0, 0]), solver.dot(along).tolist()
+    lead = min(max(two, -LEAD), LEAD)
+    beyond = [first - two, *rest]
+    part = REST / max(REST, sum(map(abs, beyond)))
+    return lead, np.array([lead + part * beyond[0], *(part * weight for weight in rest)])
 
 
-def _split(alpha: float, two: Functional, four: Functional) -> Split:
+def _split(alpha: float, two: float, four: Functional) -> Split:
     """The weights of all differences, alpha `four`, of which `two` has that of the newest if it were the only one."""
-    rest = alpha * four
-    rest[0] -= alpha * two[0]
-    return Split(alpha * float(two[0]), _numbers(rest) if len(rest) > 1 else ())
+    first, *rest = _numbers(alpha * four)
+    return Split(alpha * two, (first - alpha * two, *rest) if rest else ())
 
 
 def _numbers(weights: Functional) -> tuple[float, ...]:
     return tuple(weights.tolist())
 
 
-def _solver(differences: Functional) -> Functional:
-    """(k, k): times the products of `differences` (k, n) with a target (n,), the weights that leave the least of it."""
-    gram = differences @ differences.T
-    gram.flat[:: len(gram) + 1] *= 1 + RIDGE
-    gram.flat[:: len(gram) + 1] += sys.float_info.min  # for differences of 0, whose weights are 0
-    return np.asarray(np.linalg.inv(gram), np.float64)
+def _solver(products: Functional) -> Functional:
+    """(k, k): times the products of k differences with a target, the weights that leave the least of it."""
+    return np.asarray(np.linalg.inv(products), np.float64)
 
 
-def _lacking(y: Functional, added: Functional, path: Functional, counted: float | Functional) -> float:
-    """e >= 0, by which what was `added` to y is to grow so that y varies as the path; modes count by `counted`."""
-    missing, p, q = (counted * (path**2 - y**2)).sum(), (counted * y * added).sum(), (counted * added**2).sum()
+def _inner(u: Functional, v: Functional, counted: Functional | None) -> float:
+    return float(u.dot(v) if counted is None else (counted * u).dot(v))
+
+
+def _lacking(y: Functional, added: Functional, missing: float, counted: Functional | None) -> float:
+    """e >= 0, by which what is `added` to y is to grow so that y varies as the path, which it is `missing` without."""
+    p, q = _inner(y, added, counted), _inner(added, added, counted)
+    missing, p = missing - 2 * p - q, p + q
     if missing <= 0 or p <= 0:  # with p < 0 the variance falls first
         return 0.0
-    return float(missing / (p + math.sqrt(p**2 + q * missing)))  # the form of the root that does not cancel
+    return missing / (p + math.sqrt(p**2 + q * missing))  # the form of the root that does not cancel

@@ -100,7 +100,8 @@ class Tuned:
             return EVODiff().plan(schedule, nodes, nfe)  # type: ignore[return-value]
         if steps in self.plans and found.fits(nodes):
             return spend(found.stages(nodes), nfe, steps)
-        return spend(found.family.stages(nodes, found.data_std / math.exp(found.family.scale)), nfe, steps)
+        data_std = found.data_std / math.exp(found.family.scale)
+        return spend(found.family.stages(nodes, data_std, schedule.lam_range[1]), nfe, steps)
 
     def on(self, schedule: Schedule) -> Tuned:
         """The same for the same model in another form: on any schedule whose range is that of the plans.
