@@ -1,12 +1,14 @@
 """docs/restore-exact.md and docs/restore-cost.md: what they count is so, and what they say is in their tables."""
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.restore import cost, exact
+from fewstep import EDM
 from gaussians import normal
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -54,3 +56,30 @@ def test_a_preconditioner_of_the_exact_spectrum_takes_one_iteration():
     assert [solve.node for solve in plain] == [solve.node for solve in better]
     assert all((solve.iterations == 1).all() for solve in better)
     assert torch.stack([solve.iterations for solve in plain]).double().mean() > 5
+
+
+def test_what_is_compared_makes_as_many_calls():
+    called = []
+
+    def denoiser(x, t):
+        called.append(len(x))
+        return x / 2
+
+    for run in cost.runs(denoiser, EDM(), normal((3, *cost.SMALL), seed=1), 2).values():
+        called.clear()
+        run(3)
+        assert called == [2, 2, 2]
+
+
+def test_what_the_page_of_costs_says_is_in_its_tables():
+    page = (DOCS / "restore-cost.md").read_text(encoding="utf-8")
+    assert page.startswith(cost.PAGE.split("{")[0])
+    for batch in cost.BATCHES:
+        costs = {}
+        for row in page.split(f"### Batch {batch}\n\n")[1].split("\n\n")[0].splitlines()[2:]:
+            name, _, *numbers = row.strip("| ").split(" | ")
+            seconds, of_seconds, most, of_most = map(float, numbers)
+            kind = max((kind for kind in [*cost.KINDS, cost.PLAIN] if name.startswith(kind)), key=len)
+            costs[kind, name.removeprefix(kind).lstrip(", ")] = cost.Cost(seconds, most, of_seconds, of_most)
+        assert len(costs) == 1 + 3 * (len(cost.KINDS) - 1) + 1
+        assert textwrap.fill(cost._verdict(batch, costs), 120, subsequent_indent="  ") in page

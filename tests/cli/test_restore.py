@@ -103,6 +103,34 @@ def test_the_other_tasks_too(restore, model, photos, tmp_path, task, option):
     assert np.array_equal(np.stack([read(tmp_path / "restored" / f"small-{s}.png") for s in (0, 1)]), expected)
 
 
+@pytest.mark.parametrize("method", ["red-diff", "proximal"])
+def test_methods_without_gradients_are_the_librarys(restore, model, photos, tmp_path, method):
+    args = ("--method", method, "--blur", 1, *(("--spectrum", photos) if method == "proximal" else ()))
+    told = restore("deblur", photos / "a.png", *args)
+    assert told.exit_code == DONE, told.stderr
+    assert "and 0 gradients each" in told.stderr
+    operator, y = library.deblurring(1, SHAPE), given(COLOURS[0])
+    if method == "proximal":
+        spectrum = library.Spectrum.of(torch.cat([given(image) for image in COLOURS]))
+        expected = drawn(model, operator, y, [0, 1], method=method, spectrum=spectrum)
+    else:
+        start = y.expand(2, -1, -1, -1)
+        expected = pixels(
+            library.red_diff(load_model(model, batch=8), operator, start, noise=0.05, seeds=[0, 1], nfe=2)
+        )
+    assert np.array_equal(np.stack([read(tmp_path / "restored" / f"a-{s}.png") for s in (0, 1)]), expected)
+
+
+def test_a_spectrum_of_no_such_images_is_refused(restore, photos, tmp_path):
+    one = photos / "a.png"
+    with_it = ("deblur", one, "--method", "proximal", "--spectrum")
+    assert_refused(restore(*with_it, one), FAILED, "is one image, which varies by nothing")
+    large = tmp_path / "large"
+    large.mkdir()
+    Image.new("RGB", (SIDE, SIDE + 1)).save(large / "c.png")
+    assert_refused(restore(*with_it, large), FAILED, f"has {SIDE} x {SIDE + 1} pixels, and this model's images")
+
+
 def test_what_is_transparent_is_filled_in_and_photos_stand_upright(restore, photos, hole, tmp_path):
     restore("inpaint", photos / "a.png", "--mask", hole, "--method", "proximal", out=tmp_path / "by mask")
     clear = tmp_path / "a.png"
@@ -262,7 +290,9 @@ def test_figures_are_finite_where_a_restoration_is_the_truth(photos):
     ("args", "part"),
     [
         (["--task", "sharpen"], "choose from inpaint, superres, deblur"),
-        (["--task", "deblur", "--method", "magic"], "choose from moment, pigdm, dps, proximal"),
+        (["--task", "deblur", "--method", "magic"], "choose from moment, pigdm, dps, proximal, red-diff"),
+        (["--task", "deblur", "--spectrum", "."], "is for --method proximal"),
+        (["--task", "deblur", "--method", "red-diff", "--solver", "ddim"], "is not for --method red-diff"),
         (["--task", "deblur", "--noise", "nan"], "nan must be from 1e-06 to 100.0"),
         (["--task", "deblur", "--noise", "0"], "0.0 must be from 1e-06 to 100.0; rounding is 0.002"),
         (["--task", "deblur", "--noise", "1e30"], "1e+30 must be from 1e-06 to 100.0"),

@@ -44,3 +44,6 @@ def test_a_decoder_without_derivatives_is_told(tmp_path):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(photo)
     told = run("restore", "--model", folder, "--task", "deblur", "--image", photo, "--out", tmp_path / "restored")
     assert_refused(told, FAILED, "decodes by what has no derivatives, which restoring needs")
+    for more, named in ((["red-diff"], "--method red-diff"), (["proximal", "--spectrum", photo], "--spectrum")):
+        args = ["restore", "--model", folder, "--task", "deblur", "--image", photo, "--method", *more]
+        assert_refused(run(*args), FAILED, f"{named} is for models of images, and")

@@ -102,8 +102,15 @@ def test_a_sum_of_another_size_than_the_parts_is_told_of_y():
         shape, schedule = (SIZE,), SCHEDULE
         __call__ = staticmethod(SIGNAL)
 
-    with pytest.raises(ValueError, match=r"y must be a sum of parts"):
-        restore.joint((Model(), Model()), normal((1, SIZE + 1), seed=1), noise=NOISE)
+    for shape, got in (
+        ((1, SIZE + 1), r"\(1, 13\)$"),
+        ((1, 2, SIZE), r"\(1, 2, 12\)$"),
+        ((SIZE,), r".*: give y\[None\]$"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"y must be a sum of parts.*\* = \(12,\), the shape of a part; got {got}"
+        ):
+            restore.joint((Model(), Model()), normal(shape, seed=1), noise=NOISE)
     denoiser = restore.joint((SIGNAL, HAZE), normal((1, SIZE + 1), seed=1), noise=NOISE, schedule=SCHEDULE)
     with pytest.raises(ValueError, match=rf"one of x and y, of shape \(1, {SIZE + 1}\), is of another size"):
         denoiser(normal((1, 2, SIZE), seed=1), 1.0)

@@ -31,8 +31,9 @@ def matrix(function, shape):
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 def test_the_adjoint_is_the_transposed_matrix(operator):
     measured = operator.A(rows(*SHAPE)).shape[1:]
-    forward, adjoint = matrix(operator.A, SHAPE), matrix(operator.A_adjoint, measured)
-    assert torch.allclose(adjoint, forward.T, rtol=0, atol=1e-15)
+    forward = matrix(operator.A, SHAPE)
+    for each in (operator, Linear(operator.function, SHAPE)):  # known, and derived
+        assert torch.allclose(matrix(each.A_adjoint, measured), forward.T, rtol=0, atol=1e-15)
 
 
 def test_a_decoder_with_attention_is_linearised():
@@ -121,8 +122,12 @@ def test_what_does_not_fit_is_said_at_the_door():
     assert "got torch.int64" in refused(operator, y.long())
     assert "y must be a torch.Tensor; got list" in refused(operator, y.tolist(), error=TypeError)
     assert "operator must have A(x)" in refused("inpaint", y, error=TypeError)
-    for noise in (0, -1.0, math.nan, math.inf, True, "0.1"):
+    for noise in (0, -1.0, math.nan, math.inf, True, "0.1", torch.tensor(0.1)):
         assert f"got noise={noise!r}" in refused(operator, y, noise)
+    turned = Linear(operator.function, SHAPE, lambda y: y)
+    assert "of y of shape (3, 2, 3, 2) the adjoint is (3, 2, 3, 2), x (2, 12, 8)" in refused(turned, y)
+    doubled = Linear(operator.function, SHAPE, lambda y: 2 * operator.A_adjoint(y))
+    assert "A_adjoint is not the adjoint of operator.A" in refused(doubled, y)
 
 
 class Nothing(Unmatched):

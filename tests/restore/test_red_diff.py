@@ -107,6 +107,37 @@ def test_a_measurement_that_is_not_linear_needs_a_start():
     assert (clipped(found) - y).square().mean() < (clipped(PRIOR.mean.expand(2, -1)) - y).square().mean()
 
 
+@pytest.mark.parametrize(
+    "operator",
+    [restore.inpainting(torch.arange(64).reshape(8, 8) % 3 > 0, (1, 8, 8)), restore.superresolution(4, (1, 8, 8)),
+     restore.deblurring(1.5, (1, 8, 8))],
+    ids=["mask", "downsampling", "blur"],
+)  # fmt: skip
+def test_it_starts_at_the_mean_of_white_images_which_no_other_start_is_nearer_to(operator):
+    """r^2 s / (r^2 s^2 + n^2) of each singular value s, which leaves n^2 / (r^2 s^2 + n^2) of the variance r^2."""
+    schedule, count = fs.EDM(data_std=0.5), 400
+    x = 0.5 * normal((count, 1, 8, 8), seed=1)
+    clean = operator.A(x)
+    y = clean + NOISE * normal(clean.shape, seed=2)
+    # A step of Adam is at most its rate.
+    ends = restore.red_diff(
+        lambda x, t: x, operator, y, noise=NOISE, schedule=schedule, seeds=range(count), nfe=1, rate=1e-12
+    )
+    matrix = operator.A(torch.eye(64, dtype=torch.float64).reshape(-1, 1, 8, 8)).flatten(1).T
+    seen = matrix @ matrix.T + (NOISE / 0.5) ** 2 * torch.eye(len(matrix), dtype=torch.float64)
+    flat = y.flatten(1)
+    due = torch.linalg.solve(seen, flat.T).T @ matrix
+    # What conjugate residuals leave, 1 % of y, is at most r / (2 n) times larger in x; and sigma is 80, not infinite.
+    assert ((ends.flatten(1) - due).norm(dim=1) <= 0.0101 * 0.5 / (2 * NOISE) * flat.norm(dim=1)).all()
+
+    def off(start):
+        return (start.flatten(1) - x.flatten(1)).square().sum(1).mean()
+
+    left = 0.5**2 * (64 - (matrix.T @ torch.linalg.solve(seen, matrix)).trace())
+    assert off(ends) == pytest.approx(float(left), rel=5 * (2 / (64 * count)) ** 0.5)
+    assert off(ends) < min(off(flat @ matrix), off(flat @ torch.linalg.pinv(matrix).T))
+
+
 def test_wrong_input_is_refused():
     with pytest.raises(ValueError, match="y must be finite"):
         ends(Y * math.nan)

@@ -38,7 +38,7 @@ def gaussian(schedule):
 
 def drawn(schedule, **options):
     """(COUNT, 4)."""
-    centre = share(schedule) * Y
+    centre = (share(schedule) * Y).expand(1, COUNT, 4)
     noise = fs.unit_noise([0], (COUNT, 4), dtype=torch.float64)
     denoiser = restore.centred(gaussian(schedule), centre)
     return (centre + fs.sample(denoiser, noise, schedule=schedule, seeds=[0], **options))[0]
@@ -175,6 +175,28 @@ def test_the_denoiser_is_moved_with_the_state():
     wrapped = restore.centred(fs.as_denoiser(gaussian(FOUR), "sample", FOUR), Y)
     assert wrapped.schedule is FOUR
     torch.testing.assert_close(wrapped(x, 2.0), gaussian(FOUR)(x + Y, 2.0) - Y)
+
+
+@pytest.mark.parametrize(
+    ("centre", "error", "told"),
+    [
+        (Y.tolist(), TypeError, "centre must be a torch.Tensor; got list"),
+        (Y.long(), TypeError, "centre must be floating point; got torch.int64"),
+        (Y * math.nan, ValueError, "centre must be finite"),
+        (torch.zeros(4), ValueError, r"centre must be \(B, \*\) of rank 2 or more"),
+    ],
+)
+def test_a_centre_that_cannot_be_is_refused(centre, error, told):
+    with pytest.raises(error, match=told):
+        restore.centred(gaussian(FOUR), centre)
+
+
+def test_a_centre_that_does_not_fit_x_is_refused_before_the_model_is_called():
+    for centre in (torch.zeros(2, 4), torch.zeros(1, 5), torch.zeros(1, 1)):  # the last would be broadcast
+        with pytest.raises(ValueError, match=r"centre must be one image for all or one a sample.*got \("):
+            restore.centred(pytest.fail, centre)(normal((3, 4), seed=1), 2.0)
+    with pytest.raises(TypeError, match="denoiser must be a function"):
+        restore.centred(FOUR, Y)
 
 
 def test_wrong_input_is_refused():

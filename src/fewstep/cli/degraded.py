@@ -16,7 +16,7 @@ from torch import Tensor
 from ..bench.metrics import psnr
 from ..files import sha256_of
 from ..pictures import headed, pixels
-from ..restore import Linear, deblurring, inpainting, superresolution
+from ..restore import Linear, Spectrum, deblurring, inpainting, superresolution
 from ..sampling import unit_noise
 
 try:
@@ -24,7 +24,7 @@ try:
 except ImportError as error:
     raise ImportError("pictures need Pillow: pip install 'fewstep[cli]'") from error
 
-__all__ = ["Degraded", "Task", "degraded", "image_files", "mask_of"]
+__all__ = ["Degraded", "Task", "degraded", "image_files", "mask_of", "spectrum_of"]
 
 ROWS, COLUMNS = 16, 8  # images of the picture, and restorations of each
 MIDDLE = 128  # of 255
@@ -166,6 +166,23 @@ def degraded(files: Sequence[Path], task: Task, shape: tuple[int, ...]) -> Degra
     if task.name == "inpaint":
         y = torch.cat([each.A(one[None]) for each, one in zip(operators, y, strict=True)])
     return Degraded(y, operators, stack, task.noise)
+
+
+def spectrum_of(files: Sequence[Path], shape: tuple[int, ...]) -> Spectrum:
+    """Of images of `shape`, (C, H, W)."""
+    channels, height, width = shape
+    images = []
+    for file in files:
+        image = _opened(file)
+        if image.size != (width, height):
+            raise ValueError(
+                f"--spectrum: {file} has {_size(image.size)} pixels, and this model's images {_size((width, height))}: "
+                "crop or resize it"
+            )
+        images.append(_tensor(np.asarray(image.convert("RGB")), channels))
+    if len(images) < 2:
+        raise ValueError(f"--spectrum: {files[0]} is one image, which varies by nothing: give a folder of two or more")
+    return Spectrum.of(torch.stack(images))
 
 
 @contextmanager

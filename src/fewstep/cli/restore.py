@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from ..runs import Run
 
 TASKS = ("inpaint", "superres", "deblur")
-METHODS = ("moment", "pigdm", "dps", "proximal")  # of fewstep.restore, which imports torch
+RED_DIFF = "red-diff"
+METHODS = ("moment", "pigdm", "dps", "proximal", RED_DIFF)  # of fewstep.restore, which imports torch
+NFE = {RED_DIFF: 100}  # of others 10
 FACTOR, BLUR = 4, 1.5
 NOISES = 1e-6, 100.0  # beyond which nothing of the noise, or of the image, is left to float32
 FITS = 0.5, 2.0  # of what a restoration leaves of the measurement, over its noise, if that was right
@@ -62,10 +64,20 @@ def restore(
     degrade: Annotated[
         bool, typer.Option("--degrade", help="The images are whole: degrade them first, and show them beside.")
     ] = False,
-    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}; proximal takes no gradients.")] = METHODS[0],
+    method: Annotated[
+        str, typer.Option(help=f"{', '.join(METHODS)}; the last two take no gradients, and the last is no sample.")
+    ] = METHODS[0],
+    spectrum: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path, metavar="<path>", help="For proximal: a folder of such images, whole, by which it knows them."
+        ),
+    ] = None,
     model: Model = DEFAULT_MODEL,
-    solver: Annotated[str, typer.Option(help=ALL_SOLVERS + ".")] = "evodiff",
-    nfe: Annotated[int, typer.Option(min=1, help="Calls of the model for each restoration.")] = 10,
+    solver: Annotated[str, typer.Option(help=ALL_SOLVERS + f"; not of {RED_DIFF}.")] = "evodiff",
+    nfe: Annotated[
+        int | None, typer.Option(min=1, help=f"Calls of the model for each restoration; 10, of {RED_DIFF} 100.")
+    ] = None,
     n: Annotated[int, typer.Option(min=1, help="Restorations of each image, which differ where it leaves open.")] = 4,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the first; the next has the next seed.")] = 0,
     grid: GridName = None,
@@ -98,6 +110,11 @@ def restore(
     for option, value, of in own:
         if value is not None and task != of:
             raise typer.BadParameter(f"is for --task {of}", param_hint=option)
+    if spectrum is not None and method != "proximal":
+        raise typer.BadParameter("is for --method proximal", param_hint="--spectrum")
+    if method == RED_DIFF and solver != "evodiff":
+        raise typer.BadParameter(f"is not for --method {RED_DIFF}, which has an optimiser", param_hint="--solver")
+    nfe = NFE.get(method, 10) if nfe is None else nfe
     if not NOISES[0] <= noise <= NOISES[1]:
         least, most = NOISES
         raise typer.BadParameter(f"{noise} must be from {least} to {most}; rounding is 0.002", param_hint="--noise")
@@ -109,12 +126,12 @@ def restore(
 
         from ..files import sha256_of
         from ..pictures import pixels, read
-        from ..restore import posterior
+        from ..restore import posterior, red_diff
         from ..restore.measurement import linearised
         from ..runs import IMAGES, Run, versions
         from ..sampling import sample as draw
         from ..sampling import unit_noise
-        from .degraded import Task, degraded, image_files, mask_of
+        from .degraded import Task, degraded, image_files, mask_of, spectrum_of
 
         picked, device = pick_solvers("--solver", [solver]), pick_device(device)
         pick_grid(grid)
@@ -133,6 +150,9 @@ def restore(
         denoiser = conditioned(loaded, label, guidance, texts, negative, seed)
         chosen = informed(picked, None, None, loaded, label, guidance, texts, negative)[solver]
         shape, decode = loaded.shape, getattr(loaded, "decode", None)
+        if decode is not None and (spectrum is not None or method == RED_DIFF):
+            what = "--spectrum" if spectrum is not None else f"--method {RED_DIFF}"
+            raise ValueError(f"{what} is for models of images, and {model} is one of latents: choose another --method")
         if decode is not None:
             nothing = torch.zeros(1, *loaded.shape, device=device)
             try:
@@ -142,13 +162,16 @@ def restore(
                 raise ValueError(f"{model} decodes by what has no derivatives, which restoring needs") from error
             shape = tuple(decoded.measured.shape[1:])
         given = degraded(files, Task(task, mask, factor, blur, noise, degrade), shape)
+        likes = [] if spectrum is None else image_files(spectrum)
+        known = spectrum_of(likes, shape) if likes else None
         total = n * len(files)
         network = getattr(loaded, "network", None)
         masks = (mask_of(file, mask) for file in files)
         settings = {
             "task": task, "images": {file.name: sha256_of(file) for file in files},
             "masks": [each and sha256_of(each) for each in masks], "factor": factor, "blur": blur, "noise": noise,
-            "degrade": degrade, "method": method, "model": model, "family": loaded.family,
+            "degrade": degrade, "method": method,
+            "spectrum": list(map(sha256_of, likes)), "model": model, "family": loaded.family,
             "weights": loaded.fingerprint, "network": digest_of(network),
             "schedule": repr(loaded.schedule), "solver": solver, "solver_options": repr(chosen), "nfe": nfe, "n": total,
             "seed": seed, "grid": grid, "label": label, "guidance": guidance, "prompts": digest(texts, negative),
@@ -166,10 +189,16 @@ def restore(
         def arrays(some: list[int]) -> dict[str, np.ndarray]:
             images, seeds = map(list, zip(*map(numbers_of, some), strict=True))
             operator = given.operator(images)
+            if method == RED_DIFF:
+                x = red_diff(
+                    evaluations.of(denoiser(seeds)), operator, given.y[images].to(device), noise=noise,
+                    schedule=loaded.schedule, seeds=seeds, nfe=nfe, grid=grid_of(loaded, grid, chosen),
+                )  # fmt: skip
+                return {IMAGES: pixels(x)}
             restoring = posterior(
                 evaluations.of(denoiser(seeds)), operator if decode is None else lambda x: operator.A(decode(x)),
                 given.y[images].to(device), noise=noise, schedule=loaded.schedule, method=method,  # type: ignore[arg-type]
-                callback=lambda solve: gradients.append(solve.gradients),
+                spectrum=known, callback=lambda solve: gradients.append(solve.gradients),
             )  # fmt: skip
             start = unit_noise(seeds, loaded.shape, device=device)
             x = draw(

@@ -72,6 +72,10 @@ def joint(
     for denoiser in denoisers:
         part = getattr(denoiser, "shape", None)
         if part is not None and isinstance(y, Tensor) and tuple(y.shape[1:]) != tuple(part):
-            raise ValueError(f"y must be a sum of parts, (B, *) with * = {tuple(part)} here; got {tuple(y.shape)}")
+            lacks = tuple(y.shape) == tuple(part)
+            raise ValueError(
+                f"y must be a sum of parts, one for all samples or one a sample: (1, *) or (B, *) with * = "
+                f"{tuple(part)}, the shape of a part; got {tuple(y.shape)}{': give y[None]' if lacks else ''}"
+            )
     stacked = Stacked(denoisers, agreed(denoisers, schedule))
     return posterior(stacked, Sum(len(denoisers)), y, noise=noise, schedule=schedule, **options)

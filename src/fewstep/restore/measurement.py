@@ -40,16 +40,24 @@ TAIL = 3  # standard deviations of a Gaussian blur that its kernel has on either
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """`function`, linear, from x (B, *shape) to y (B, *), as an operator; the adjoint costs one more evaluation of
-    it."""
+    """`function`, linear, from x (B, *shape) to y (B, *), as an operator.
+
+    Its adjoint is derived, at the cost of one more evaluation, unless it is given as `adjoint`, from y to x.
+    """
 
     function: Callable[[Tensor], Tensor]
     shape: tuple[int, ...]
+    adjoint: Callable[[Tensor], Tensor] | None = None
 
     def A(self, x: Tensor) -> Tensor:
         return _function(self)(x)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
+        if self.adjoint is not None:
+            found = _tensor(self.adjoint(y), "A_adjoint(y)")
+            if found.shape != (len(y), *self.shape):
+                raise ValueError(f"of y of shape {tuple(y.shape)} the adjoint is {tuple(found.shape)}, x {self.shape}")
+            return found
         _, pull = torch.func.vjp(self.A, y.new_zeros(len(y), *self.shape))  # type: ignore[misc]
         (x,) = pull(y)
         return x  # type: ignore[no-any-return]
@@ -67,7 +75,8 @@ def inpainting(mask: Tensor, shape: tuple[int, ...]) -> Linear:
         raise ValueError(
             f"mask must fit x of shape {tuple(shape)}; got {tuple(mask.shape)}: resize or crop one of them"
         )
-    return Linear(partial(_masked, mask=mask), shape)
+    masked = partial(_masked, mask=mask)
+    return Linear(masked, shape, masked)
 
 
 def superresolution(factor: int, shape: tuple[int, ...]) -> Linear:
@@ -78,7 +87,7 @@ def superresolution(factor: int, shape: tuple[int, ...]) -> Linear:
         raise ValueError(
             f"factor must be 2 or more and divide the sides of {tuple(shape)}, an integer; got factor={factor!r}"
         )
-    return Linear(partial(avg_pool2d, kernel_size=factor), shape)
+    return Linear(partial(avg_pool2d, kernel_size=factor), shape, partial(_spread, factor=factor))
 
 
 def deblurring(std: float, shape: tuple[int, ...]) -> Linear:
@@ -93,7 +102,8 @@ def deblurring(std: float, shape: tuple[int, ...]) -> Linear:
         )
     line = torch.exp(-torch.arange(-reach, reach + 1, dtype=torch.float64).square() / (2 * std**2))
     rows, columns = (_blur(side, line / line.sum()) for side in shape[-2:])
-    return Linear(partial(_blurred, rows=rows, columns=columns), shape)
+    blurred = (partial(_blurred, rows=one, columns=other) for one, other in ((rows, columns), (rows.T, columns.T)))
+    return Linear(next(blurred), shape, next(blurred))
 
 
 def _check_image(shape: tuple[int, ...]) -> None:
@@ -103,6 +113,10 @@ def _check_image(shape: tuple[int, ...]) -> None:
 
 def _masked(x: Tensor, mask: Tensor) -> Tensor:
     return x * mask.to(x)
+
+
+def _spread(y: Tensor, factor: int) -> Tensor:
+    return (y / factor**2).repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
 
 def _blur(side: int, line: Tensor) -> Tensor:
@@ -126,21 +140,21 @@ class Linearised(NamedTuple):
 
 def linearised(operator: Any, x: Tensor) -> Linearised:
     """`operator` about x (B, *); a linear one is the same about every x."""
-    if hasattr(operator, "A_adjoint") and not isinstance(operator, Linear):
-        forward = _function(operator)
-        return Linearised(forward(x), forward, lambda y: _adjoint(operator, y))
-
-    def function(x: Tensor) -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH):  # the others have no derivative in forward mode: a decoder's attention
-            return _function(operator)(x)
+    function, linear = _function(operator), isinstance(operator, Linear)
+    if hasattr(operator, "A_adjoint") and not (linear and operator.adjoint is None):
+        return Linearised(function(x), function, lambda y: _adjoint(operator, y))
 
     def watched(x: Tensor) -> Tensor:
         return derived(function(x), "operator's function", "write it without torch.no_grad and detach")
 
-    measured, pull = torch.func.vjp(watched, x)  # type: ignore[misc]
+    def along(v: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no derivative in forward mode: a decoder's attention
+            return torch.func.jvp(function, (x,), (v,))[1]  # type: ignore[no-any-return]
+
+    with sdpa_kernel(SDPBackend.MATH):
+        measured, pull = torch.func.vjp(watched, x)  # type: ignore[misc]
     # The product of a `Linear` is the same about x as about 0: one for all that is solved here.
-    forward = function if isinstance(operator, Linear) else lambda v: torch.func.jvp(function, (x,), (v,))[1]
-    return Linearised(measured, forward, lambda y: pull(y)[0])
+    return Linearised(measured, function if linear else along, lambda y: pull(y)[0])
 
 
 def _function(operator: Any) -> Callable[[Tensor], Tensor]:
@@ -195,7 +209,7 @@ def check_measurement(operator: Any, y: Tensor, noise: float) -> tuple[int, ...]
         raise ValueError("y must be finite; it holds NaN or inf: leave out what was not measured by a mask")
     if isinstance(noise, bool) or not isinstance(noise, int | float) or not LEAST < noise < 1 / LEAST:
         raise ValueError(
-            f"noise must be the standard deviation of y's noise, positive and finite, with a square that "
+            f"noise must be a number, the standard deviation of y's noise, positive and finite, with a square that "
             f"float32 can hold; got noise={noise!r}: without noise, give that of rounding, such as 1 / 255"
         )
     if not hasattr(operator, "A_adjoint"):
@@ -205,7 +219,7 @@ def check_measurement(operator: Any, y: Tensor, noise: float) -> tuple[int, ...]
     try:
         v = torch.randn(_adjoint(operator, y).shape, generator=draw, dtype=y.dtype).to(y.device)
         measured = _function(operator)(v)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"y, {y.dtype} of shape {tuple(y.shape)}, does not fit the operator ({reason})") from error
     if measured.shape != y.shape:

@@ -101,14 +101,14 @@ class Posterior:
             check_derivative(self.operator, at)
             self.checked.append(True)
         residual = y - at.measured
-        inside = tweedie if self.method == "moment" else self._prior(node)
+        inside = tweedie if self.method == "moment" else self._prior(node, mean)
         outside = inside if self.method == "proximal" else tweedie
         if self.method == "dps":
             u = residual / (self._variance(node) + self.noise**2)
             found = Solution(u, torch.zeros(len(u), dtype=torch.long, device=u.device), u.new_zeros(len(u)))
         else:
             found = conjugate_residuals(
-                lambda u: at.forward(inside(at.adjoint(u))) + self.noise**2 * u,
+                lambda u: torch.add(at.forward(inside(at.adjoint(u))), u, alpha=self.noise**2),
                 residual,
                 self.tolerance,
                 self.iterations,
@@ -136,10 +136,9 @@ class Posterior:
             raise ValueError(f"y must be one for all or one a sample, {len(x)}; got {len(self.y)}")
         return self.y.expand(len(x), *self.y.shape[1:]).to(x.device, torch.promote_types(x.dtype, torch.float32))
 
-    def _prior(self, node: Node) -> Callable[[Tensor], Tensor]:
-        spectrum = self.spectrum
-        if spectrum is not None:
-            return lambda v: spectrum.conditional(v, node)
+    def _prior(self, node: Node, mean: Tensor) -> Callable[[Tensor], Tensor]:
+        if self.spectrum is not None:
+            return self.spectrum.prepared(node, mean)
         variance = self._variance(node)
         return lambda v: v * variance
 

@@ -36,6 +36,7 @@ from ..sampling import check_tensor, plan, step_noise
 from ..schedule import Node, Schedule
 from ..solvers import EVODiff
 from .measurement import check_derivative, check_measurement, linearised
+from .posterior import posterior
 
 __all__ = ["red_diff"]
 
@@ -68,7 +69,9 @@ def red_diff(
         weight: of the denoiser's residual, or a function of the level; 0.25 / noise^2, the paper's, if not given.
             `lambda node: 1 / node.nsr**2` is the one that comes to the posterior's mode.
         rate: of Adam, in units of x a step.
-        start: (B, *); the operator's `A_dagger(y)` if it has that, or else A_adjoint(y).
+        start: (B, *); r^2 A^T (r^2 A A^T + noise^2)^-1 y if not given, the mean of x_0 given y for data of mean 0 and
+            variance r^2 = `schedule.data_scale`^2: near A_dagger(y) where A keeps more than noise / r of an image, and
+            without the noise that A_dagger makes larger where it keeps less.
 
     Cost: one call a step, no gradient of the denoiser; two tensors of x's size, beside x. An optimum, not a sample.
     Raises what `posterior` does; DenoiserError if the end is not finite.
@@ -84,7 +87,8 @@ def red_diff(
     if start is None:
         if shape is None:
             raise TypeError("start is needed, as this operator has no adjoint to begin from: give an image (B, *)")
-        start = getattr(operator, "A_dagger", operator.A_adjoint)(y.clone())
+        of_variance = posterior(_mean, operator, y, noise=noise, schedule=found, method="proximal")
+        start = of_variance(y.new_zeros(len(y), *shape), found.t_max)
     check_tensor("start", start, False)
     if len(y) not in (1, len(start)) or (shape is not None and start.shape[1:] != shape):
         due = "*" if shape is None else ", ".join(map(str, shape))
@@ -117,6 +121,11 @@ def red_diff(
     if not bool(mean.isfinite().all()):
         raise DenoiserError("RED-Diff ended at NaN or inf: the denoiser returned such, or the rate is too large")
     return mean.to(start.dtype)
+
+
+def _mean(x: Tensor, t: float) -> Tensor:
+    """Of images of which nothing is known but their variance."""
+    return torch.zeros_like(x)
 
 
 def _number(value: Any) -> bool:

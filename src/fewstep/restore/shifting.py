@@ -38,6 +38,7 @@ from torch import Tensor
 from ..grid import Grid, time_uniform
 from ..guidance.base import answer
 from ..prediction import Denoiser, agreed
+from ..sampling import check_tensor
 from ..schedule import Discrete, Node, Schedule
 from ..solvers.core.base import LinearStage, spend
 from ..solvers.ddim import noisy
@@ -175,12 +176,21 @@ class Centred:
     schedule: Schedule | None
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
+        if self.centre.shape[1:] != x.shape[1:] or len(self.centre) not in (1, len(x)):
+            raise ValueError(
+                f"centre must be one image for all or one a sample, (1, *) or (B, *), for x of shape {tuple(x.shape)}; "
+                f"got {tuple(self.centre.shape)}"
+            )
         return answer(self.denoiser, x + self.centre, t) - self.centre
 
 
 def centred(denoiser: Denoiser, centre: Tensor) -> Denoiser:
     """The denoiser of x_0 - centre, from one of x_0 that is given x_t whole: y for `ResShift`, y / 2 for `Resfusion`.
 
-    `denoiser(x, t)` has y as its condition in itself; `centre` is (B, *) or (1, *).
+    `denoiser(x, t)` has y as its condition in itself; `centre` is (B, *) or (1, *). TypeError or ValueError for one
+    that is not finite, floating point and of rank 2 or more; at a call, for one that does not fit x.
     """
+    if not callable(denoiser):
+        raise TypeError(f"denoiser must be a function denoiser(x, t); got {type(denoiser).__name__}")
+    check_tensor("centre", centre, True)
     return Centred(denoiser, centre, agreed((denoiser,)))

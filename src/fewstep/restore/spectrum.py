@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from ..sampling import check_tensor
 from ..schedule import Node
 
 __all__ = ["Spectrum"]
@@ -27,7 +29,8 @@ class Spectrum:
 
     @classmethod
     def of(cls, images: Tensor) -> Spectrum:
-        """Of images (N, C, H, W), N of 2 or more: of the data, or samples of the model. A hundred will do."""
+        """Of images (N, C, H, W), N of 2 or more, as the model has them: data or its samples. A hundred will do."""
+        check_tensor("images", images, True)
         if images.ndim != 4 or len(images) < 2:
             raise ValueError(f"images must be (N, C, H, W) with N of 2 or more; got shape {tuple(images.shape)}")
         away = images.double() - images.double().mean(0)
@@ -37,18 +40,38 @@ class Spectrum:
 
     def conditional(self, v: Tensor, node: Node) -> Tensor:
         """V v for v (B, C, H, W), V = Cov(x_0 | x) of Gaussian data: s^2 sigma^2 / (alpha^2 s^2 + sigma^2)."""
-        if v.shape[1:] != self.variances.shape:
-            raise ValueError(f"spectrum is of images {tuple(self.variances.shape)}; got x of {tuple(v.shape[1:])}")
-        left = self.variances * (node.sigma**2 / (node.alpha**2 * self.variances + node.sigma**2))
-        return self._images(self._coefficients(v) * left.to(v))
+        return self.prepared(node, v)(v)
+
+    def prepared(self, node: Node, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """v -> `conditional(v, node)` for many v like `like`: what all share is made once."""
+        if like.shape[1:] != self.variances.shape:
+            raise ValueError(f"spectrum is of images {tuple(self.variances.shape)}; got x of {tuple(like.shape[1:])}")
+        left = (self.variances * (node.sigma**2 / (node.alpha**2 * self.variances + node.sigma**2))).to(like)
+        into, back = self._basis(like)
+        return lambda v: back(into(v) * left)
 
     def _coefficients(self, x: Tensor) -> Tensor:
-        rows, columns = (_cosines(side).to(x) for side in x.shape[-2:])
-        return torch.einsum("cd,bchw->bdhw", self.colours.to(x), rows @ x @ columns.T)
+        return self._basis(x)[0](x)
 
     def _images(self, z: Tensor) -> Tensor:
-        rows, columns = (_cosines(side).to(z) for side in z.shape[-2:])
-        return torch.einsum("cd,bdhw->bchw", self.colours.to(z), rows.T @ z @ columns)
+        return self._basis(z)[1](z)
+
+    def _basis(self, like: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """B^T and B."""
+        rows, columns = (_cosines(side).to(like) for side in like.shape[-2:])
+        colours = self.colours.to(like)
+
+        def into(x: Tensor) -> Tensor:
+            return _mixed(colours.T, rows @ x @ columns.T)
+
+        def back(z: Tensor) -> Tensor:
+            return _mixed(colours, rows.T @ z @ columns)
+
+        return into, back
+
+
+def _mixed(colours: Tensor, x: Tensor) -> Tensor:
+    return (colours @ x.flatten(2)).reshape(x.shape)
 
 
 @cache
