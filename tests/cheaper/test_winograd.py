@@ -1,11 +1,14 @@
 """Winograd's convolutions are the network's to rounding, in a quarter of the products."""
 
+import copy
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import conv2d
+from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep import cheaper
@@ -93,6 +96,70 @@ def test_small_images_and_half_precision_are_summed_as_before():
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(quick(x), plain(x))
     assert torch.equal(quick.bfloat16()(x.bfloat16()), plain.bfloat16()(x.bfloat16()))
+
+
+@pytest.mark.parametrize("shape", [(CHANNELS, 9, 9), (0, CHANNELS, 9, 9), (2, CHANNELS, 9, 9)])
+def test_it_takes_what_the_layer_takes(shape):
+    """One image, none, and the input by its name; in the run by which sizes are seen, too."""
+    plain, x = layer(torch.float32), torch.randn(shape)
+    quick = cheaper.winograd(plain, run=lambda network: network(input=torch.zeros(CHANNELS, 9, 9)))
+    torch.testing.assert_close(quick(input=x), plain(x), rtol=1e-4, atol=1e-5)
+    assert type(quick) is Winograd
+
+
+@pytest.mark.parametrize("x", [torch.zeros(1, CHANNELS + 1, 9, 9), torch.zeros(1, CHANNELS, 9, 9).double()])
+def test_it_refuses_what_the_layer_refuses(x):
+    plain = layer(torch.float32)
+    with pytest.raises(RuntimeError) as wanted:
+        plain(x)
+    with pytest.raises(RuntimeError) as caught:
+        winograd(plain)(x)
+    assert str(caught.value) == str(wanted.value)
+
+
+class Doubling(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, 2 * weight, bias)
+
+
+def hidden():
+    """A layer with a forward of its own, as accelerate's hooks leave it."""
+    made = layer(torch.float32, (CHANNELS, CHANNELS))
+    made.forward = partial(nn.Conv2d.forward, made)
+    return made
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.utils.parametrizations.weight_norm(layer(torch.float32, (CHANNELS, CHANNELS))),
+        lambda: prune.random_unstructured(layer(torch.float32, (CHANNELS, CHANNELS)), "weight", 0.5),
+        lambda: Doubling(CHANNELS, CHANNELS, 3, padding=1),
+        hidden,
+    ],
+)
+def test_what_is_not_the_sum_of_its_own_weights_stays(make):
+    network = nn.Sequential(make(), layer(torch.float32, (CHANNELS, CHANNELS)))
+    quick, x = winograd(network), torch.randn(1, CHANNELS, 9, 9)
+    assert type(quick[0]) is type(network[0])
+    assert type(quick[1]) is Winograd
+    assert torch.equal(quick[0](x), network[0](x))
+
+
+def test_in_another_precision_it_is_transformed_anew():
+    """In half, it takes no memory for what it does not use; back from there, and in double, it is the layer."""
+    plain = layer(torch.float32)
+    x, quick = torch.randn(1, CHANNELS, 9, 9, dtype=torch.float64), winograd(plain)
+    torch.testing.assert_close(copy.deepcopy(quick).double()(x), plain.double()(x), rtol=1e-12, atol=1e-12)
+    half = quick.bfloat16()
+    assert weight_bytes(half) - weight_bytes(plain.bfloat16()) == 2 * IN**2 * (IN**2 + OUT**2)
+    torch.testing.assert_close(half.float()(x.float()), plain.float()(x.float()), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_are_not_followed_are_not_trained():
+    """A gradient of them would be nothing, and the optimiser silent."""
+    quick = winograd(layer(torch.float32))
+    assert [name for name, each in quick.named_parameters() if each.requires_grad] == ["bias"]
 
 
 def test_files_and_hooks_are_those_of_the_network(tmp_path):

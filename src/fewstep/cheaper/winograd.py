@@ -14,6 +14,7 @@ Processors' libraries for convolutions sum; those of GPUs choose Winograd themse
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -46,20 +47,22 @@ def winograd(model: M, *, run: Run | None = None) -> M:
 
     Those of stride 1 and 32 channels or more that are given images of 8 x 8 or more; others stay. `run` is as for
     `half`: by it the sizes are seen. Files are those of the network: `save` and `load` as before. Weights are
-    transformed here and where they are loaded: train before, not afterwards. Memory: four times these weights more.
-    What it gains is the machine's: docs/cheaper.md. TypeError for what has no network; ValueError where no layer is
-    such.
+    transformed here and where they are loaded, and take no gradient: train and edit them before, not afterwards; those
+    that something else makes, as weight norm does, stay. Memory: four times these weights more. What it gains is the
+    machine's: docs/cheaper.md. TypeError for what has no network; ValueError where no layer is such.
     """
     network = network_of(model)
     given = run_of(model, run)
     sides: dict[str, int] = {}
 
-    def see(name: str, args: tuple[Tensor, ...]) -> None:
-        sides[name] = max(min(args[0].shape[2:]), sides.get(name, 0))
+    def see(name: str, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        given = args[0] if args else named["input"]
+        sides[name] = max(min(given.shape[-2:]), sides.get(name, 0))
 
     fits = {name: layer for name, layer in network.named_modules() if _fits(layer)}
     handles = [
-        layer.register_forward_pre_hook(lambda layer, args, name=name: see(name, args)) for name, layer in fits.items()
+        layer.register_forward_pre_hook(lambda layer, args, named, name=name: see(name, args, named), with_kwargs=True)
+        for name, layer in fits.items()
     ]
     with hooked(handles), torch.no_grad():
         given(network)
@@ -72,26 +75,45 @@ def winograd(model: M, *, run: Run | None = None) -> M:
     network = copy.deepcopy(network)
     for layer in map(network.get_submodule, chosen):
         layer.__class__ = Winograd  # a copy of ours; its hooks and names stay
+        layer.get_parameter("weight").requires_grad_(False)
         _transform(layer)
         layer.register_load_state_dict_post_hook(_transform)
     return with_network(model, network)
 
 
 class Winograd(nn.Conv2d):
-    """The layer. Small images, half precision and autocast are summed as before."""
+    """The layer. What is small, in half precision or under autocast is summed as before, and what is wrong refused."""
 
     enter: Tensor
     leave: Tensor
     weights: Tensor
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        if min(height, width) < SIDE or x.element_size() < 4 or torch.is_autocast_enabled(x.device.type):
-            return super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        if not self._suits(input):
+            return super().forward(input)
+        batch, channels, height, width = input.shape
         tiles = batch * -(-height // OUT) * -(-width // OUT)
-        parts = x.chunk(-(-tiles * IN * IN * channels // TOGETHER))
-        y = torch.cat([self._tiled(part) for part in parts]) if len(parts) > 1 else self._tiled(x)
+        parts = input.chunk(-(-tiles * IN * IN * channels // TOGETHER))
+        y = torch.cat([self._tiled(part) for part in parts]) if len(parts) > 1 else self._tiled(input)
         return (y if self.bias is None else y + self.bias).movedim(-1, 1)
+
+    def _suits(self, x: Tensor) -> bool:
+        alike = x.ndim == 4 and x.shape[1] == self.in_channels and x.dtype == self.weights.dtype and not x.is_meta
+        return (
+            alike
+            and x.element_size() >= 4
+            and x.numel() > 0
+            and min(x.shape[2:]) >= SIDE
+            and not torch.is_autocast_enabled(x.device.type)
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Winograd:
+        """Transformed anew in another precision, as rounding does not commute with it."""
+        dtype = self.weight.dtype
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.weight.dtype != dtype:
+            _transform(self)
+        return self
 
     def _tiled(self, x: Tensor) -> Tensor:
         """(batch, height, width, channels), as convolutions like them best; without the bias."""
@@ -109,7 +131,9 @@ class Winograd(nn.Conv2d):
 def _fits(layer: nn.Module) -> bool:
     return (
         isinstance(layer, nn.Conv2d)
-        and type(layer).forward is nn.Conv2d.forward
+        and "weight" in layer._parameters  # no parametrization, no old weight norm
+        and "forward" not in vars(layer)
+        and (type(layer).forward, type(layer)._conv_forward) == (nn.Conv2d.forward, nn.Conv2d._conv_forward)
         and (layer.kernel_size, layer.stride, layer.dilation) == ((3, 3), (1, 1), (1, 1))
         and (layer.padding, layer.padding_mode, layer.groups) == ((1, 1), "zeros", 1)
         and min(layer.in_channels, layer.out_channels) >= CHANNELS
@@ -118,9 +142,14 @@ def _fits(layer: nn.Module) -> bool:
 
 
 def _transform(layer: nn.Module, loaded: object = None) -> None:
-    """The weights as they meet the transformed tiles, (IN IN, in, out), and both transforms, made in float64."""
+    """The weights as they meet the transformed tiles, (IN IN, in, out), and both transforms, made in float64.
+
+    Of half precision, which is summed, nothing.
+    """
     weight = layer.get_parameter("weight").detach()
     enter, weigh, leave = (weight.new_tensor(rows, dtype=torch.float64) for rows in (ENTER, WEIGH, LEAVE))
     products = torch.einsum("ik,ockl,jl->ijco", weigh, weight.double(), weigh).flatten(0, 1)
+    if weight.element_size() < 4:
+        products = products[:0]
     for name, made in {"enter": enter.kron(enter), "leave": leave.kron(leave), "weights": products}.items():
         layer.register_buffer(name, made.to(weight.dtype).contiguous(), persistent=False)
