@@ -449,3 +449,14 @@ def test_a_half_that_ends_at_the_lowest_level_knows_that_zero_comes_next(solver)
     torch.testing.assert_close(
         run(model, half, sigmas[9:], disable=True, history=history), whole, rtol=1e-9, atol=1e-12
     )
+
+
+def test_a_half_that_ends_at_the_lowest_level_can_go_on_below_it():
+    """The next call is foretold from answers that a run which goes straight to zero has no use for."""
+    x, sigmas = torch.randn(8, 4, dtype=torch.float64) * 14.6, torch.tensor([14.6, 5.0, 2.0, 0.9, 0.3, 0.03, 0.0])
+    run, history = sampler(fs.EVODiff(), sigma_min=0.3), History()
+    whole = run(picture, x, sigmas, disable=True)
+    half = run(picture, x, sigmas[:5], disable=True, history=history)
+    got = run(picture, half, sigmas[4:], disable=True, history=history)
+    afresh = run(picture, half, sigmas[4:], disable=True)
+    assert (got - whole).norm() < (afresh - whole).norm()

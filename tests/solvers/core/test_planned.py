@@ -1,6 +1,6 @@
 """A plan that is kept is the one that would be made."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -66,6 +66,80 @@ def test_what_can_change_is_planned_each_time(kind):
     assert planned(solver, VP, NODES)[0].noise == 1
     solver.weights[0] = 2.0
     assert planned(solver, VP, NODES)[0].noise == 2
+
+
+class Told(fs.DDIM):
+    """No dataclass of its own, so that it is equal to any other of its kind."""
+
+    def __init__(self, noise):
+        super().__init__()
+        object.__setattr__(self, "own", noise)
+
+    def plan(self, schedule, nodes, nfe=None):
+        return [stage._replace(noise=self.own) for stage in fs.DDIM.plan(self, schedule, nodes, nfe)]
+
+
+@dataclass(frozen=True)
+class Aside(fs.DDIM):
+    own: object = field(default=0.0, compare=False)
+
+    plan = Told.plan
+
+
+@dataclass(frozen=True)
+class Alike(Aside):
+    def __eq__(self, other):
+        return True
+
+    def __hash__(self):
+        return 0
+
+
+@pytest.mark.parametrize("kind", [Told, lambda own: Aside(own=own), lambda own: Alike(own=own)])
+def test_what_says_that_it_is_equal_and_is_not_has_its_own_plan(kind):
+    one, other = kind(1.0), kind(2.0)
+    assert one == other
+    assert [planned(each, VP, NODES)[0].noise for each in (one, other, one)] == [1, 2, 1]
+    assert planned(one, VP, NODES) is planned(kind(1.0), VP, NODES)
+
+
+def test_kinds_of_numbers_are_told_apart():
+    one, other = (planned(Aside(own=own), VP, NODES)[0].noise for own in (1, True))
+    assert (type(one), type(other)) == (int, bool)
+
+
+def test_stages_that_hold_something_are_made_for_each_run():
+    """What one run leaves in them is not seen by the next, or by one beside it."""
+
+    class Counting:
+        def __init__(self, stage):
+            self.stage, self.node, self.noise, self.calls = stage, stage.node, 0.0, 0
+
+        def __call__(self, state, x, denoised):
+            self.calls += 1
+            return self.stage(state, x, denoised)
+
+    @dataclass(frozen=True)
+    class Own(fs.DDIM):
+        def plan(self, schedule, nodes, nfe=None):
+            return [Counting(stage) for stage in super().plan(schedule, nodes, nfe)]
+
+    one, other = (planned(Own(), VP, NODES) for _ in range(2))
+    assert not set(map(id, one)) & set(map(id, other))
+
+
+def test_errors_of_types_in_a_plan_are_raised_at_once():
+    calls = []
+
+    @dataclass(frozen=True)
+    class Broken(fs.DDIM):
+        def plan(self, schedule, nodes, nfe=None):
+            calls.append(nfe)
+            raise TypeError("of mine")
+
+    with pytest.raises(TypeError, match="of mine"):
+        planned(Broken(), VP, NODES)
+    assert len(calls) == 1
 
 
 def test_a_schedule_that_can_change_is_planned_for_each_time():

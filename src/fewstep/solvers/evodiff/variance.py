@@ -210,8 +210,7 @@ def _window(
             if four.any():
                 y, predict = y + further * added, _split(t.alpha, two, further * four)
         scale, (move,) = euler_row("data", s, t)
-        keep = max(0, history - 2) * (followed or ahead > 0)
-        plan.append(stage._replace(scale=scale, move=move, predict=predict, keep=keep))
+        plan.append(stage._replace(scale=scale, move=move, predict=predict, keep=max(0, history - 2)))
         gain = move
     return plan
 
