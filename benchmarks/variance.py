@@ -225,7 +225,7 @@ Levels that are even in time, such as "simple", stop far above the level where t
 from there to σ = 0. What is denoised there is not yet what a run of many steps ends at. On the path answers are about
 linear in a power of n: n² where all is decided, as of a Gaussian far wider than n, n at edges. Half-way, in n^1.5, the
 last step goes on to the answer at the level where the schedule ends, by as much of the newest difference as that takes,
-within trust. Where the levels reach that end nothing is added. Such a step ends at a mean: it is foretold, not enlarged.
+within trust. Where the levels reach that end nothing is added. Such a step ends at a mean: foretold, not enlarged.
 
 ## Trust
 
@@ -331,7 +331,7 @@ today's is trained on those typical of their class.
   limit at 1.6 that of 5 calls is 0.90 for 1.14, and with one of 2 and a fall of 0.22 + 0.8 / steps 0.69; then the error
   under guidance 4 grows by a tenth and by a fifth, and the distance of *mixture* on VP by a quarter and by two fifths.
   No more than the reach of calls, a quarter: 1.32.
-- **The step to σ = 0 by the regression** on the prior's answer at the end, in place of n^1.5. On levels even in time its
+- **The step to σ = 0 by the regression** on the prior's answer at the end, not by n^1.5. On levels even in time its
   error is 0.77 to 0.96 of that by n^1.5, on an exact mixture of latents and on the network. On Gaussians of one width,
   which have no details at that level, errors in 64 steps are small, and foretelling enlarges them: of a flow with shift
   3 up to 9 times by the regression, 5 by n^1.5, 2.5 by n², which leaves out a quarter of the gain elsewhere.
