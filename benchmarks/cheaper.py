@@ -58,7 +58,7 @@ COLOURS = {
     "UniPC-2": "#d55e00",
     "DPM-Solver++ 2M": "#009e73",
     "DDIM": "#cc79a7",
-    TUNED: "#000000",
+    TUNED: "#8b6bd1",
 }
 GUIDANCES = (1.0, 4.0)
 CALLS = (8, 10, 15, 20)  # of plans and of DeepCache's rule

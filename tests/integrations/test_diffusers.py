@@ -954,7 +954,8 @@ def tuned_on(schedule, path, calls=6):
     """A plan that no default has."""
     family = Family(center=0.4, rise=-0.3, surprise=0.5, reach=-0.5)
     nodes = family.nodes(schedule, calls)
-    plan = Measured.of(nodes, family.stages(nodes, schedule.data_scale), schedule.data_scale, family)
+    stages = family.stages(nodes, schedule.data_scale, schedule.lam_range[1])
+    plan = Measured.of(nodes, stages, schedule.data_scale, family)
     Tuned({calls: plan}, describe(schedule)).save(path)
     return str(path)
 

@@ -118,14 +118,25 @@ def test_the_scale_of_the_data_is_read_off_the_models_range():
     """0.93 on Stable Diffusion's, as the schedule of that range has it; a scale that was told is not touched."""
     x = start() * 14
     given = sampler(fs.EVODiff(), sigma_min=0.0292)(picture, x, SIGMAS, disable=True)
-    scale = fs.EDM(0.0292, 14.6).data_scale
-    assert torch.equal(given, sampler(fs.EVODiff(data_std=scale))(picture, x, SIGMAS, disable=True))
+    told = fs.EVODiff(data_std=fs.EDM(0.0292, 14.6).data_scale)
+    assert torch.equal(given, sampler(told, sigma_min=0.0292)(picture, x, SIGMAS, disable=True))
     assert not torch.equal(given, sample_evodiff(picture, x, SIGMAS, disable=True))
-    told = fs.EVODiff(data_std=0.5)
+    told, noisy = fs.EVODiff(data_std=0.5), SIGMAS[:-1]
     assert torch.equal(
-        sampler(told, sigma_min=0.0292)(picture, x, SIGMAS, disable=True),
-        sampler(told)(picture, x, SIGMAS, disable=True),
+        sampler(told, sigma_min=0.0292)(picture, x, noisy, disable=True),
+        sampler(told)(picture, x, noisy, disable=True),
     )
+
+
+@pytest.mark.parametrize("sigma_min", [0.002, 0.01, 0.0292])
+def test_the_last_step_foretells_down_to_the_models_range(sigma_min):
+    x = start() * 14
+    told = fs.EVODiff(data_std=0.5)
+    schedule = fs.EDM(sigma_min, 80.0)
+    nodes = [schedule.node(level) if level else fs.schedule.Node(0.0, 1.0, 0.0) for level in SIGMAS.tolist()]
+    expected = fs.integrate(lambda x, t: picture(x, x.new_full((len(x),), t)), x, nodes, solver=told, schedule=schedule)
+    got = sampler(told, sigma_min=sigma_min)(picture, x, SIGMAS, disable=True)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
 def test_a_level_that_repeats_is_left_out():

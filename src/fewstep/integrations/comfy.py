@@ -185,10 +185,11 @@ class FewstepTuned:
 
         law = model.get_model_object("model_sampling")
         flow = _is_flow(law)
-        schedule: Schedule = Flow() if flow else EDM(float(law.sigma_min), float(law.sigma_max))
+        low = float(law.sigma_min)
+        schedule: Schedule = Flow() if flow else EDM(low, float(law.sigma_max))
         tuned = Tuned.load(plan).on(schedule)
         sigmas = get_sigmas_tuned(tuned, steps, schedule, flow=flow)
-        return comfy.samplers.KSAMPLER(sampler(tuned, flow=flow), extra_options={}), sigmas
+        return comfy.samplers.KSAMPLER(sampler(tuned, flow=flow, sigma_min=low), extra_options={}), sigmas
 
 
 def sample(

@@ -89,7 +89,8 @@ def sampler(solver: Solver, *, flow: bool = False, sigma_min: float | None = Non
         flow: whether x = (1 - sigma) x_0 + sigma noise, with sigma in [0, 1], as ComfyUI has Flux, SD3 or Wan; else
             x = x_0 + sigma noise.
         sigma_min: the lowest sigma of the model's range, if it is no flow: what the scale of its data is read off,
-            where EVODiff was not told it as `data_std`. Of a range of 0.03 it is nearly twice that of the default.
+            where EVODiff was not told it as `data_std`, and down to where its step to sigma = 0 foretells. Of a range
+            of 0.03 the scale is nearly twice that of the default.
 
     The function returns the state at the last sigma, and x itself if there is one sigma or none. A sigma that repeats
     the one before is left out: the step to it would change nothing. Where sigmas that fall rise again (Restart, Xu et
