@@ -78,7 +78,7 @@ class Ours:
     def __call__(self, denoiser: Denoiser, operator: Any, y: Tensor, seed: int, spectrum: Spectrum) -> Tensor:
         seeds = range(1000 * seed, 1000 * seed + len(y))
         if self.method is None:
-            # Not its own start, A_dagger(y): that of a blur is noise, a hundredfold.
+            # As usual; the library's own start is the mean of white images given y.
             start = operator.A_adjoint(y)
             return red_diff(denoiser, operator, y, noise=NOISE, seeds=seeds, nfe=self.nfe, start=start)
         restoring = posterior(
@@ -320,23 +320,22 @@ How much more PSNR ours have than each of the peers, in dB, image by image, with
 """
 READING = """
 **Ten calls of moment matching with EVODiff are the most even-handed of these samplers.** In a tenth of DiffPIR's
-calls and a sixth of MMPS's they have the PSNR of either, within two standard errors, or more: up to 1.9 dB of DiffPIR
-and 1.7 of MMPS. One cell is against them, a sample of MMPS in super-resolution by 0.4 dB, where the means are equal.
+calls and a sixth of MMPS's they have the PSNR of either, within two standard errors, or more: up to 1.2 dB of DiffPIR
+and 1.9 of MMPS. One cell is against them, a sample of MMPS in super-resolution by 0.5 dB, where the means are equal.
 Their intervals are nearer to 90 % than those of every other library in inpainting and super-resolution, and than
 MMPS's and DDRM's in deblurring; there DiffPIR's are nearer, at ten times the calls and 0.5 dB less.
 
 **Where a sample of ours has less PSNR, it is because it varies more.** A sample of the right posterior has 3 dB less
 than the posterior's mean, so a sampler gains up to 3 dB by not varying. DDRM does: in super-resolution and deblurring
-it has 1.7 dB more, and its intervals hold a third and two thirds of the pixels; its code divides the noise that it
-draws by the square root of 2. Of means of four it has the same in super-resolution; in deblurring its 0.9 dB are
-real. In inpainting it leaves the hole as it is, as its levels begin too low, at sigma = 1 in [0, 1]. DDIM in place of
-EVODiff is the same trade: a sample has 0.6 to 1.1 dB more, and more than every other library's but DDRM's, its
-intervals hold 6 to 14 points too few, the mean of four is much the same. Who wants one image and no sample takes the
-mean of some, or RED-Diff.
+it has 2.3 and 1.8 dB more, and its intervals hold 39 % and 70 % of the pixels; its code divides the noise that it draws
+by the square root of 2. Of means of four it has 0.6 and 0.8 dB more, and these are real. In inpainting it leaves the
+hole as it is, as its levels begin too low, at sigma = 1 in [0, 1]. DDIM in place of EVODiff is the same trade: a sample
+has 0.8 to 1.2 dB more, and more than every other library's but DDRM's, its intervals hold 8 to 11 points too few, the
+mean of four has up to 0.4 dB more. Who wants one image and no sample takes the mean of some, or RED-Diff.
 
 **Calls are not all.** Moment matching takes nearly as many gradients in ten calls as MMPS in 64, and half its
 seconds; with 3 iterations 40 of them, a quarter of the seconds, and as much PSNR but in deblurring. Without any
-gradient, `"proximal"` with a spectrum of 64 samples is within 0.4 dB of it at a tenth of the seconds, and at a tenth
+gradient, `"proximal"` with a spectrum of 64 samples is within 0.5 dB of it at a tenth of the seconds, and at a tenth
 of DiffPIR's calls has more PSNR than it in inpainting and as much elsewhere. Without a spectrum it is DiffPIR in ten
 calls, figures and patchwork holes alike. 25 calls of it are no better than ten.
 
