@@ -39,6 +39,8 @@ def test_the_conditional_covariance_is_that_of_gaussian_data(node):
 def test_what_it_is_not_of_is_refused():
     with pytest.raises(ValueError, match=r"images must be \(N, C, H, W\) with N of 2 or more"):
         Spectrum.of(torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ValueError, match="images must differ"):
+        Spectrum.of(torch.rand(1, 1, 8, 8).expand(3, -1, -1, -1))
     with pytest.raises(ValueError, match="images must be finite"):
         Spectrum.of(torch.full((3, 1, 8, 8), torch.nan))
     with pytest.raises(TypeError, match=r"images must be floating point; got torch\.uint8"):  # 0 to 255: not its units

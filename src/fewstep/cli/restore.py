@@ -171,7 +171,7 @@ def restore(
             "task": task, "images": {file.name: sha256_of(file) for file in files},
             "masks": [each and sha256_of(each) for each in masks], "factor": factor, "blur": blur, "noise": noise,
             "degrade": degrade, "method": method,
-            "spectrum": list(map(sha256_of, likes)), "model": model, "family": loaded.family,
+            "spectrum": digest(list(map(sha256_of, likes))), "model": model, "family": loaded.family,
             "weights": loaded.fingerprint, "network": digest_of(network),
             "schedule": repr(loaded.schedule), "solver": solver, "solver_options": repr(chosen), "nfe": nfe, "n": total,
             "seed": seed, "grid": grid, "label": label, "guidance": guidance, "prompts": digest(texts, negative),

@@ -33,6 +33,8 @@ class Spectrum:
         check_tensor("images", images, True)
         if images.ndim != 4 or len(images) < 2:
             raise ValueError(f"images must be (N, C, H, W) with N of 2 or more; got shape {tuple(images.shape)}")
+        if bool((images == images[:1]).all()):
+            raise ValueError("images must differ, or there is nothing that they vary by; these are copies of one")
         away = images.double() - images.double().mean(0)
         colours = torch.linalg.eigh(torch.einsum("nchw,ndhw->cd", away, away)).eigenvectors
         unit = cls(torch.ones_like(away[0]), colours)

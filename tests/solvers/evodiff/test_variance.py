@@ -318,6 +318,19 @@ def test_a_step_to_zero_foretells_the_answer_where_the_schedule_ends(schedule, s
     torch.testing.assert_close(got, answer(end), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "levels", "lead"),
+    [
+        (fs.Flow(), [1.0, 0.20558875829986847, 0.20558875829986845, 0.0], 1.0),  # sigma / alpha rounds to the same
+        (fs.EDM(), [1e250, 1e10, 0.0], 0.0),
+        (fs.Flow(), [1.0, 0.5, 0.0], 0.0),
+    ],
+)
+def test_what_is_foretold_is_finite_however_levels_lie(schedule, levels, lead):
+    predict = fs.EVODiff().plan(schedule, fs.grid.from_times(schedule, levels))[-1].predict
+    assert (predict.lead if predict else 0.0) == lead
+
+
 @over_schedules
 def test_a_step_to_zero_from_where_the_schedule_ends_foretells_nothing(schedule):
     nodes = fs.log_snr(schedule, 6, to_zero=True)

@@ -217,10 +217,12 @@ def _window(
 
 def _ahead(nodes: Sequence[Node], end: float) -> float:
     """The weight of the newest difference in the step to sigma = 0; 0 from where the schedule ends."""
-    if end - nodes[-2].lam <= SAME:
+    before, here = nodes[-3].lam, nodes[-2].lam
+    if end - here <= SAME:
         return 0.0
-    before, here, there = (each**ROUGH for each in (nodes[-3].nsr, nodes[-2].nsr, math.exp(-end)))
-    return float(min(LEAD, (here - there) / (before - here)))
+    # The shares that n^ROUGH lost in the last step and has to lose, by logarithms: levels may hardly differ, or by 1e200.
+    lost, left = (-math.expm1(-ROUGH * length) for length in (here - before, end - here))
+    return min(LEAD, left * (1 - lost) / lost)
 
 
 def _bounded(products: Functional, solver: Functional, along: Functional) -> tuple[float, Functional]:
