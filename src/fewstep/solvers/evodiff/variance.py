@@ -220,7 +220,7 @@ def _ahead(nodes: Sequence[Node], end: float) -> float:
     before, here = nodes[-3].lam, nodes[-2].lam
     if end - here <= SAME:
         return 0.0
-    # The shares that n^ROUGH lost in the last step and has to lose, by logarithms: levels may hardly differ, or by 1e200.
+    # The shares that n^ROUGH lost in the last step and has to lose, by logarithms: levels may be close, or far apart.
     lost, left = (-math.expm1(-ROUGH * length) for length in (here - before, end - here))
     return min(LEAD, left * (1 - lost) / lost)
 
