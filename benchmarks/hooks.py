@@ -32,8 +32,6 @@ RULES = {
     "PyramidAttentionBroadcast": "an interval of calls, between two times",
     "FasterCache": "an interval of calls, below a time",
 }
-
-
 NETWORKS = "UNet2DModel UNet2DConditionModel DiTTransformer2DModel PixArtTransformer2DModel SD3Transformer2DModel"
 
 

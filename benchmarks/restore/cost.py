@@ -179,14 +179,13 @@ def _preconditioned(given: Posterior, x: Tensor, t: float, spectrum: Spectrum) -
     """M P^-1 w = b, u = P^-1 w, P = A V A^T + noise^2 I with the spectrum's V: the residual is that of M u = b."""
     node = given.schedule.node(t)
     denoised, pull = torch.func.vjp(lambda z: given.denoiser(z, t), x)  # type: ignore[misc]
-    at = linearised(given.operator, denoised)
+    at, covariance = linearised(given.operator, denoised), spectrum.prepared(node, denoised)
 
     def system(covariance: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
         return at.forward(covariance(at.adjoint(u))) + given.noise**2 * u
 
     def known(b: Tensor) -> Tensor:
         # Ten times as exact, without calls of the network: what it leaves is no part of what is measured.
-        covariance = lambda v: spectrum.conditional(v, node)  # noqa: E731
         return conjugate_residuals(lambda u: system(covariance, u), b, TOLERANCE / 10, 5 * ITERATIONS).u
 
     def of_model(u: Tensor) -> Tensor:

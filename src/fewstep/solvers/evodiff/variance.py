@@ -184,8 +184,8 @@ def _window(
         )
         if i == last:
             if closing:
-                scale, (move,) = euler_row("data", *nodes[-2:])
-                predict = Split(nodes[-1].alpha * ahead, ()) if len(differences) and ahead else None
+                scale, (move,) = euler_row("data", s, nodes[-1])
+                predict = Split(nodes[-1].alpha * ahead, ()) if len(differences) else None
                 stage = stage._replace(scale=scale, move=move, predict=predict)
             plan.append(stage)
             break
