@@ -6,7 +6,7 @@ import io
 import json
 import math
 import statistics
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 from fewstep.bench.metrics import Moments
 from fewstep.files import append, check_writable, write_atomically
 
-__all__ = ["Distance", "Key", "Measurement", "Results"]
+__all__ = ["Distance", "Key", "Measurement", "Results", "rms"]
 
 Key = tuple[str, int, str, str]
 TAG = 8  # digits of a fingerprint in the names of files
@@ -63,11 +63,15 @@ class Measurement:
     @property
     def rmse(self) -> float:
         """Per pixel, over all samples."""
-        return math.sqrt(statistics.fmean(error**2 for error in self.errors))
+        return rms(self.errors)
 
     @property
     def gain(self) -> float:
         return statistics.fmean(self.gains)
+
+
+def rms(errors: Sequence[float]) -> float:
+    return math.sqrt(statistics.fmean(error**2 for error in errors))
 
 
 class Results:
@@ -104,11 +108,13 @@ class Results:
                 f"{self.folder} holds measurements of another network: remove it, or choose another folder"
             )
 
-    def holds(self, key: Key, targets: Collection[str], samples: int) -> bool:
-        """Whether it was measured, with distances to all `targets` of so many samples."""
+    def holds(self, key: Key, targets: Collection[str], many: int, samples: int = 0) -> bool:
+        """Whether it was measured, with distances of `many` samples to all `targets`, and errors of `samples`."""
         found = self._found.get(key)
-        return found is not None and all(
-            to in found.distances and found.distances[to].samples == samples for to in targets
+        return (
+            found is not None
+            and len(found.errors) >= samples
+            and all(to in found.distances and found.distances[to].samples == many for to in targets)
         )
 
     def __iter__(self) -> Iterator[Measurement]:

@@ -1,8 +1,9 @@
 """The bench of image quality: EVODiff's default beside the field, on problems whose solution is known.
 
 A cell is a problem, a schedule and a budget. In each, EVODiff() runs on its own grid, and every peer on all that suit
-the schedule; the best peer and grid are chosen per cell and metric afterwards, an oracle for the peers. All run in a
-heat first, on a part of the samples, and only those peers that come near the best of it on all.
+the schedule; the best peer and grid are chosen per cell and metric afterwards, an oracle for the peers. All run on a
+few samples first; of the peers those that are not far behind run in a heat, on a part of the samples, and those that
+come near the best of it on all.
 """
 
 from __future__ import annotations
@@ -43,12 +44,14 @@ from fewstep.table import SOLVERS
 from ..problems import PROBLEMS, Problem, Source
 from ..problems.base import batches
 from .ratios import NEGLIGIBLE, OURS, PUBLISHED, Cell
-from .results import Distance, Key, Measurement, Results
+from .results import Distance, Key, Measurement, Results, rms
 
 __all__ = ["FULL", "OURS_ELSEWHERE", "QUICK", "SETTINGS", "SINGLE_IMAGES", "Plan", "cells", "fill", "trial"]
 
 CONVERGED = "converged"
 OWN_GRID = "own"
+QUALIFYING = 4  # samples that all run on first
+QUALIFIES = 2.0  # times the least RMSE there: who is further behind runs in no heat
 HEAT = 4  # one in so many
 CONTENDS = 1.25  # of the best peer's RMSE, or Fréchet distance, in the heat: who is further behind runs no further
 INFORMED = "dpm-solver-v3-3"  # the peer that needs statistics
@@ -202,13 +205,19 @@ def _fill_schedule(
         images = torch.cat([problem.solution(schedule, part) for part in batches(problem.seeds(problem.many))])
         results.add(Measurement(*floor, [], [], [], _distances(problem, images, targets, FRECHET_RESAMPLES)))
     heat, heats = _heat(problem), results.heats
+    few = dataclasses.replace(problem, samples=min(QUALIFYING, heat.samples))
     candidates = list(_candidates(name, plan, statistics))
+    entrants = [each for each in candidates if each.name != OURS or each.grid is None]
     for nfe in plan.budgets:
         wanted = targets if nfe in FRECHET_BUDGETS else {}
-        for candidate in candidates:
+        for candidate in entrants:
             key = name, nfe, candidate.name, candidate.grid_name
-            enters = candidate.name != OURS or candidate.grid is None
-            if enters and not heats.holds(key, wanted, heat.many):
+            if heats.get(key) is None:
+                heats.add(_measured(few, name, candidate, nfe, exact[: few.samples], {}, resampled=0))
+        qualified = _qualified(_ran(heats, name, nfe))
+        for candidate in entrants:
+            key = name, nfe, candidate.name, candidate.grid_name
+            if key[2:] in qualified and not heats.holds(key, wanted, heat.many, heat.samples):
                 heats.add(_measured(heat, name, candidate, nfe, exact[: heat.samples], wanted, resampled=0))
         contenders = _contenders(_ran(heats, name, nfe))
         for candidate in candidates:
@@ -225,18 +234,41 @@ def _ran(heats: Results, schedule: str, nfe: int) -> list[Measurement]:
     return sorted((each for each in heats if each.key[:2] == (schedule, nfe)), key=lambda each: each.key)
 
 
+def _qualified(ran: Sequence[Measurement]) -> set[tuple[str, str]]:
+    """Ours, and who is not far behind the best of the peers on the first samples; so of published EVODiff's grids."""
+    behind = {(each.solver, each.grid): rms(each.errors[:QUALIFYING]) for each in ran}
+    return {key for key in behind if key[0] == OURS}.union(
+        *(_within(QUALIFIES, {key: behind[key] for key in behind if chosen(key[0])}) for chosen in (_peer, _published))
+    )
+
+
 def _contenders(ran: Sequence[Measurement]) -> set[tuple[str, str]]:
-    """The peers near the best of them in a heat in any metric, and published EVODiff, which the page shows."""
-    peers = [each for each in ran if each.solver != OURS]
-    least = min(each.rmse for each in peers)
-    nearest = {to: min(each.distances[to].value for each in peers) for to in peers[0].distances}
-    return {
-        (each.solver, each.grid)
-        for each in peers
-        if each.solver == PUBLISHED
-        or each.rmse <= CONTENDS * max(least, NEGLIGIBLE)
-        or any(each.distances[to].value <= CONTENDS * value for to, value in nearest.items())
-    }
+    """The peers near the best of a heat in any metric; and of published EVODiff, which the page shows, so its grids."""
+    size = max(len(each.errors) for each in ran)
+    heat = {(each.solver, each.grid): each for each in ran if len(each.errors) == size}
+    metrics = [{key: each.rmse for key, each in heat.items()}] + [
+        {key: each.distances[to].value for key, each in heat.items()} for to in next(iter(heat.values())).distances
+    ]
+    return set().union(
+        *(
+            _within(CONTENDS, {key: metric[key] for key in metric if chosen(key[0])})
+            for metric, chosen in product(metrics, (_peer, _published))
+        )
+    )
+
+
+def _peer(solver: str) -> bool:
+    return solver != OURS
+
+
+def _published(solver: str) -> bool:
+    return solver == PUBLISHED
+
+
+def _within(factor: float, values: Mapping[tuple[str, str], float]) -> set[tuple[str, str]]:
+    """Those of at most `factor` times the least."""
+    least = max(min(values.values()), NEGLIGIBLE)
+    return {key for key, value in values.items() if value <= factor * least}
 
 
 def trial(
