@@ -148,7 +148,7 @@ class FewstepSigmas:
 
 
 def sigmas_for(law: Any, steps: int, grid: str = AUTO, denoise: float = 1.0) -> Tensor:
-    """Sigmas for a `model_sampling` of ComfyUI, (steps + 1,), falling to 0.
+    """Sigmas for a `model_sampling` of ComfyUI, (steps + 1,), falling to 0 or to where noise is not seen.
 
     With `denoise` below 1 they begin at that fraction of the model's clock, as those of "simple" do.
     """

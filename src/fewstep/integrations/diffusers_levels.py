@@ -183,8 +183,12 @@ def _spaced_in_sigma(config: Any) -> Grid | None:
 
 
 def _between(grid: Grid, data_std: float | None, low: float, high: float, steps: int, to_zero: bool) -> list[float]:
-    """steps + 1 values of sigma from `high` to `low`, or to 0 by one step more than to `low`."""
-    return [node.sigma for node in grid(EDM(low, high, data_std=data_std), steps, to_zero=to_zero)]
+    """steps + 1 values of sigma from `high` to `low`, or to 0 by one step more than to `low`.
+
+    `focused` spares that step, which is a call, where nobody would see it.
+    """
+    closing = None if to_zero and grid == focused else to_zero
+    return [node.sigma for node in grid(EDM(low, high, data_std=data_std), steps, to_zero=closing)]
 
 
 # Tables of betas

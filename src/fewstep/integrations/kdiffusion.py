@@ -278,9 +278,10 @@ def get_sigmas_focused(
     flow: bool = False,
     data_std: float | None = None,
 ) -> Tensor:
-    """EVODiff's own levels as k-diffusion's `get_sigmas_karras` has its: n falling from sigma_max to sigma_min, and 0.
+    """EVODiff's own levels for n calls, falling from sigma_max to sigma_min, where the noise is not seen, or by one more
+    call to 0.
 
-    float32, (n + 1,). They are `fewstep.focused`, for sigmas that mean the same as in `sampler`
+    float32, (n + 1,): those of k-diffusion's `get_sigmas_karras` always end with 0. They are `fewstep.focused`, for sigmas that mean the same as in `sampler`
     and data of standard deviation `data_std`, which `EVODiff(data_std=...)` wants to know as well. None asks the range,
     which must be the model's: 0.5, or more where it ends at visible noise.
     """
@@ -292,7 +293,7 @@ def get_sigmas(
 ) -> Tensor:
     """The levels of a grid of fewstep likewise."""
     low, high = (_ratio(_clamped(sigma)) for sigma in (sigma_min, sigma_max)) if flow else (sigma_min, sigma_max)
-    ratios = (node.sigma for node in grid(EDM(low, high), n, to_zero=True))
+    ratios = (node.sigma for node in grid(EDM(low, high), n))
     return torch.tensor([r / (1 + r) if flow else r for r in ratios], dtype=torch.float32, device=device)
 
 

@@ -50,7 +50,7 @@ def sigmas_for(
     *,
     name: str = "fewstep",
 ) -> Tensor:
-    """(n + 1,), falling to 0: those that suit the model, or `focused`."""
+    """(n + 1,), falling to 0 or to where noise is not seen: those that suit the model, or `focused`."""
     flow = _is_flow(inner_model)
     grid = focused if name == "fewstep_focused" else picked_grid(float(sigma_max), flow)
     return get_sigmas(grid, n, float(sigma_min), float(sigma_max), device, flow=flow)
