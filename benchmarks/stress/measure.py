@@ -111,7 +111,7 @@ class Bench:
         state: Any = None
         with torch.inference_mode():
             for stage in stages:
-                x, state = stage(state, x, problem.law.denoised(x, stage.node))
+                x, state = stage(state, x, problem.law.denoised(x, schedule.node(stage.node.time)))
         return rmses(x, exact) / problem.std
 
     def _error(self, cell: Cell, solver: Solver, own: GridFunction, kept: Kept) -> float:

@@ -4,7 +4,8 @@
        hardly change it.
     2. The family: the numbers behind the default's grid, prior and trust (`Family`), by Levenberg-Marquardt on the
        error of the whole run, from the best of a few beginnings.
-    3. All nodes and all weights, by the same, pulled towards those that the family plans.
+    3. All nodes, all weights, and what level the model is told in each call, by the same, pulled towards those that
+       the family plans.
     4. The other half of the seeds says what was gained. A budget where that is nothing keeps the default.
 
 The residual r is what the objective sees of the run's end less what it sees of the reference's, a sample's over the
@@ -48,6 +49,7 @@ from .solvers.evodiff.family import Family
 from .solvers.evodiff.trust import Split, TrustingStage
 from .solvers.evodiff.variance import HISTORY, LAST_REACH, LEAD, RESTORED
 from .solvers.tuned import Measured, Outcome, Tuned
+from .solvers.tuned.measured import asked_at
 from .statistics.kept import Once, kept
 from .statistics.tables import describe
 
@@ -61,7 +63,7 @@ FAMILY_REACH, FAMILY_STEP, OWN_STEP = 3.0, 0.1, 0.02  # how far its numbers go, 
 LONGEST = 1.0  # of a round's step, in any number
 # A number this far from the family's plan, or the family's from where it began, must take PULL off the error's square.
 PULL = 0.3
-WIDTHS = {"family": 1.0, "node": 0.3, "predict": 0.2, "correct": 0.2}
+WIDTHS = {"family": 1.0, "node": 0.3, "told": 0.2, "predict": 0.2, "correct": 0.2}
 FLAT = 1e-3  # of the mean curvature: what the data hardly decide stays
 DAMPING = (1e-3, 1e-1, 10.0)
 BOUND = LEAD * (1 + RESTORED * LAST_REACH)  # of a row's newest difference, and of the sum of the others
@@ -220,7 +222,7 @@ def tune(
             report.append(outcome)
             if outcome.kept:
                 std = found.data_scale * math.exp(before.scale)
-                plans[calls] = Measured.of(*chosen, std, before)
+                plans[calls] = Measured.of(found, *chosen, std, before)
             if outcome.kept and off > CONVERGED * outcome.tuned:
                 warnings.warn(
                     f"the reference is off by about {off:.2g}, the tuned plan of {calls} calls by {outcome.tuned:.2g}: "
@@ -301,16 +303,17 @@ class Batch:
 
 
 class Slot(NamedTuple):
-    """A number to be tuned: the k-th of the family, the node `stage`, or the k-th weight of a stage's row."""
+    """A number to be tuned: the k-th of the family, the node `stage`, how much further the level is that its call is
+    told, or the k-th weight of a stage's row."""
 
-    kind: Literal["family", "node", "predict", "correct"]
+    kind: Literal["family", "node", "told", "predict", "correct"]
     stage: int
     k: int = 0
 
     @property
     def first(self) -> int:
         """The first call whose step it changes."""
-        return max(0, self.stage - (self.kind == "node"))
+        return max(0, self.stage - (self.kind in ("node", "told")))
 
 
 class Beyond(Exception):
@@ -330,7 +333,7 @@ class Search:
         rows = range(1, calls - (nodes[-1].sigma == 0))
         self.slots = [
             *(Slot("family", 0, k) for k in range(len(Family._fields))),
-            *(Slot("node", k) for k in range(1, calls)),
+            *(Slot(kind, k) for kind in ("node", "told") for k in range(1, calls)),
             *(Slot(kind, i, j) for i in rows for kind in ("predict", "correct") for j in range(min(i, HISTORY - 1))),
         ]
 
@@ -441,10 +444,15 @@ class Search:
             raise Beyond
         family = Family(*v[:size].tolist())
         nodes = list(family.nodes(self.schedule, self.calls))
-        moves = {slot.stage: by for slot, by in zip(self.slots, v, strict=True) if slot.kind == "node" and by}
+        moves, told = (
+            {slot.stage: by for slot, by in zip(self.slots, v, strict=True) if slot.kind == kind and by}
+            for kind in ("node", "told")
+        )
         for k, by in moves.items():
             if k < len(nodes) - 1 and math.isfinite(nodes[k].lam):
                 nodes[k] = self.schedule.node(self.schedule.time_at(nodes[k].lam + by))
+        for k, by in told.items():
+            nodes[k] = asked_at(self.schedule, nodes[k], nodes[k].lam + by)
         if any(t.lam - s.lam < CLOSEST for s, t in pairwise(nodes)):
             raise Beyond
         stages = family.stages(nodes, self.schedule.data_scale, self.schedule.lam_range[1])

@@ -19,6 +19,7 @@ from fewstep.integrations import comfy as nodes
 from fewstep.integrations import kdiffusion
 from fewstep.solvers.evodiff.family import Family
 from fewstep.solvers.tuned import Measured
+from fewstep.solvers.tuned.measured import asked_at
 from fewstep.statistics import describe
 from fewstep.table import SOLVERS
 
@@ -328,8 +329,9 @@ def test_a_tuned_plan_is_a_run_of_fewstep(law, steps, tmp_path):
     schedule = fs.Flow() if flow else fs.EDM(SIGMA_MIN, SIGMA_MAX)
     family = Family(center=0.4, rise=-0.3, surprise=0.5)
     levels = family.nodes(schedule, 6)
+    levels = (levels[0], *(asked_at(schedule, node, node.lam + 0.03) for node in levels[1:-1]), levels[-1])
     stages = family.stages(levels, schedule.data_scale, schedule.lam_range[1])
-    plan = Measured.of(levels, stages, schedule.data_scale, family)
+    plan = Measured.of(schedule, levels, stages, schedule.data_scale, family)
     fs.Tuned({6: plan}, describe(schedule)).save(tmp_path / "plan.json")
     sampler, sigmas = nodes.FewstepTuned().get_plan(patcher(law), str(tmp_path / "plan.json"), steps)
     noise = fs.unit_noise(range(2), (4, 8, 8))

@@ -5,6 +5,7 @@ import json
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from benchmarks.problems import gaussian
 from fewstep.integrations.kdiffusion import sampler
 from fewstep.solvers.evodiff.family import Family
 from fewstep.solvers.tuned import Measured, Outcome, Tuned
+from fewstep.solvers.tuned.measured import asked_at
 from fewstep.statistics import describe
 
 SCHEDULES = [fs.EDM(), fs.VPLinear(), fs.Flow(), fs.EDM(0.03, 14.0, data_std=2.0), fs.VPCosine()]
@@ -22,10 +24,15 @@ CALLS = 6
 OTHER = Family(center=0.4, rise=-0.3, surprise=0.5, reach=-0.5, trusted=0.7)
 
 
-def tuned(schedule, calls=CALLS, family=OTHER, **rest):
+def tuned(schedule, calls=CALLS, family=OTHER, further=0.0, **rest):
+    """Where it goes `further`, each call but the first is told a level that is so much cleaner than that of its x."""
     nodes = family.nodes(schedule, calls)
+    if further:
+        nodes = (nodes[0], *(asked_at(schedule, node, node.lam + further) for node in nodes[1:-1]), nodes[-1])
     std = schedule.data_scale * math.exp(family.scale)
-    measured = Measured.of(nodes, family.stages(nodes, schedule.data_scale, schedule.lam_range[1]), std, family)
+    measured = Measured.of(
+        schedule, nodes, family.stages(nodes, schedule.data_scale, schedule.lam_range[1]), std, family
+    )
     return Tuned({calls: measured}, describe(schedule), **rest)
 
 
@@ -56,9 +63,41 @@ def test_a_plan_of_the_default_as_data_is_the_default(schedule, calls):
 
 
 @every_schedule
-def test_a_file_holds_all_of_it(schedule, tmp_path):
+def test_the_model_is_told_the_levels_of_the_plan(schedule):
+    """Of x as a denoiser expects it there, with the noise that it has."""
+    further, told = 0.05, []
+
+    def watched(x, t):
+        told.append(schedule.node(t))
+        return torch.zeros_like(x)
+
+    noise = fs.unit_noise(range(1), (4,), dtype=torch.float64)
+    fs.sample(watched, noise, nfe=CALLS, solver=tuned(schedule, further=further), schedule=schedule)
+    nodes = OTHER.nodes(schedule, CALLS)[:CALLS]
+    wanted = [node.lam + further * (i > 0) for i, node in enumerate(nodes)]
+    assert [node.lam for node in told] == pytest.approx(np.clip(wanted, *schedule.lam_range).tolist())
+
+
+@every_schedule
+def test_a_level_that_is_told_changes_what_the_denoiser_says_and_nothing_else(schedule):
+    """Of a denoiser that does not ask for the level."""
+    noise = fs.unit_noise(range(2), (4,), dtype=torch.float64)
+
+    def blind(x, t):
+        return x / schedule.node(t).alpha * 0.3
+
+    runs = [
+        fs.sample(blind, noise, nfe=CALLS, solver=tuned(schedule, further=further), schedule=schedule)
+        for further in (0.0, 0.05)
+    ]
+    torch.testing.assert_close(*runs, rtol=1e3 * ROUNDING, atol=1e3 * ROUNDING)
+
+
+@every_schedule
+@pytest.mark.parametrize("further", [0.0, 0.05])
+def test_a_file_holds_all_of_it(schedule, further, tmp_path):
     report = (Outcome(CALLS, 0.2, 0.1, 0.5, 0.4, 0.6, 900, True), Outcome(9, 0.2, 0.3, 1.5, 1.0, 2.0, 900, False))
-    solver = tuned(schedule, fingerprint="abc", facts={"seeds": [0, 1]}, report=report)
+    solver = tuned(schedule, further=further, fingerprint="abc", facts={"seeds": [0, 1]}, report=report)
     solver.save(tmp_path / "plan.json")
     found = Tuned.load(tmp_path / "plan.json", schedule=schedule, fingerprint="abc")
     assert found == solver
@@ -102,10 +141,11 @@ def test_a_sample_does_not_depend_on_its_batch():
     assert torch.equal(run(noise), torch.cat([run(row[None]) for row in noise]))
 
 
-def test_a_plan_serves_k_diffusion_with_its_sigmas():
+@pytest.mark.parametrize("further", [0.0, 0.05])
+def test_a_plan_serves_k_diffusion_with_its_sigmas(further):
     """x_0 + sigma noise is alpha x_0 + sigma noise over alpha: the same plan, in another form of x."""
     schedule, problem = fs.VPLinear(), gaussian(components=2)
-    solver = tuned(schedule)
+    solver = tuned(schedule, further=further)
     nodes = solver.nodes(schedule, CALLS)
     noise = fs.unit_noise(range(2), problem.shape, dtype=torch.float64)
     sigmas = torch.tensor([node.nsr for node in nodes], dtype=torch.float64)
@@ -155,7 +195,7 @@ def _plan(content):
 
 DAMAGES = {
     "another format": lambda c: c.update(format="EMS"),
-    "another version": lambda c: c.update(version=2),
+    "another version": lambda c: c.update(version=1),
     "a list": lambda c: c.update(plans=[]),
     "a stage missing": lambda c: _plan(c)["stages"].pop(),
     "a level missing": lambda c: _plan(c)["lams"].pop(1),
@@ -171,6 +211,8 @@ DAMAGES = {
     "more foretold than known": lambda c: _plan(c)["stages"][1].update(foretold=[0.1]),
     "old weights that nothing foretells": lambda c: _plan(c)["stages"][3].update(foretold=[]),
     "no weights": lambda c: _plan(c)["stages"][3].pop("correct"),
+    "a first call that is told another level": lambda c: _plan(c)["stages"][0].update(further=0.1),
+    "a level that is told in words": lambda c: _plan(c)["stages"][3].update(further="more"),
     "data of no size": lambda c: _plan(c).update(data_std=0.0),
     "an unknown family": lambda c: _plan(c)["family"].update(colour=1.0),
     "a schedule in numbers": lambda c: c.update(schedule=3),

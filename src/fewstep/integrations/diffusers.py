@@ -38,7 +38,7 @@ from ..solvers.core.planned import planned
 from ..solvers.evodiff.solver import RULES
 from ..table import SOLVERS
 from .differences import as_differences
-from .diffusers_levels import Levels, betas, level, levels, table_of, training_levels
+from .diffusers_levels import Levels, betas, level, levels, table_of, told, training_levels
 
 __all__ = ["EVODiffScheduler", "EVODiffSchedulerOutput"]
 
@@ -258,6 +258,15 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._set(levels(self.config, self._schedule, num_inference_steps, sigmas, mu, timesteps, own), device)
         self.num_inference_steps = len(self._nodes) - 1
         self._enter(0, self._channel_dim(4))
+        asked = (*(self._asked(stage.node, index) for index, stage in enumerate(self._stages)), self._nodes[-1])
+        if asked != self._nodes:
+            self.timesteps = self._clock = torch.from_numpy(told(self.config, self._schedule, asked).timesteps).to(
+                device
+            )
+
+    def _asked(self, node: Node, index: int) -> Node:
+        """The level that the model is told in the call of step `index`, at `node`: a tuned plan may name another."""
+        return node if self._tuned is None or node == self._nodes[index] else self._schedule.node(node.time)
 
     def _set(self, found: Levels, device: str | torch.device | None) -> None:
         config: Any = self.config
@@ -325,7 +334,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             x = x + memory.residue
         waiting = None
         if per_token_timesteps is None:
-            denoised = self._denoised(model_output, x, stage.node)
+            denoised = self._denoised(model_output, x, self._asked(stage.node, index))
         else:
             waiting, denoised = self._by_token(model_output, x, stage.node, per_token_timesteps)
         before = x

@@ -278,12 +278,12 @@ def get_sigmas_focused(
     flow: bool = False,
     data_std: float | None = None,
 ) -> Tensor:
-    """EVODiff's own levels for n calls, falling from sigma_max to sigma_min, where the noise is not seen, or by one more
-    call to 0.
+    """EVODiff's own levels for n calls, float32, (n + 1,), falling from sigma_max to sigma_min.
 
-    float32, (n + 1,): those of k-diffusion's `get_sigmas_karras` always end with 0. They are `fewstep.focused`, for sigmas that mean the same as in `sampler`
-    and data of standard deviation `data_std`, which `EVODiff(data_std=...)` wants to know as well. None asks the range,
-    which must be the model's: 0.5, or more where it ends at visible noise.
+    Where the noise there would be seen, the last call goes on to 0, as it always does in k-diffusion's own levels.
+    They are `fewstep.focused`, for sigmas that mean the same as in `sampler` and data of standard deviation `data_std`,
+    which `EVODiff(data_std=...)` wants to know as well. None asks the range, which must be the model's: 0.5, or more
+    where it ends at visible noise.
     """
     return get_sigmas(focused(data_std=data_std), n, sigma_min, sigma_max, device, flow=flow)
 

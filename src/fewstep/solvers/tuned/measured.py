@@ -12,35 +12,49 @@ from ..core.base import euler_row
 from ..evodiff.family import Family
 from ..evodiff.trust import Split, TrustingStage
 
-__all__ = ["Measured", "Numbers"]
+__all__ = ["Measured", "Numbers", "asked_at"]
 
 DIFFERENCES = 3  # that a step of EVODiff weighs, at most
 # In half log-SNR. Levels that went through float32 are off by 1e-6, tuned ones are 0.02 apart at least.
 SAME = 1e-3
 
 
+def asked_at(schedule: Schedule, node: Node, lam: float) -> Node:
+    """`node` for a model that is told another half log-SNR, `lam`, within the schedule's: y = x / alpha and its noise
+    are those of `node`.
+
+    A state that was predicted is off its level, and a network is not a posterior mean: what it is best told is not
+    what the level is. alpha is that of the level that is told, so that a denoiser finds the x that it expects.
+    """
+    low, high = schedule.lam_range
+    told = schedule.node(schedule.time_at(min(max(lam, low), high)))
+    return Node(told.time, told.alpha, node.nsr * told.alpha)
+
+
 class Numbers(NamedTuple):
     """Of one stage: the weights of differences of answers in the prediction and the correction, over alpha, the newest
-    first, and what trust needs, as in `TrustingStage`. No weights, no correction."""
+    first, and what trust needs, as in `TrustingStage`. No weights, no correction. further: half log-SNR that the model
+    is told beyond that of the level."""
 
     predict: tuple[float, ...] = ()
     correct: tuple[float, ...] = ()
     foretold: tuple[float, ...] = ()
     surprise: float = 0.0
+    further: float = 0.0
 
     @classmethod
-    def of(cls, stage: TrustingStage, t: Node) -> Numbers:
+    def of(cls, stage: TrustingStage, t: Node, further: float) -> Numbers:
         """Of the stage from its node to `t`."""
         predict, correct = (
             () if split is None else tuple(weight / node.alpha for weight in (split.lead, *split.rest))
             for split, node in ((stage.predict, t), (stage.correct, stage.node))
         )
-        return cls(predict, correct, stage.foretold, stage.surprise)
+        return cls(predict, correct, stage.foretold, stage.surprise, further)
 
     @classmethod
     def read(cls, kept: Mapping[str, Any]) -> Numbers:
         predict, correct, foretold = (tuple(map(float, kept[name])) for name in ("predict", "correct", "foretold"))
-        return cls(predict, correct, foretold, float(kept["surprise"]))
+        return cls(predict, correct, foretold, float(kept["surprise"]), float(kept["further"]))
 
     @property
     def reach(self) -> int:
@@ -61,8 +75,16 @@ class Measured(NamedTuple):
     family: Family
 
     @classmethod
-    def of(cls, nodes: Sequence[Node], stages: Sequence[TrustingStage], data_std: float, family: Family) -> Measured:
-        numbers = (Numbers.of(stage, t) for stage, t in zip(stages, nodes[1:], strict=True))
+    def of(
+        cls,
+        schedule: Schedule,
+        nodes: Sequence[Node],
+        stages: Sequence[TrustingStage],
+        data_std: float,
+        family: Family,
+    ) -> Measured:
+        told = (schedule.node(stage.node.time).lam - stage.node.lam for stage in stages)
+        numbers = (Numbers.of(*each) for each in zip(stages, nodes[1:], told, strict=True))
         return cls(tuple(node.lam for node in nodes), tuple(numbers), data_std, family)
 
     @classmethod
@@ -92,8 +114,13 @@ class Measured(NamedTuple):
             lam == node.lam or abs(lam - node.lam) <= SAME for lam, node in zip(self.lams, nodes, strict=True)
         )
 
-    def stages(self, nodes: Sequence[Node]) -> list[TrustingStage]:
+    def stages(self, schedule: Schedule, nodes: Sequence[Node]) -> list[TrustingStage]:
         plan: list[TrustingStage] = []
+        asked = [
+            asked_at(schedule, node, node.lam + numbers.further) if numbers.further else node
+            for node, numbers in zip(nodes[:-1], self.numbers, strict=True)
+        ]
+        nodes = (*asked, nodes[-1])
         reaches = [*(numbers.reach for numbers in self.numbers[1:]), 1]
         for (s, t), numbers, next_reach in zip(pairwise(nodes), self.numbers, reaches, strict=True):
             scale, (move,) = euler_row("data", s, t)
@@ -121,10 +148,12 @@ class Measured(NamedTuple):
             raise ValueError(f"levels must rise in half log-SNR; got {self.lams}")
         if not 0 < self.data_std < math.inf:
             raise ValueError(f"data_std must be positive and finite; got {self.data_std!r}")
-        for i, (predict, correct, foretold, surprise) in enumerate(self.numbers):
+        for i, (predict, correct, foretold, surprise, further) in enumerate(self.numbers):
             known = min(i, DIFFERENCES)
-            if not all(map(math.isfinite, (*predict, *correct, *foretold, surprise, *self.family))):
+            if not all(map(math.isfinite, (*predict, *correct, *foretold, surprise, further, *self.family))):
                 raise ValueError(f"stage {i} of {calls} holds NaN or inf")
+            if further and not i:
+                raise ValueError(f"stage 0 of {calls} must ask at the level of the noise that it is given")
             if max(len(predict) - 1, len(correct) - 1, len(foretold) + 1 if foretold else 0) > known or (
                 not known and (predict or correct)
             ):

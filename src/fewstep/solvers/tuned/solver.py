@@ -26,7 +26,7 @@ from .measured import Measured
 
 __all__ = ["Outcome", "Tuned"]
 
-FORMAT, VERSION = "fewstep Tuned", 1
+FORMAT, VERSION = "fewstep Tuned", 2
 OTHER = 0.1  # in half log-SNR: the ends of ranges differ by 1e-4 in rounding, those of models by 0.3 and more
 
 
@@ -99,7 +99,7 @@ class Tuned:
         if found is None or nodes[1].nsr > nodes[0].nsr:
             return EVODiff().plan(schedule, nodes, nfe)  # type: ignore[return-value]
         if steps in self.plans and found.fits(nodes):
-            return spend(found.stages(nodes), nfe, steps)
+            return spend(found.stages(schedule, nodes), nfe, steps)
         data_std = found.data_std / math.exp(found.family.scale)
         return spend(found.family.stages(nodes, data_std, schedule.lam_range[1]), nfe, steps)
 
