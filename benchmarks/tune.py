@@ -19,6 +19,7 @@ from torch import Tensor
 from fewstep.adapters import EDMModel
 from fewstep.bench.markdown import table
 from fewstep.bench.metrics import rmse
+from fewstep.cheaper import winograd
 from fewstep.prediction import Denoiser, as_denoiser
 from fewstep.sampling import sample, unit_noise
 from fewstep.schedule import Schedule
@@ -73,7 +74,7 @@ def page(folder: Path, plans: Path, cells: Sequence[str], calls: Sequence[int], 
     """The page as Markdown. Plans are kept in `plans`, what is measured of peers in `folder`."""
     parts = [INTRODUCTION.format(most=MOST, seeds=SEEDS)]
     if cells:
-        model = packaged()
+        model = winograd(packaged())
         found = [gain for cell in cells for gain in packaged_network(model, *NETWORK_CELLS[cell], calls, plans)]
         parts += [NETWORK.format(samples=NETWORK_SAMPLES), _cells(found), "", _means(found)]
     found = list(others(folder, plans, networks))
