@@ -20,6 +20,8 @@ from .run import (
     INFORMED,
     OURS_ELSEWHERE,
     POINTS,
+    QUALIFIES,
+    QUALIFYING,
     SETTINGS,
     STATISTICS_SAMPLES,
     Plan,
@@ -68,6 +70,8 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
             ),
             budgets=budgets,
             peers=", ".join(plan.peers),
+            qualifying=QUALIFYING,
+            qualifies=QUALIFIES,
             heat=HEAT,
             contends=CONTENDS,
             informed=informed,
@@ -154,8 +158,8 @@ def _distances_against(cells: Sequence[Cell], peers: Sequence[str]) -> str:
     return _against(columns, peers)
 
 
-def _distance(to: str, measured: Measurement) -> float:
-    return measured.distances[to].value
+def _distance(to: str, measured: Measurement) -> float | None:
+    return measured.distances[to].value if to in measured.distances else None
 
 
 def _against(columns: Mapping[str, Callable[[str], list[float]]], peers: Sequence[str]) -> str:
@@ -191,7 +195,7 @@ def _by_frechet(cells: Sequence[Cell], to: str) -> list[Ratio]:
 
 
 def _by_frechet_at_best(cells: Sequence[Cell], to: str) -> list[Ratio]:
-    return _by_frechet([_at_best(cell, partial(_distance, to)) for cell in _with(cells, to)], to)
+    return _by_frechet([_at_best(cell, lambda each: each.distances[to].value) for cell in _with(cells, to)], to)
 
 
 def _distances(cells: Sequence[Cell], ratios: Callable[[Sequence[Cell], str], Sequence[Ratio]] = _by_frechet) -> str:
@@ -361,8 +365,9 @@ chosen for each run (`solvers/core/last_steps.py`). `python -m benchmarks.qualit
 D(x/α; σ/α), the network's noise level clamped to the range that it was trained on.
 
 **Solvers.** `EVODiff()` runs on its own grid. Each peer runs on every one of a schedule's grids, and the best peer and
-grid are chosen in each cell, for each metric, after the fact: an oracle for the peers. Peers run on one in {heat} of
-the samples first, and those that are not within {contends:g} of the best there in some metric no further. All make
+grid are chosen in each cell, for each metric, after the fact: an oracle for the peers. All run on {qualifying} samples
+first, those within {qualifies:g} of the least RMSE there in a heat, on one in {heat} of the samples, and those within
+{contends:g} of the best of that in some metric on all. All make
 exactly as many calls; Heun spends an odd one on a step of first order. On flows, peers that predict noise predict
 velocities.{informed}
 
@@ -433,12 +438,12 @@ WHY = """## Where it loses, and why
 AGAINST = """### EVODiff() over one solver on one grid
 
 What a change would bring. Each peer stays on one grid a schedule, the one that is best for it over all cells of a
-column. Geometric mean and cells won, on the samples that all ran on. By RMSE:
+column. Geometric mean and cells won, on the samples that both ran on. By RMSE:
 """
 GRIDS_NOTE = """### The best grid of each solver
 
-By the geometric mean of RMSE over the problems, of the heats, in which every peer runs on every grid; few are up to
-{few} calls.
+By the geometric mean of RMSE over the problems, of the heats, or the first samples where a grid did not qualify; few
+are up to {few} calls.
 """
 ASTRAY_NOTE = """### Samples that go astray
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from itertools import chain, product
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -78,19 +79,26 @@ def by_rmse(cell: Cell) -> Ratio:
     return Ratio(cell, peer, max(cell.ours.rmse, NEGLIGIBLE) / max(peer.rmse, NEGLIGIBLE), ours - theirs)
 
 
-def against(cells: Sequence[Cell], solver: str, value: Callable[[Measurement], float]) -> list[float]:
-    """Ours over one peer in the heats by `value`, in the cells where it ran.
+def against(cells: Sequence[Cell], solver: str, value: Callable[[Measurement], float | None]) -> list[float]:
+    """Ours over one peer in the heats by `value`, in the cells where both have it.
 
-    The peer stays on one grid a schedule, the best for it over these cells, each counting alike.
+    The peer stays on one grid a schedule, the best for it over these cells, each counting alike, of those with most.
     """
     by_grid: dict[str, dict[str, list[float]]] = {}
     for cell in cells:
         ours, theirs = ([each for each in cell.heat if each.solver == name] for name in (OURS, solver))
         for own, peer in product(ours, theirs):
-            ratio = max(value(own), NEGLIGIBLE) / max(value(peer), NEGLIGIBLE)
-            by_grid.setdefault(cell.schedule, {}).setdefault(peer.grid, []).append(ratio)
-    best = (max(grids.values(), key=statistics.geometric_mean) for grids in by_grid.values())
-    return list(chain.from_iterable(best))
+            size = min(len(own.errors), len(peer.errors))  # who did not qualify ran on few
+            one, other = (value(dataclasses.replace(each, errors=each.errors[:size])) for each in (own, peer))
+            if one is not None and other is not None:
+                ratio = max(one, NEGLIGIBLE) / max(other, NEGLIGIBLE)
+                by_grid.setdefault(cell.schedule, {}).setdefault(peer.grid, []).append(ratio)
+
+    best = (
+        max((len(ratios), statistics.geometric_mean(ratios), ratios) for ratios in grids.values())
+        for grids in by_grid.values()
+    )
+    return [ratio for _, _, ratios in best for ratio in ratios]
 
 
 def by_frechet(cell: Cell, to: str) -> Ratio:

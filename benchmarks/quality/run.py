@@ -244,8 +244,8 @@ def _qualified(ran: Sequence[Measurement]) -> set[tuple[str, str]]:
 
 def _contenders(ran: Sequence[Measurement]) -> set[tuple[str, str]]:
     """The peers near the best of a heat in any metric; and of published EVODiff, which the page shows, so its grids."""
-    size = max(len(each.errors) for each in ran)
-    heat = {(each.solver, each.grid): each for each in ran if len(each.errors) == size}
+    qualified = _qualified(ran)
+    heat = {(each.solver, each.grid): each for each in ran if (each.solver, each.grid) in qualified}
     metrics = [{key: each.rmse for key, each in heat.items()}] + [
         {key: each.distances[to].value for key, each in heat.items()} for to in next(iter(heat.values())).distances
     ]
