@@ -109,9 +109,8 @@ def sets(made: Source, plans: Path) -> str:
     }  # fmt: skip
     solvers: dict[str, Solver] = {"default": EVODiff(), **{f"tuned for the {name}": tuned[name] for name in tuned}}
     lines = (RECORDS / "model" / "results.jsonl").read_text(encoding="utf-8").splitlines()
-    recorded = [
-        each for each in map(Measurement.read, lines) if each.schedule == "VE" and OWN_SAMPLES in each.distances
-    ]
+    recorded = (each for each in map(Measurement.read, lines) if each.schedule == "VE" and each.distances)
+    peers = [each for each in recorded if not each.solver.startswith("evodiff")]
     rows = []
     for calls in SETS_CALLS:
         say(f"distances, {calls} calls ...")
