@@ -310,10 +310,18 @@ it is refused on another schedule, and for another model or guidance there is a 
 
 ## How it is done
 
-First the numbers behind the default are varied together: those of its grid, its prior and its trust. Then each node and
-each weight is varied by itself, with a pull towards the plan of the first search: `tuning.py` has the equations. A step
-keeps the weight of x and the sum of the weights, as DDIM has them, and how far each sample is trusted is measured while
-it runs, as in [least-variance.md](least-variance.md).
+First the numbers behind the default are varied together: those of its grid, its prior and its trust. Then each node,
+each weight and the noise level that the model is told in each call are varied by themselves, with a pull towards the
+plan of the first search: `tuning.py` has the equations. A step keeps the weight of x and the sum of the weights, as
+DDIM has them, and how far each sample is trusted is measured while it runs, as in
+[least-variance.md](least-variance.md).
+
+What the model is told is most of the gain where there is no guidance: on development seeds of the packaged network, VE,
+5 calls, the error is 0.69 of the default's with it and 0.82 without. x was predicted, so that its noise is not quite
+that of its level, and no network is a posterior mean: it is best told a level a few hundredths off in half log-SNR,
+mostly a cleaner one. LD3 (Tong et al., 2025) tells its networks other times, too, found by gradients through them. No
+one shift serves all: 0.02 in each call of the default takes a sixth off that error in 5 calls, and multiplies it by
+five in 12.
 
 What was tried and is not in it:
 
