@@ -56,6 +56,17 @@ def test_it_is_better_on_seeds_that_it_never_saw(schedule):
         assert outcome.high < 1
 
 
+def test_levels_are_tuned_where_not_every_weight_can_be_paid_for():
+    """Each of the 91 numbers of 12 calls costs a part of a run. The error comes down to that of the reference."""
+    denoiser = gaussian(SHAPE).denoiser(fs.EDM())
+    with pytest.warns(UserWarning, match="the reference is off by"):
+        found = tuned(denoiser, (12,), 32, most=MOST)
+    (outcome,) = found.report
+    assert outcome.evaluations <= MOST
+    assert outcome.ratio < 0.8
+    assert any(numbers.further for numbers in found.plans[12].numbers)
+
+
 def test_it_costs_what_was_said():
     denoiser = Counting(fs.EDM())
     told = []

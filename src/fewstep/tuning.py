@@ -58,7 +58,8 @@ __all__ = ["OBJECTIVES", "cost", "details", "tune"]
 TEACHER = 42  # calls of the reference; half as many check it
 MOST = 5_000  # evaluations of single samples, for a budget
 FEWEST_SEEDS = 4
-ROUNDS = (False, False, True, True)  # of the family alone, or of all numbers
+ROUNDS = 3  # that share what there is: one of the family, then of all numbers; what they leave pays for more
+LEVELS, WEIGHTS = ("node", "told"), ("predict", "correct")
 FAMILY_REACH, FAMILY_STEP, OWN_STEP = 3.0, 0.1, 0.02  # how far its numbers go, and the differences of derivatives
 LONGEST = 1.0  # of a round's step, in any number
 # A number this far from the family's plan, or the family's from where it began, must take PULL off the error's square.
@@ -346,65 +347,97 @@ class Search:
         beginnings = (
             [Family(), before, Family(scale=size)] if any(before) else [Family(), Family(scale=size), *BEGINNINGS]
         )
-        tried = {each: np.concatenate([each, own]) for each in beginnings}
-        losses = [self._loss(v) for v in tried.values()]
-        if not math.isfinite(losses[0]):
+        tried = [np.concatenate([each, own]) for each in dict.fromkeys(beginnings)]
+        sizes = [self._sizes(v) for v in tried]
+        if not math.isfinite(sizes[0].mean()):
             raise DenoiserError(f"the default's run of {self.calls} calls ends at NaN or inf: check the model")
-        loss = min(losses)
-        v = centre = list(tried.values())[losses.index(loss)]
-        for i, every in enumerate(ROUNDS):
-            if every and not ROUNDS[i - 1]:
+        first = min(range(len(tried)), key=lambda i: float(sizes[i].mean()))
+        v = centre = tried[first]
+        reached = sizes[first]
+        for i in range(most):  # each costs more than one
+            if i == 1:
                 centre = v
             left = most - self.spent
-            share = left / (len(ROUNDS) - i)
-            v, loss = self._round(v, loss, centre, np.arange(len(v) if every else len(before)), share, left)
+            share = left / max(ROUNDS - i, 1)
+            chosen = self._affordable(share, left) if i else np.arange(len(before))
+            found, reached = self._round(v, reached, centre, chosen, share, left, i)
+            if i and found is v:
+                break
+            v = found
         return self._plan(v), Family(*v[: len(before)].tolist()), self.spent
 
     def _round(
-        self, v: Vector, loss: float, centre: Vector, chosen: NDArray[np.int64], share: float, left: int
-    ) -> tuple[Vector, float]:
+        self,
+        v: Vector,
+        sizes: Vector,
+        centre: Vector,
+        chosen: NDArray[np.int64],
+        share: float,
+        left: int,
+        turn: int,
+    ) -> tuple[Vector, Vector]:
         """One step of Levenberg-Marquardt in the `chosen` numbers; v itself where that is no better, or too dear.
 
-        It may cost its `share`, and all that is `left` for a single batch.
+        It may cost its `share`, and all that is `left` for a single batch. Where it is derived from some batches, in
+        turns, the others decide whether it is better. `sizes` are those of v.
         """
-        each = self.calls + sum(self.calls - 1 - self.slots[k].first for k in chosen)
-        trials = len(DAMPING) * self.calls * self.samples
-        costs = [each * end + trials for end in accumulate(len(batch.noise) for batch in self.batches)]
-        some = [batch for batch, cost in zip(self.batches, costs, strict=True) if cost <= max(share, costs[0])]
+        each, costs = self.calls + sum(self.calls - 1 - self.slots[k].first for k in chosen), self._costs(chosen)
         if costs[0] > left:
-            return v, loss
-        gram, slope, size = self._normal(v, chosen, some, each)
+            return v, sizes
+        turned = [(turn + k) % len(self.batches) for k in range(len(self.batches))]
+        some = [k for k, cost in zip(turned, costs, strict=True) if cost <= max(share, costs[0])]
+        gram, slope, size = self._normal(v, chosen, [self.batches[k] for k in some], each)
         if not (np.isfinite(gram).all() and np.isfinite(slope).all()):
-            return v, loss
+            return v, sizes
         curved = gram.diagonal() + FLAT * gram.diagonal().mean()
         pull = PULL * size / np.array([WIDTHS[self.slots[k].kind] ** 2 for k in chosen])
         downhill = -slope - pull * (v - centre)[chosen]
+        owner = np.repeat(np.arange(len(self.batches)), [len(batch.noise) for batch in self.batches])
+        deciding = ~np.isin(owner, some) if len(some) < len(self.batches) else owner >= 0
         better = v
         for damping in DAMPING:
             step = np.linalg.solve(gram + np.diag(damping * curved + pull), downhill)
             trial = v.copy()
             trial[chosen] += step * min(1.0, LONGEST / max(np.abs(step).max(), math.ulp(0)))
-            found = self._loss(trial)
-            if found < loss:
-                better, loss = trial, found
+            found = self._sizes(trial)
+            if found[deciding].mean() < sizes[deciding].mean():
+                better, sizes = trial, found
             elif better is not v:
                 break
-        return better, loss
+        return better, sizes
 
-    def _loss(self, v: Vector) -> float:
-        """The mean size of what the objective sees of the error; inf where there is no such plan or no finite end."""
+    def _affordable(self, share: float, left: int) -> NDArray[np.int64]:
+        """What a round varies: all, or levels and the newest weights, by all that is left if need be; or levels."""
+        levels, newest, every = (
+            np.array([k for k, slot in enumerate(self.slots) if slot.kind in kinds and slot.k <= last])
+            for kinds, last in ((LEVELS, 0), ((*LEVELS, *WEIGHTS), 0), (WIDTHS, HISTORY))
+        )
+        for paid in (share, left):
+            for chosen in (every, newest):
+                if self._costs(chosen)[0] <= paid:
+                    return chosen
+        return levels
+
+    def _costs(self, chosen: NDArray[np.int64]) -> list[int]:
+        """Of a round in the chosen numbers, by how many of the batches it derives them."""
+        each = self.calls + sum(self.calls - 1 - self.slots[k].first for k in chosen)
+        trials = len(DAMPING) * self.calls * self.samples
+        return [each * end + trials for end in accumulate(len(batch.noise) for batch in self.batches)]
+
+    def _sizes(self, v: Vector) -> Vector:
+        """Of each sample, of what the objective sees of its error; inf where there is no such plan or no finite end."""
         try:
             plan = self._plan(v)
         except Beyond:
-            return math.inf
+            return np.full(self.samples, math.inf)
         self._pay(self.calls * self.samples)
 
         def measured() -> Tensor:
             sizes = [_norms(self.see(batch.run(plan)) - self.see(batch.exact)) for batch in self.batches]
-            return torch.tensor((np.concatenate(sizes)).mean())
+            return torch.from_numpy(np.concatenate(sizes))
 
-        loss = float(self._once(measured))
-        return loss if math.isfinite(loss) else math.inf
+        sizes: Vector = self._once(measured).numpy()
+        return np.where(np.isfinite(sizes), sizes, math.inf)
 
     def _normal(
         self, v: Vector, chosen: NDArray[np.int64], batches: Sequence[Batch], each: int
