@@ -107,3 +107,22 @@ def test_focused_levels_are_those_of_any_model(flow):
     low, high = (float(LEVELS[flow][i]) for i in (0, -1))
     got = webui.sigmas_for(7, low, high, guided(flow).inner_model, name="fewstep_focused")
     assert torch.equal(got, get_sigmas(fs.focused, 7, low, high, flow=flow))
+
+
+@FLOW
+@pytest.mark.parametrize("label", webui.SAMPLERS)
+def test_no_step_leaves_an_image_as_it_is(modules, flow, label):
+    """A denoising strength of 0 asks for n = 0, in a second pass always."""
+    webui.register()
+    x = fs.unit_noise([0], (4, 8, 8))
+    sigmas = webui.sigmas_for(0, 0.03, 1.0, guided(flow).inner_model)
+    running = modules.sd_samplers.all_samplers_map[label].constructor(guided(flow))
+    running.heard = []
+    assert torch.equal(sigmas, torch.zeros(1))
+    assert torch.equal(running.sample(x, sigmas), x)
+    assert running.heard == []
+
+
+def test_settings_that_no_flow_can_have_are_named():
+    with pytest.raises(ValueError, match="sigma_max=10 .* 'Use old karras scheduler sigmas' off"):
+        webui.sigmas_for(8, 0.1, 10, guided(True).inner_model)

@@ -31,6 +31,10 @@ def denoised(x, sigma, share, flow=False):
     return ((2 * first - 1) * MEAN * sigma**2 + alpha * STD**2 * x) / variance
 
 
+class Refused(Exception):
+    """What the web UI says of images that it cannot make."""
+
+
 class WebUI:
     """`sources` is a checkout, `python` one with what it requires, `base` an empty folder for its data."""
 
@@ -60,7 +64,10 @@ class WebUI:
         path = self.process.stdout.readline().strip()
         if not path:
             raise RuntimeError(f"the web UI ended:\n{self.log.read_text()[-1500:]}")
-        return torch.load(path)
+        answer = torch.load(path)
+        if "error" in answer:
+            raise Refused(answer["error"])
+        return answer
 
     def close(self):
         self.process.stdin.close()
@@ -96,7 +103,7 @@ def start(base):
 class Parts:
     """What both kinds of web UI ask of a model besides its denoiser."""
 
-    sd_model_hash = "exact"
+    sd_model_hash, device = "exact", torch.device("cpu")
     first_stage_model = torch.nn.Linear(1, 1)
     first_stage_model.dtype = torch.float32
     model_config = SimpleNamespace(latent_format=SimpleNamespace(latent_rgb_factors=torch.eye(4, 3).tolist()))
@@ -204,7 +211,7 @@ def watched(sampler_class, interrupt_at, passes):
     def launch_sampling(self, steps, run):
         function, told = self.func, []
 
-        def heard(model, x, sigmas=None, callback=None, **given):
+        def heard(model, x, *args, callback, **given):
             def tell(d):
                 callback(d)
                 shared.state.do_set_current_image()
@@ -212,8 +219,8 @@ def watched(sampler_class, interrupt_at, passes):
                 if d["i"] == interrupt_at:
                     shared.state.interrupt()
 
-            seen.update(x=x.clone(), sigmas=sigmas.clone())
-            return function(model, x, sigmas=sigmas, callback=tell, **given)
+            seen.update(x=x.clone(), sigmas=given.get("sigmas"))
+            return function(model, x, *args, callback=tell, **given)
 
         seen = {"steps": steps, "told": told}
         self.func = heard
@@ -234,7 +241,8 @@ def images(kind="SD", options=None, init=None, interrupt_at=None, mask=None, **g
     shared.state.begin("test")
     settings = {"outpath_samples": "", "outpath_grids": "", "do_not_save_samples": True, "do_not_save_grid": True}
     settings |= {"width": 64, "height": 64, "prompt": "one", "cfg_scale": 1.0, "seed": 1, "batch_size": 2, **given}
-    settings["override_settings"] = {**PREVIEWS, **(options or {})}
+    kept = dict(shared.opts.data)
+    shared.opts.data.update({**PREVIEWS, **(options or {})})
     if init is None:
         if given.get("enable_hr") and hasattr(processing.StableDiffusionProcessingTxt2Img, "hr_additional_modules"):
             settings["hr_additional_modules"] = ["Use same choices"]
@@ -251,6 +259,7 @@ def images(kind="SD", options=None, init=None, interrupt_at=None, mask=None, **g
         done = processing.process_images(p)
     finally:
         restore()
+        shared.opts.data = kept
         shared.state.end()
     pictures = [torch.asarray(list(image.getdata())) for image in done.images]
     return {"passes": passes, "text": done.infotexts[0], "images": pictures}
@@ -278,7 +287,11 @@ def serve(base):
                 loaded = request.get("kind", "SD")
                 MODELS[forge](loaded)
             path = base / f"{number}.pt"
-            torch.save({"images": images, "names": names}[what](**request), path)
+            try:
+                answer = {"images": images, "names": names}[what](**request)
+            except Exception as error:
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            torch.save(answer, path)
             print(path, file=answers, flush=True)
 
 

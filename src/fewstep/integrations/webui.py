@@ -2,7 +2,6 @@
 
 Their samplers are functions of k-diffusion, called with a guided model whose `inner_model.sigmas` are the model's
 levels: a flow's end at 1, the others' far above. `webui/` in the repository is the folder to link into `extensions`.
-Written after their sources, and tested in a stand-in for the modules that it meets, not in them.
 """
 
 from __future__ import annotations
@@ -50,8 +49,18 @@ def sigmas_for(
     *,
     name: str = "fewstep",
 ) -> Tensor:
-    """(n + 1,), falling to 0 or to where noise is not seen: those that suit the model, or `focused`."""
+    """(n + 1,), falling to 0 or to where noise is not seen: those that suit the model, or `focused`.
+
+    No step is asked for where an image is to stay as it is: by a denoising strength of 0.
+    """
     flow = _is_flow(inner_model)
+    if n == 0:
+        return torch.zeros(1, device=device)
+    if flow and sigma_max > 1 + ROUNDING:
+        raise ValueError(
+            f"sigma_max={float(sigma_max):g} is asked for by the settings, but this model is a flow, whose noise ends "
+            "at 1: set 'sigma max' to 0 there, and leave 'Use old karras scheduler sigmas' off"
+        )
     grid = focused if name == "fewstep_focused" else picked_grid(float(sigma_max), flow)
     return get_sigmas(grid, n, float(sigma_min), float(sigma_max), device, flow=flow)
 
