@@ -124,5 +124,5 @@ def test_no_step_leaves_an_image_as_it_is(modules, flow, label):
 
 
 def test_settings_that_no_flow_can_have_are_named():
-    with pytest.raises(ValueError, match="sigma_max=10 .* 'Use old karras scheduler sigmas' off"):
+    with pytest.raises(ValueError, match=r"sigma_max=10 .* 'Use old karras scheduler sigmas' off"):
         webui.sigmas_for(8, 0.1, 10, guided(True).inner_model)

@@ -1,7 +1,7 @@
 """A real Forge or Automatic1111 on the CPU, without its page: what test_webui_real.py asks for images.
 
-As a program, run by the web UI's Python in its folder, it starts all but the page, loads our extension as they load
-any, puts a model in place that is known exactly, and answers each line of JSON with the name of a file for `torch.load`.
+As a program, run by the web UI's Python in its folder, it starts all but the page, with our extension linked into
+`extensions`, puts a model in place that is known exactly, and answers each line of JSON by the name of a file of torch.
 """
 
 import contextlib
@@ -70,8 +70,7 @@ class WebUI:
         return answer
 
     def close(self):
-        self.process.stdin.close()
-        self.process.wait(30)
+        self.process.communicate(timeout=30)
 
 
 def python():
@@ -84,7 +83,7 @@ def start(base):
     options = ["--skip-torch-cuda-test", "--skip-version-check", "--data-dir", str(base), "--no-download-sd-model"]
     forge = Path("backend").is_dir()
     sys.argv = ["webui", *options, *(["--always-cpu"] if forge else ["--use-cpu", "all", "--no-half"])]
-    from modules import launch_utils  # noqa: F401: it reads the options
+    import modules.launch_utils  # reads the options
 
     if forge:
         from modules_forge.initialization import initialize_forge
@@ -175,7 +174,7 @@ def a1111_model(kind):
             self.model, self.sd_model_checkpoint = torch.nn.Module(), self.sd_checkpoint_info.filename
             self.model.conditioning_key = "crossattn"
             betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-            self.alphas_cumprod = (1 - betas).cumprod(0).float()
+            self.alphas_cumprod = self.alphas_cumprod_original = (1 - betas).cumprod(0).float()
 
         def ema_scope(self):
             return contextlib.nullcontext()
