@@ -17,6 +17,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 MEAN, STD = 0.6, 0.2  # of the data: a mixture of N(MEAN, STD^2) and N(-MEAN, STD^2) for each element of a latent
 SHARES = (0.5, 0.8)  # of the first, without a prompt and with one
+KIN = {"backend": "forge", "ldm_patched": "reforge"}
 PIXELS = 8  # a side of what one element of a latent shows
 NOTHING = b'{"__metadata__":{}}'  # of a checkpoint: they want to see one
 PREVIEWS = {"live_previews_enable": True, "show_progress_every_n_steps": 1, "show_progress_type": "Approx cheap"}
@@ -73,6 +74,11 @@ class WebUI:
         self.process.communicate(timeout=30)
 
 
+def kin(sources):
+    """Which of them a checkout is of, by a folder that only it has."""
+    return next((name for folder, name in KIN.items() if (sources / folder).is_dir()), "a1111")
+
+
 def python():
     return os.environ.get("WEBUI_PYTHON", sys.executable)
 
@@ -81,9 +87,9 @@ def start(base):
     """As webui.py and launch.py do, but for the page and for what they download."""
     sys.path.insert(0, os.getcwd())
     options = ["--skip-torch-cuda-test", "--skip-version-check", "--data-dir", str(base), "--no-download-sd-model"]
-    forge = Path("backend").is_dir()
+    forge = kin(Path()) != "a1111"
     sys.argv = ["webui", *options, *(["--always-cpu"] if forge else ["--use-cpu", "all", "--no-half"])]
-    import modules.launch_utils  # reads the options
+    from modules import launch_utils  # noqa: F401 - it reads the options
 
     if forge:
         from modules_forge.initialization import initialize_forge
@@ -96,7 +102,6 @@ def start(base):
 
     sd_models.model_data.was_loaded_at_least_once = True  # or Automatic1111's loads one meanwhile
     initialize.initialize()
-    return forge
 
 
 class Parts:
@@ -106,7 +111,7 @@ class Parts:
     first_stage_model = torch.nn.Linear(1, 1)
     first_stage_model.dtype = torch.float32
     model_config = SimpleNamespace(latent_format=SimpleNamespace(latent_rgb_factors=torch.eye(4, 3).tolist()))
-    is_sdxl = is_sd1 = is_sd2 = is_sd3 = is_inpaint = is_sdxl_inpaint = lowvram = False
+    is_sdxl = is_sd1 = is_sd2 = is_sd3 = is_inpaint = is_sdxl_inpaint = lowvram = tiling_enabled = False
 
     @property
     def sd_checkpoint_info(self):
@@ -160,33 +165,37 @@ def forge_model(kind):
     sd_models.model_data.forge_hash = str(sd_models.model_data.forge_loading_parameters)
 
 
+class Discrete(Parts, torch.nn.Module):
+    """What is asked of a network of latent-diffusion besides: Stable Diffusion's table, for one."""
+
+    cond_stage_key, parameterization = "txt", "eps"
+
+    def __init__(self):
+        super().__init__()
+        self.model = torch.nn.Module()
+        self.sd_model_checkpoint = self.filename = self.sd_checkpoint_info.filename
+        self.model.conditioning_key = "crossattn"
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+        self.alphas_cumprod = self.alphas_cumprod_original = (1 - betas).cumprod(0).float()
+
+    def ema_scope(self):
+        return contextlib.nullcontext()
+
+
 def a1111_model(kind):
     import k_diffusion.external
     from modules import sd_models
     from modules.models.sd3.sd3_impls import ModelSamplingDiscreteFlow
     from modules.models.sd3.sd3_model import SD3Denoiser, SD3Inferencer
 
-    class Exact(Parts, torch.nn.Module):
-        cond_stage_key, parameterization = "txt", "eps"
-
-        def __init__(self):
-            super().__init__()
-            self.model, self.sd_model_checkpoint = torch.nn.Module(), self.sd_checkpoint_info.filename
-            self.model.conditioning_key = "crossattn"
-            betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-            self.alphas_cumprod = self.alphas_cumprod_original = (1 - betas).cumprod(0).float()
-
-        def ema_scope(self):
-            return contextlib.nullcontext()
-
-    class Noise(Exact):
+    class Noise(Discrete):
         def apply_model(self, x, t, cond):
             """What a network would say: the noise, of x scaled to unit variance, by the place in the table."""
             sigma = k_diffusion.external.CompVisDenoiser(self).t_to_sigma(t).reshape(-1, 1, 1, 1)
             x = x * (sigma**2 + 1).sqrt()
             return (x - denoised(x, sigma, cond["c_crossattn"][0])) / sigma
 
-    class Flow(Exact):
+    class Flow(Discrete):
         add_noise_to_latent = SD3Inferencer.add_noise_to_latent
 
         def create_denoiser(self):
@@ -198,7 +207,36 @@ def a1111_model(kind):
     sd_models.model_data.set_sd_model({"SD": Noise, "SD3": Flow}[kind]())
 
 
-MODELS = {True: forge_model, False: a1111_model}
+def reforge_model(kind):
+    """Sigmas are Automatic1111's way, the guided model is ComfyUI's."""
+    from ldm_patched.modules import latent_formats, model_base, supported_models_base
+    from modules import sd_models
+    from modules_forge.forge_loader import ForgeSD
+    from modules_forge.unet_patcher import UnetPatcher
+
+    class Exact(model_base.BaseModel):
+        def __init__(self):
+            config = type("Config", (supported_models_base.BASE,), {"latent_format": latent_formats.SD15})
+            super().__init__(config({"disable_unet_model_creation": True}), model_base.ModelType.EPS)
+            self.register_buffer("nothing", torch.zeros(1))  # it is asked for its size
+
+        def _apply_model(self, x, t, c_concat=None, c_crossattn=None, *args, **kwargs):
+            return denoised(x, t, c_crossattn)
+
+        def get_dtype(self):
+            return torch.float32
+
+    assert kind == "SD"
+    model, cpu = Discrete(), torch.device("cpu")
+    sd_models.model_data.set_sd_model(model)
+    sd_models.model_data.loaded_sd_models[:] = [model]
+    vae = SimpleNamespace(first_stage_model=torch.nn.Module())
+    model.forge_objects = ForgeSD(UnetPatcher(Exact(), load_device=cpu, offload_device=cpu), None, vae, None)
+    model.forge_objects_original = model.forge_objects.shallow_copy()
+    model.forge_objects_after_applying_lora = model.forge_objects.shallow_copy()
+
+
+MODELS = {"forge": forge_model, "reforge": reforge_model, "a1111": a1111_model}
 
 
 def watched(sampler_class, interrupt_at, passes):
@@ -234,7 +272,7 @@ def watched(sampler_class, interrupt_at, passes):
 
 def images(kind="SD", options=None, init=None, interrupt_at=None, mask=None, **given):
     """Runs process_images: its passes, and the text that goes with the first image."""
-    from modules import processing, sd_samplers_common, shared
+    from modules import processing, scripts, sd_samplers_common, shared
     from PIL import Image
 
     shared.state.begin("test")
@@ -252,7 +290,7 @@ def images(kind="SD", options=None, init=None, interrupt_at=None, mask=None, **g
         if mask:
             p.image_mask = Image.new("L", (64, 64))
             p.image_mask.paste(255, (0, 0, 32, 64))
-    passes = []
+    p.scripts, passes = scripts.ScriptRunner(), []
     restore = watched(sd_samplers_common.Sampler, interrupt_at, passes)
     try:
         done = processing.process_images(p)
@@ -277,14 +315,14 @@ def names(again=False):
 def serve(base):
     answers, sys.stdout = sys.stdout, sys.stderr
     with contextlib.redirect_stdout(sys.stderr):
-        forge = start(base)
+        start(base)
         loaded = None
         for number, line in enumerate(sys.stdin):
             request = json.loads(line)
             what = request.pop("what", "images")
             if what == "images" and request.get("kind", "SD") != loaded:
                 loaded = request.get("kind", "SD")
-                MODELS[forge](loaded)
+                MODELS[kin(Path())](loaded)
             path = base / f"{number}.pt"
             try:
                 answer = {"images": images, "names": names}[what](**request)
