@@ -81,6 +81,13 @@ def test_it_adds_to_the_lists_in_place_and_once(modules):
     assert lists[2] is modules.sd_schedulers.schedulers
 
 
+def test_a_web_ui_of_before_schedules_is_told_what_is_needed(modules, monkeypatch):
+    monkeypatch.delattr(modules, "sd_schedulers")
+    monkeypatch.delitem(sys.modules, "modules.sd_schedulers")
+    with pytest.raises(ImportError, match="Automatic1111 1.9 or newer"):
+        webui.register()
+
+
 @FLOW
 @pytest.mark.parametrize("label", webui.SAMPLERS)
 def test_its_samplers_know_a_flow_and_draw_no_noise(modules, flow, label):

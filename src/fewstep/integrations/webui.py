@@ -67,7 +67,15 @@ def sigmas_for(
 
 def register() -> None:
     """Adds to their lists, in place and once."""
-    from modules import sd_samplers, sd_samplers_common, sd_samplers_kdiffusion, sd_schedulers
+    from modules import sd_samplers, sd_samplers_common, sd_samplers_kdiffusion
+
+    try:
+        from modules import sd_schedulers
+    except ImportError as error:
+        raise ImportError(
+            "fewstep needs a web UI that has schedules in a list of their own: Automatic1111 1.9 or newer, Forge or "
+            "reForge of July 2024 or newer"
+        ) from error
 
     for label, solver in SAMPLERS.items():
         if label not in sd_samplers.all_samplers_map:
