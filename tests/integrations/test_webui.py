@@ -84,7 +84,7 @@ def test_it_adds_to_the_lists_in_place_and_once(modules):
 def test_a_web_ui_of_before_schedules_is_told_what_is_needed(modules, monkeypatch):
     monkeypatch.delattr(modules, "sd_schedulers")
     monkeypatch.delitem(sys.modules, "modules.sd_schedulers")
-    with pytest.raises(ImportError, match="Automatic1111 1.9 or newer"):
+    with pytest.raises(ImportError, match=r"Automatic1111 1\.9 or newer"):
         webui.register()
 
 
