@@ -44,7 +44,7 @@ class WebUI:
         checkpoints = base / "models" / "Stable-diffusion"
         extensions.mkdir(parents=True)
         checkpoints.mkdir(parents=True)
-        (extensions / "fewstep").symlink_to(ROOT / "webui")
+        (extensions / "fewstep").symlink_to(ROOT)
         (checkpoints / "exact.safetensors").write_bytes(len(NOTHING).to_bytes(8, "little") + NOTHING)
         self.log = base / "log.txt"
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

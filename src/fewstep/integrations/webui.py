@@ -1,7 +1,7 @@
 """Automatic1111's web UI, Forge and reForge: samplers and schedules in their dropdowns.
 
 Their samplers are functions of k-diffusion, called with a guided model whose `inner_model.sigmas` are the model's
-levels: a flow's end at 1, the others' far above. `webui/` in the repository is the folder to link into `extensions`.
+levels: a flow's end at 1, the others' far above. They run `scripts/` of a clone of the repository in `extensions`.
 """
 
 from __future__ import annotations
