@@ -4,6 +4,7 @@ WEBUI_SRC points to a checkout with the `repositories` that it clones, and WEBUI
 requires, if not this one.
 """
 
+import math
 import os
 from pathlib import Path
 
@@ -22,7 +23,8 @@ if "WEBUI_SRC" not in os.environ:
 SOURCES = Path(os.environ["WEBUI_SRC"])
 FLOWS = {"forge": ["SD3", "Flux"], "reforge": [], "a1111": ["SD3"]}  # that they know
 KINDS = ["SD", *FLOWS[kin(SOURCES)]]
-ENDS = {"SD": (0.0291675, 14.614642), "SD3": (3 / (1000 + 2), 1.0), "Flux": (3.15754e-4, 1.0)}  # Flux: exp(1.15), 1e-4
+# t = 1 / 1000 of shift 3, and 1 / 10000 of shift exp(1.15)
+ENDS = {"SD": (0.0291675, 14.614642), "SD3": (3 / (3 + 999), 1.0), "Flux": (1 / (1 + 9999 * math.exp(-1.15)), 1.0)}
 EXACT = 2e-5  # float32: 1e-7 of noise of 60, times a guidance of 5
 DATA_STD = (MEAN**2 + STD**2) ** 0.5
 each_kind = pytest.mark.parametrize("kind", KINDS)
