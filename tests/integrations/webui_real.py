@@ -105,7 +105,7 @@ def start(base):
 
 
 class Parts:
-    """What both kinds of web UI ask of a model besides its denoiser."""
+    """What all of them ask of a model besides its denoiser."""
 
     sd_model_hash, device = "exact", torch.device("cpu")
     first_stage_model = torch.nn.Linear(1, 1)
@@ -313,7 +313,7 @@ def names(again=False):
 
 
 def serve(base):
-    answers, sys.stdout = sys.stdout, sys.stderr
+    answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
         start(base)
         loaded = None
