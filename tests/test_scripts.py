@@ -22,7 +22,7 @@ from fewstep.bench.metrics import Moments, frechet_distance
 from fewstep.pictures import pixels, read
 from tiny import save_model
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[1] / "training"
 MODEL = """
 name = "tiny"
 seed = 3

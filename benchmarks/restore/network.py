@@ -42,7 +42,7 @@ from .peers import NOISE, PEERS, TASKS, observed, physics
 __all__ = ["MAIN", "OURS", "Drawn", "Figures", "Ours", "draw", "figures", "held_out", "psnr"]
 
 FOLDER = Path(tempfile.gettempdir()) / "fewstep-restore"
-HELD_OUT, SPLIT_SEED = 5000, 0  # scripts/configs/cifar32_classifier.toml: the classifier has not seen these
+HELD_OUT, SPLIT_SEED = 5000, 0  # training/configs/cifar32_classifier.toml: the classifier has not seen these
 PARTS, PART = 4, 8  # of images
 SPECTRUM_SEEDS = range(100_000, 100_064)
 SAMPLES = 4  # of each image

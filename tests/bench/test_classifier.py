@@ -48,7 +48,7 @@ def test_a_stage_halves_the_side_and_adds_its_second_convolution():
 
 
 def test_a_folder_that_holds_none_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no classifier in .*: make one with scripts/train_classifier.py"):
+    with pytest.raises(FileNotFoundError, match=r"no classifier in .*: make one with training/train_classifier.py"):
         load_classifier(tmp_path)
 
 

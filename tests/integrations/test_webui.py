@@ -16,6 +16,7 @@ from fewstep.integrations.kdiffusion import get_sigmas, sampler
 from fewstep.table import SOLVERS
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "fewstep_samplers.py"
 SamplerData = namedtuple("SamplerData", ["name", "constructor", "aliases", "options"])
 LEVELS = {False: torch.logspace(-1.5, 1.165, 50), True: torch.linspace(0.003, 1 + 2**-23, 50)}
 FLOW = pytest.mark.parametrize("flow", [False, True], ids=["VE", "flow"])
@@ -72,13 +73,27 @@ def guided(flow):
 def test_it_adds_to_the_lists_in_place_and_once(modules):
     lists = modules.sd_samplers.all_samplers, modules.sd_samplers.all_samplers_map, modules.sd_schedulers.schedulers
     for _ in range(2):
-        runpy.run_path(str(ROOT / "webui" / "scripts" / "fewstep_samplers.py"))
+        runpy.run_path(str(SCRIPT))
         assert modules.sd_samplers.shown == ["Euler", *webui.SAMPLERS]
         assert [each.name for each in modules.sd_schedulers.schedulers] == ["karras", *webui.SCHEDULERS]
         assert set(modules.sd_schedulers.schedulers_map) >= {*webui.SCHEDULERS, *webui.SCHEDULERS.values()}
     assert lists[0] is modules.sd_samplers.all_samplers
     assert lists[1] is modules.sd_samplers.all_samplers_map
     assert lists[2] is modules.sd_schedulers.schedulers
+
+
+def test_a_clone_holds_nothing_else_that_a_web_ui_runs():
+    """They take these of every extension, whatever else is in its folder."""
+    assert list((ROOT / "scripts").glob("*.py")) == [SCRIPT]
+    taken = ("install.py", "preload.py", "metadata.ini", "style.css", "javascript", "localizations")
+    assert not [name for name in taken if (ROOT / name).exists()]
+
+
+def test_a_web_ui_of_before_schedules_is_told_what_is_needed(modules, monkeypatch):
+    monkeypatch.delattr(modules, "sd_schedulers")
+    monkeypatch.delitem(sys.modules, "modules.sd_schedulers")
+    with pytest.raises(ImportError, match=r"Automatic1111 1\.9 or newer"):
+        webui.register()
 
 
 @FLOW
@@ -107,3 +122,22 @@ def test_focused_levels_are_those_of_any_model(flow):
     low, high = (float(LEVELS[flow][i]) for i in (0, -1))
     got = webui.sigmas_for(7, low, high, guided(flow).inner_model, name="fewstep_focused")
     assert torch.equal(got, get_sigmas(fs.focused, 7, low, high, flow=flow))
+
+
+@FLOW
+@pytest.mark.parametrize("label", webui.SAMPLERS)
+def test_no_step_leaves_an_image_as_it_is(modules, flow, label):
+    """A denoising strength of 0 asks for n = 0, in a second pass always."""
+    webui.register()
+    x = fs.unit_noise([0], (4, 8, 8))
+    sigmas = webui.sigmas_for(0, 0.03, 1.0, guided(flow).inner_model)
+    running = modules.sd_samplers.all_samplers_map[label].constructor(guided(flow))
+    running.heard = []
+    assert torch.equal(sigmas, torch.zeros(1))
+    assert torch.equal(running.sample(x, sigmas), x)
+    assert running.heard == []
+
+
+def test_settings_that_no_flow_can_have_are_named():
+    with pytest.raises(ValueError, match=r"sigma_max=10 .* 'Use old karras scheduler sigmas' off"):
+        webui.sigmas_for(8, 0.1, 10, guided(True).inner_model)

@@ -57,13 +57,13 @@ def _layer(channels_in: int, channels_out: int) -> nn.Sequential:
 
 
 def load_classifier(folder: Path = FOLDER, device: str | torch.device = "cpu") -> Classifier:
-    """The packaged classifier, or one that scripts/train_classifier.py made; in float32, for evaluation."""
+    """The packaged classifier, or one that training/train_classifier.py made; in float32, for evaluation."""
     try:
         from safetensors.torch import load_file
     except ImportError as error:
         raise ImportError("loading a classifier needs safetensors: pip install 'fewstep[bench]'") from error
     if not (folder / WEIGHTS).exists():
-        raise FileNotFoundError(f"no classifier in {folder}: make one with scripts/train_classifier.py")
+        raise FileNotFoundError(f"no classifier in {folder}: make one with training/train_classifier.py")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         classifier = Classifier(tuple(config["widths"]), config["classes"])

@@ -1,8 +1,7 @@
 """Automatic1111's web UI, Forge and reForge: samplers and schedules in their dropdowns.
 
 Their samplers are functions of k-diffusion, called with a guided model whose `inner_model.sigmas` are the model's
-levels: a flow's end at 1, the others' far above. `webui/` in the repository is the folder to link into `extensions`.
-Written after their sources, and tested in a stand-in for the modules that it meets, not in them.
+levels: a flow's end at 1, the others' far above. They run `scripts/` of a clone of the repository in `extensions`.
 """
 
 from __future__ import annotations
@@ -50,15 +49,33 @@ def sigmas_for(
     *,
     name: str = "fewstep",
 ) -> Tensor:
-    """(n + 1,), falling to 0 or to where noise is not seen: those that suit the model, or `focused`."""
+    """(n + 1,), falling to 0 or to where noise is not seen: those that suit the model, or `focused`.
+
+    No step is asked for where an image is to stay as it is: by a denoising strength of 0.
+    """
     flow = _is_flow(inner_model)
+    if n == 0:
+        return torch.zeros(1, device=device)
+    if flow and sigma_max > 1 + ROUNDING:
+        raise ValueError(
+            f"sigma_max={float(sigma_max):g} is asked for by the settings, but this model is a flow, whose noise ends "
+            "at 1: set 'sigma max' to 0 there, and leave 'Use old karras scheduler sigmas' off"
+        )
     grid = focused if name == "fewstep_focused" else picked_grid(float(sigma_max), flow)
     return get_sigmas(grid, n, float(sigma_min), float(sigma_max), device, flow=flow)
 
 
 def register() -> None:
     """Adds to their lists, in place and once."""
-    from modules import sd_samplers, sd_samplers_common, sd_samplers_kdiffusion, sd_schedulers
+    from modules import sd_samplers, sd_samplers_common, sd_samplers_kdiffusion
+
+    try:
+        from modules import sd_schedulers
+    except ImportError as error:
+        raise ImportError(
+            "fewstep needs a web UI that has schedules in a list of their own: Automatic1111 1.9 or newer, Forge or "
+            "reForge of July 2024 or newer"
+        ) from error
 
     for label, solver in SAMPLERS.items():
         if label not in sd_samplers.all_samplers_map:

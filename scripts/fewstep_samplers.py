@@ -1,9 +1,9 @@
-"""fewstep in Forge, reForge and Automatic1111's web UI: link the folder `webui` into their `extensions`."""
+"""What Forge, reForge and Automatic1111's web UI run where this repository is cloned into their `extensions`."""
 
 import sys
 from pathlib import Path
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"  # of a clone, which needs no installation
+SOURCE = Path(__file__).resolve().parents[1] / "src"  # of a clone, which needs no installation
 PYTHON = (3, 11)
 
 if sys.version_info < PYTHON:

@@ -1,9 +1,9 @@
 """Measure a trained model: Frechet distances to the training images, and what guidance does to classes.
 
-    python scripts/evaluate_model.py measure cifar32 --out runs/evaluation
-    python scripts/evaluate_model.py guidance cifar32 --out runs/evaluation
-    python scripts/evaluate_model.py report src/fewstep/models/cifar32 --data cifar10.npz --out runs/evaluation
-    python scripts/evaluate_model.py grid cifar32 --to docs/cifar32.png
+    python training/evaluate_model.py measure cifar32 --out runs/evaluation
+    python training/evaluate_model.py guidance cifar32 --out runs/evaluation
+    python training/evaluate_model.py report src/fewstep/models/cifar32 --data cifar10.npz --out runs/evaluation
+    python training/evaluate_model.py grid cifar32 --to docs/cifar32.png
 
 Image i of a measurement has seed i and class i mod 10. Features and predicted classes are kept in chunks under OUT, so
 that an interrupted measurement goes on, and a longer one continues a shorter one. `report` writes all that is under

@@ -1,7 +1,7 @@
 """Train a classifier: the one whose features measure distances between sets of images, or one that selects images.
 
-    python scripts/train_classifier.py scripts/configs/cifar32_classifier.toml --to runs/cifar32-classifier
-    python scripts/train_classifier.py scripts/configs/cifar32_selector.toml --to runs/cifar32-selector
+    python training/train_classifier.py training/configs/cifar32_classifier.toml --to runs/cifar32-classifier
+    python training/train_classifier.py training/configs/cifar32_selector.toml --to runs/cifar32-selector
 
 It never sees the diffusion model or its samples. The last `held_out` images of a seeded permutation are kept for the
 accuracy that its card states.
@@ -31,7 +31,7 @@ log = Console(stderr=True)
 CARD = """# {name}
 
 A classifier of CIFAR-10: a residual network of {parameters:,} parameters, trained on {trained:,} images by
-`python scripts/train_classifier.py scripts/configs/{config}`.
+`python training/train_classifier.py training/configs/{config}`.
 Accuracy on {held_out:,} training images held out: {accuracy:.1%}. It has seen no diffusion model and no samples of one.
 Fréchet distances in its last {features} features are comparable with each other only, never with a published FID.
 

@@ -1,9 +1,9 @@
 """Train a class-conditional EDM model of CIFAR-10 and export it as a folder that `fewstep` loads.
 
-    python scripts/train_classifier.py scripts/configs/cifar32_selector.toml --to runs/cifar32-selector
-    python scripts/train_model.py train scripts/configs/cifar32.toml --selector runs/cifar32-selector \\
+    python training/train_classifier.py training/configs/cifar32_selector.toml --to runs/cifar32-selector
+    python training/train_model.py train training/configs/cifar32.toml --selector runs/cifar32-selector \\
         --out runs/cifar32 --compile
-    python scripts/train_model.py export runs/cifar32 --ema 0.05 --to src/fewstep/models/cifar32 \\
+    python training/train_model.py export runs/cifar32 --ema 0.05 --to src/fewstep/models/cifar32 \\
         --summary "CIFAR-10 at 32x32, 7.0 M parameters, class-conditional"
 
 made the packaged model, on the images that a classifier finds typical of their class.
@@ -188,7 +188,7 @@ parameters, float16 weights, on images folded by {patch}×{patch} pixels.
 Data: CIFAR-10's training images (A. Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009),
 collected for research, without an explicit licence.
 
-Written by `python scripts/train_model.py export`; the configuration is `scripts/configs/{name}.toml`.
+Written by `python training/train_model.py export`; the configuration is `training/configs/{name}.toml`.
 """
 
 
@@ -321,7 +321,7 @@ def train(
     if (config.training.typical < 1) != (selector is not None):
         raise typer.BadParameter(
             f"{config_path} trains on {config.training.typical:.0%} of each class, and a classifier made by "
-            "scripts/train_classifier.py tells which: give it where that is less than all, and only there",
+            "training/train_classifier.py tells which: give it where that is less than all, and only there",
             param_hint="--selector",
         )
     images, labels = training_images(data)
