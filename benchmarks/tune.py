@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -100,13 +101,11 @@ def sets(made: Source, plans: Path) -> str:
     mean, *covariance = _once(plans / "own-moments.pt", lambda: _stacked(problem.targets[OWN_SAMPLES]()))
     target = Moments(mean, torch.stack(covariance))
     denoiser = problem.denoiser(schedule, ())
+    of = partial(_tuned, lambda seeds: denoiser, schedule, problem.shape)
     tuned = {
-        name: _tuned(
-            lambda seeds: denoiser, schedule, problem.shape, SETS_CALLS, plans / f"sets-{name}.json", problem.dtype,
-            objective,
-        )
-        for name, objective in (("error", "rmse"), ("features", problem.features))
-    }  # fmt: skip
+        "error": of(NETWORK_CALLS, plans / "model-VE.json", problem.dtype),
+        "features": of(SETS_CALLS, plans / "model-VE-features.json", problem.dtype, problem.features),
+    }
     solvers: dict[str, Solver] = {"default": EVODiff(), **{f"tuned for the {name}": tuned[name] for name in tuned}}
     lines = (RECORDS / "model" / "results.jsonl").read_text(encoding="utf-8").splitlines()
     recorded = (each for each in map(Measurement.read, lines) if each.schedule == "VE" and each.distances)
