@@ -61,7 +61,8 @@ class History:
     A run goes on if its solver, its schedule and its first sigma are those of a run before and its x is what that one
     returned, but for 1 %: through two halves the result is that of a whole, but for solvers that choose the order of
     the last steps, where the second half has no more than those. Else it starts afresh. It works for solvers
-    of one call a step, while sigmas fall. The last two runs are kept, each with the solver's state, on its device.
+    of one call a step, while sigmas fall; of a tuned plan, which is of a whole run, each half is a run of its own. The
+    last two runs are kept, each with the solver's state, on its device.
     """
 
     def __init__(self) -> None:
@@ -164,8 +165,9 @@ def _sample(
     _check_first(solver, nodes[0])
     state: Any = None
     rises = nodes[0][1].lam < nodes[0][0].lam
-    if history is None or solver.calls_per_step > 1 or len(pieces) > 1 or rises:
+    if isinstance(solver, Tuned) or solver.calls_per_step > 1 or len(pieces) > 1 or rises:
         history = None
+    if history is None:
         plans = [planned(solver, schedule, checked(own)) if len(own) > 1 else () for own in nodes]
     else:
         (own,) = nodes
@@ -180,7 +182,7 @@ def _sample(
 
     def tell(i: int, node: Node, x: Tensor, denoised: Tensor) -> None:
         if callback is not None:
-            level = sigmas.new_full((), node.sigma)
+            level = sigmas.new_full((), node.time)  # what the model is told
             callback({"i": i, "x": x, "sigma": sigmas[i], "sigma_hat": level, "denoised": denoised})
         if bar is not None:
             bar.update()
