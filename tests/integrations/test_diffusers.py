@@ -1017,6 +1017,16 @@ def test_noise_is_added_as_a_tuned_plan_has_it(config, tmp_path):
         close(scheduler.add_noise(x, noise, t[None]) / alpha, x + noise * node.nsr, 1e-4)
 
 
+@pytest.mark.parametrize("config", TOLD.values(), ids=TOLD)
+def test_sigmas_are_what_a_tuned_plan_tells_the_model(config, tmp_path):
+    """Cosmos' pipelines tell it these, and LTX' turn velocities into images by them."""
+    scheduler = scheduled(6, tuned=tuned_on(scheduled(**config)._schedule, tmp_path / "plan.json"), **config)
+    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
+        node = level(scheduler.config, scheduler._schedule, t.item())
+        shown = node.sigma if scheduler.config.use_flow_sigmas else node.nsr
+        assert sigma.item() == pytest.approx(1 - shown if scheduler.config.invert_sigmas else shown, rel=1e-4)
+
+
 def test_a_tuned_plan_serves_tokens(tmp_path):
     """All of which are told what the run is: the same step, of data - noise."""
     path = tuned_on(fs.Flow(), tmp_path / "plan.json")
@@ -1045,6 +1055,18 @@ def test_levels_that_are_given_are_not_the_plan_s(tmp_path):
     scheduler = EVODiffScheduler(tuned=path)
     scheduler.set_timesteps(sigmas=sigmas)
     torch.testing.assert_close(scheduler.sigmas[:-1], torch.tensor(sigmas), rtol=1e-6, atol=0)
+
+
+def test_levels_that_are_given_may_be_the_plan_s(tmp_path):
+    """What the model is told there is in the plan, or in timesteps."""
+    config = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}  # it goes on to 0
+    path = tuned_on(scheduled(**config)._schedule, tmp_path / "plan.json")
+    scheduler = scheduled(6, tuned=path, **config)
+    times, sigmas = scheduler.timesteps, [node.nsr for node in scheduler._nodes]
+    scheduler.set_timesteps(sigmas=sigmas)
+    torch.testing.assert_close(scheduler.timesteps, times, rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match="leave out timesteps, or the plan"):
+        scheduler.set_timesteps(sigmas=sigmas, timesteps=range(999, 0, -166)[:6])
 
 
 def test_a_plan_of_another_model_or_solver_is_refused(tmp_path):

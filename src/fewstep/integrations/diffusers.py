@@ -268,10 +268,14 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._enter(0, self._channel_dim(4))
         asked = (*(stage.node for stage in self._stages), self._nodes[-1])
         if own is not None and asked != self._nodes:
+            if timesteps is not None:
+                raise ValueError(
+                    "these levels are those of the tuned plan, which says what the model is told there: leave out "
+                    f"timesteps, or the plan; got timesteps={timesteps!r}"
+                )
+            heard = tuple(self._schedule.node(node.time) for node in asked)
+            self._set(told(self.config, self._schedule, heard), device)
             self._nodes = asked
-            self._told = tuple(self._schedule.node(node.time) for node in asked)
-            times = told(self.config, self._schedule, self._told).timesteps
-            self.timesteps = self._clock = torch.from_numpy(times).to(device)
 
     def _set(self, found: Levels, device: str | torch.device | None) -> None:
         config: Any = self.config
