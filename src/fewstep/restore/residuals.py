@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..solvers.core.inner import Inner
+
 __all__ = ["Solution", "conjugate_residuals"]
 
 
@@ -32,10 +34,8 @@ def conjugate_residuals(product: Callable[[Tensor], Tensor], b: Tensor, toleranc
     accelerator waits once an iteration. scipy's solvers are for one system, on a CPU.
     """
 
-    def dot(v: Tensor, w: Tensor) -> Tensor:
-        return (v * w).sum(1, keepdim=True)
-
     r = due = b.flatten(1)
+    dot = Inner(r, None).dot
     found, whole = r.new_zeros(2, *r.shape), dot(r, r)  # u and M u
     left, enough = whole, tolerance**2 * whole
     active, iterations = whole > 0, torch.zeros_like(whole, dtype=torch.long)
@@ -56,5 +56,5 @@ def conjugate_residuals(product: Callable[[Tensor], Tensor], b: Tensor, toleranc
         left = dot(r, r)
         iterations += active
         active = active & (left > enough)
-    residual = torch.where(whole > 0, (left / whole).sqrt(), 0)
+    residual = torch.where(whole == 0, 0, (left / whole).sqrt())
     return Solution(found[0].reshape(b.shape), iterations.flatten(), residual.flatten())
