@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..grid import Grid, checked, focused
+from ..grid.base import closes
 from ..sampling import Step, check_tensor, drive, step_noise
 from ..schedule import EDM, Flow, Node, Schedule
 from ..solvers import (
@@ -56,7 +57,7 @@ SAME = 0.01  # of its size: what a state changes by on its way through a latent'
 
 
 class History:
-    """What runs that end above sigma = 0 leave to those that go on from there: give the same to both.
+    """What runs that end at visible noise leave to those that go on from there: give the same to both.
 
     A run goes on if its solver, its schedule and its first sigma are those of a run before and its x is what that one
     returned, but for 1 %: through two halves the result is that of a whole, but for solvers that choose the order of
@@ -199,7 +200,7 @@ def _sample(
                 x, state = _last(drive(denoiser, x, own[0], stages, dtype, noise, False, state, hear))
             if history is None:
                 state = None
-            elif own[-1].sigma > 0:
+            elif closes(schedule.data_std, own[-1], None):
                 history.leave(solver, schedule, (*before, *own), x.to(working), state)
     return x.to(dtype)
 
@@ -351,9 +352,9 @@ def _with_eta(solver: Solver, eta: float | None) -> Solver:
 
 
 def _ahead(nodes: Sequence[Node], schedule: Schedule) -> list[Node]:
-    """Levels that a run which ends above sigma = 0 may go on to: it is planned as the beginning of a longer one."""
+    """Levels that a run which ends at visible noise may go on to: it is planned as the beginning of a longer one."""
     flow = isinstance(schedule, Flow)
-    if nodes[-1].sigma == 0:
+    if not closes(schedule.data_std, nodes[-1], None):
         return []
     if nodes[-1].sigma < schedule.t_min * (1 + SAME):  # the model's lowest
         return [_node(0.0, flow)]
