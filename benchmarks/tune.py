@@ -233,7 +233,8 @@ on. If the model changes often, take the default.
 
 `EVODiff()` plans with a fixed prior, that of images in [-1, 1]. `fewstep tune` measures on your model instead where the
 nodes (noise levels) should be, what level the model is best told there, and how the answers are weighed, for each
-number of calls, with your guidance. Nothing is trained and no data are needed. This page is written by `python -m benchmarks.tune`.
+number of calls, with your guidance. Nothing is trained and no data are needed. This page is written by
+`python -m benchmarks.tune`.
 
     fewstep tune --model FOLDER --guidance 4 --nfe 5,8,10 --out plan.json
     fewstep sample --model FOLDER --guidance 4 --nfe 8 --solver tuned --plan plan.json
