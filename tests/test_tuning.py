@@ -10,7 +10,7 @@ import torch
 import fewstep as fs
 from benchmarks.problems import gaussian
 from fewstep.solvers.tuned import Tuned
-from fewstep.tuning import BOUND, MOST, Search, cost, details
+from fewstep.tuning import BOUND, MOST, Beyond, Search, Slot, cost, details
 
 SHAPE = (2, 4, 4)
 SEEDS = 16
@@ -151,6 +151,23 @@ def test_rows_are_bounded_whatever_is_found(schedule):
                     assert sum(map(abs, split.rest)) <= BOUND * node.alpha * (1 + 1e-12)
         if not size:
             assert stages == list(fs.EVODiff().plan(schedule, nodes))
+
+
+def test_levels_that_are_told_do_not_meet():
+    """Or a time would name two calls."""
+    search = Search(6, fs.EDM(), [], lambda x: x, None, None)
+    nodes, _ = search._plan(np.zeros(len(search.slots)))
+    gap = nodes[3].lam - nodes[2].lam
+    for share in (0.9, 1.1):
+        v = np.zeros(len(search.slots))
+        v[search.slots.index(Slot("told", 2))] = share * gap
+        if share < 1:
+            found, _ = search._plan(v)
+            assert [node.lam for node in found] == pytest.approx([node.lam for node in nodes])
+            assert fs.EDM().node(found[2].time).lam == pytest.approx(nodes[2].lam + share * gap)
+        else:
+            with pytest.raises(Beyond):
+                search._plan(v)
 
 
 def test_denoisers_of_their_seeds():
