@@ -9,6 +9,7 @@ import torch
 
 import fewstep as fs
 from benchmarks.problems import gaussian
+from fewstep import tuning
 from fewstep.solvers.tuned import Tuned
 from fewstep.tuning import BOUND, MOST, Beyond, Search, Slot, cost, details
 
@@ -92,6 +93,15 @@ def test_an_interrupted_one_goes_on_to_the_same_file(tmp_path, share):
     assert (tmp_path / "plan.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".json") == ["plan.json", "whole.json"]
     assert rest.asked < whole.asked * (1.6 - share)  # no more than one round is made again
+
+
+def test_what_a_search_for_other_numbers_has_kept_is_not_taken(tmp_path, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(tuning, "VERSION", tuning.VERSION - 1)
+        with pytest.raises(KeyboardInterrupt):
+            tuned(Counting(fs.EDM(), 1500), out=tmp_path / "plan.json", fingerprint="abc")
+    with pytest.raises(FileExistsError, match="choose another --out, or remove that folder"):
+        tuned(Counting(fs.EDM()), out=tmp_path / "plan.json", fingerprint="abc")
 
 
 def test_an_error_of_the_denoiser_is_its_own():

@@ -48,7 +48,7 @@ from .solvers import EVODiff, Stage
 from .solvers.evodiff.family import Family
 from .solvers.evodiff.trust import Split, TrustingStage
 from .solvers.evodiff.variance import HISTORY, LAST_REACH, LEAD, RESTORED
-from .solvers.tuned import Measured, Outcome, Tuned
+from .solvers.tuned import VERSION, Measured, Outcome, Tuned
 from .solvers.tuned.measured import asked
 from .statistics.kept import Once, kept
 from .statistics.tables import describe
@@ -191,7 +191,7 @@ def tune(
         "seeds": numbers, "objective": word, "shape": list(shape), "most": most, "dtype": str(dtype),
         "fewstep": __version__, "torch": torch.__version__,
     }  # fmt: skip
-    how = {**facts, "nfe": budgets, "batch": batch}
+    how = {**facts, "nfe": budgets, "batch": batch, "format": VERSION}  # which other numbers are searched for
     total = cost(budgets, len(numbers), most)
     with kept(out, Tuned, fingerprint, found, (probe,), how) as (once, save):
         count = Count(progress, total)
