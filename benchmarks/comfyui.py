@@ -199,6 +199,12 @@ In **KSampler** and **KSamplerAdvanced**: sampler `evodiff`, scheduler `fewstep`
 | scheduler `fewstep` | what suits the model: Karras' on Stable Diffusion's range, `focused` on flows and wide ranges |
 | scheduler `fewstep_focused` | EVODiff's own levels on any model |
 
+Both go to 0 where the noise at the model's lowest level would be seen, as on Stable Diffusion's range. On flows and
+wide ranges it would not, and they end at that level, which leaves a call more for the rest. In 6 steps of Flux' levels
+that is as good or better for 18 of ComfyUI's 20 samplers without noise of their own, `euler` by a sixth, and halves the
+error of ours. `gradient_estimation_cfg_pp` has 1.7 times its error, and `dpm_2`, for which ComfyUI drops the last level
+but one, five times: give these another scheduler.
+
 As nodes, for SamplerCustom and SamplerCustomAdvanced: *fewstep sampler*, another with all solvers, *fewstep sigmas*,
 and *fewstep tuned plan*. Each has tooltips and a help page. *Workflow → Browse Templates → fewstep* has examples: SDXL,
 Flux, Wan, image to image, and the two experts of Wan 2.2.
@@ -241,7 +247,8 @@ a long run in ComfyUI does, with what the model denoises at its last level. Each
 ComfyUI's schedulers for it over all columns, and on `fewstep`; the last column is the geometric mean, and the least of
 a column is in bold. `er_sde` draws noise, so that its images are others: its figures say no more than that. Below each
 table is also the mean of errors to the solution at σ = 0: on Stable Diffusion's levels all end 0.004 from it, as the
-model is not asked below σ = 0.03. Nothing here says what images look like. Written by `make comfyui`.
+model is not asked below σ = 0.03. `fewstep` on a flow ends at its lowest level, with the noise of that, σ = 0.0003.
+Nothing here says what images look like. Written by `make comfyui`.
 """
 
 

@@ -276,12 +276,13 @@ def _cells(gains: Sequence[Gain]) -> str:
 INTRODUCTION = """# Tune your model
 
 For people with one model, one guidance scale and some minutes. You get a plan that was measured on that model: its
-noise levels and its weights, and in numbers what it gained on seeds that it was not tuned on. If the model changes
-often, take the default.
+noise levels, what the model is told at them, its weights, and in numbers what it gained on seeds that it was not tuned
+on. If the model changes often, take the default.
 
 `EVODiff()` plans with a fixed prior, that of images in [-1, 1]. `fewstep tune` measures on your model instead where the
-nodes (noise levels) should be and how the answers are weighed, for each number of calls, with your guidance. Nothing is
-trained and no data are needed. This page is written by `python -m benchmarks.tune`.
+nodes (noise levels) should be, what level the model is best told there, and how the answers are weighed, for each
+number of calls, with your guidance. Nothing is trained and no data are needed. This page is written by
+`python -m benchmarks.tune`.
 
     fewstep tune --model FOLDER --guidance 4 --nfe 5,8,10 --out plan.json
     fewstep sample --model FOLDER --guidance 4 --nfe 8 --solver tuned --plan plan.json
@@ -321,6 +322,12 @@ that of its level, and no network is a posterior mean: it is best told a level a
 mostly a cleaner one. LD3 (Tong et al., 2025) tells its networks other times, too, found by gradients through them. No
 one shift serves all: 0.02 in each call of the default takes a sixth off that error in 5 calls, and multiplies it by
 five in 12.
+
+x / α and the noise in it stay as they are; α is that of the level that is told. So a plan
+serves the same model in every form: `sample`, k-diffusion and ComfyUI, and diffusers, whose `timesteps` and `sigmas`
+are then what the model is told. A part of a run and levels of your own are planned as other numbers of calls
+are; a run that begins in the middle of a pipeline's timesteps goes on being told them. Noise on the way
+(`Stochastic`, `eta`) and whole timesteps alone (`timestep_type="integer"`) are refused.
 
 What was tried and is not in it:
 

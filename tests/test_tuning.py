@@ -9,8 +9,9 @@ import torch
 
 import fewstep as fs
 from benchmarks.problems import gaussian
+from fewstep import tuning
 from fewstep.solvers.tuned import Tuned
-from fewstep.tuning import BOUND, MOST, Search, cost, details
+from fewstep.tuning import BOUND, MOST, Beyond, Search, Slot, cost, details
 
 SHAPE = (2, 4, 4)
 SEEDS = 16
@@ -105,6 +106,15 @@ def test_an_interrupted_one_goes_on_to_the_same_file(tmp_path, share):
     assert rest.asked < whole.asked * (1.6 - share)  # no more than one round is made again
 
 
+def test_what_a_search_for_other_numbers_has_kept_is_not_taken(tmp_path, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(tuning, "VERSION", tuning.VERSION - 1)
+        with pytest.raises(KeyboardInterrupt):
+            tuned(Counting(fs.EDM(), 1500), out=tmp_path / "plan.json", fingerprint="abc")
+    with pytest.raises(FileExistsError, match="choose another --out, or remove that folder"):
+        tuned(Counting(fs.EDM()), out=tmp_path / "plan.json", fingerprint="abc")
+
+
 def test_an_error_of_the_denoiser_is_its_own():
     with pytest.raises(RuntimeError, match="out of memory"):
         tuned(Counting(fs.EDM(), 1200, RuntimeError("out of memory")))
@@ -153,6 +163,7 @@ def test_rows_are_bounded_whatever_is_found(schedule):
     for size in (0.0, 0.1, 10.0):
         v = size * generator.standard_normal(len(search.slots))
         v[[slot.kind in ("family", "node") for slot in search.slots]] = 0
+        v[[slot.kind == "told" for slot in search.slots]] *= 1e-3  # what is told must not meet
         nodes, stages = search._plan(v)
         for (s, t), stage in zip(pairwise(nodes), stages, strict=True):
             for node, split in ((t, stage.predict), (s, stage.correct)):
@@ -161,6 +172,23 @@ def test_rows_are_bounded_whatever_is_found(schedule):
                     assert sum(map(abs, split.rest)) <= BOUND * node.alpha * (1 + 1e-12)
         if not size:
             assert stages == list(fs.EVODiff().plan(schedule, nodes))
+
+
+def test_levels_that_are_told_do_not_meet():
+    """Or a time would name two calls."""
+    search = Search(6, fs.EDM(), [], lambda x: x, None, None)
+    nodes, _ = search._plan(np.zeros(len(search.slots)))
+    gap = nodes[3].lam - nodes[2].lam
+    for share in (0.9, 1.1):
+        v = np.zeros(len(search.slots))
+        v[search.slots.index(Slot("told", 2))] = share * gap
+        if share < 1:
+            found, _ = search._plan(v)
+            assert [node.lam for node in found] == pytest.approx([node.lam for node in nodes])
+            assert fs.EDM().node(found[2].time).lam == pytest.approx(nodes[2].lam + share * gap)
+        else:
+            with pytest.raises(Beyond):
+                search._plan(v)
 
 
 def test_denoisers_of_their_seeds():

@@ -433,8 +433,7 @@ spectrum in one row and their variance alone in the other.
 ## What they cost
 
 Counted, in a run of 10 calls, over the six measurements: calls and vector-Jacobian products of the denoiser for the
-batch, and the iterations of conjugate residuals or gradients, which go on for each sample until 1 % of its residual is
-left, or 20.
+batch, and the iterations of conjugate residuals, which go on for each sample until 1 % of its residual is left, or 20.
 
 {costs}
 ## Gaussian images

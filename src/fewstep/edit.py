@@ -111,14 +111,14 @@ class Editing:
 
     def plan(self, schedule: Schedule, nodes: Sequence[Node], nfe: int | None = None) -> list[Stage]:
         stages = self.solver.plan(schedule, nodes, nfe)
-        if [stage.node for stage in stages] != list(nodes[:-1]):
-            raise ValueError(f"maps need a solver of one call a step, at its node; got {self.solver!r}")
         if not any(stage.noise for stage in stages):
             raise ValueError(
                 f"{self.solver!r} draws no noise over these nodes: take DDIM(eta=1.0), SDEDPMSolverPP() or "
                 "Stochastic(EVODiff()); inversion without noise is integrate over rising nodes with "
                 'UniPC(field="noise")'
             )
+        if [stage.node for stage in stages] != list(nodes[:-1]):
+            raise ValueError(f"maps need a solver of one call a step, at its node; got {self.solver!r}")
         return [self.edited(stage, i) for i, stage in enumerate(stages)]
 
 

@@ -209,7 +209,7 @@ def _batches(
 def _plan(name: str, solver: Solver, schedule: Schedule, nodes: Sequence[Node]) -> Sequence[Stage]:
     stages = solver.plan(schedule, nodes)
     if [stage.node for stage in stages] != list(nodes[: len(stages)]) or len(stages) < len(nodes) - 1:
-        raise ValueError(f"{name} does not call once at each node: choose solvers of one call a step")
+        raise ValueError(f"{name} does not call once at each node, told its level: choose solvers of one call a step")
     if any(stage.noise for stage in stages):
         raise ValueError(f"{name} draws noise, so that it has no path to be measured against: choose another")
     return stages

@@ -48,8 +48,8 @@ from .solvers import EVODiff, Stage
 from .solvers.evodiff.family import Family
 from .solvers.evodiff.trust import Split, TrustingStage
 from .solvers.evodiff.variance import HISTORY, LAST_REACH, LEAD, RESTORED
-from .solvers.tuned import Measured, Outcome, Tuned
-from .solvers.tuned.measured import asked_at
+from .solvers.tuned import VERSION, Measured, Outcome, Tuned
+from .solvers.tuned.measured import asked
 from .statistics.kept import Once, kept
 from .statistics.tables import describe
 
@@ -192,7 +192,7 @@ def tune(
         "seeds": numbers, "objective": word, "shape": list(shape), "most": most, "dtype": str(dtype),
         "fewstep": __version__, "torch": torch.__version__,
     }  # fmt: skip
-    how = {**facts, "nfe": budgets, "batch": batch}
+    how = {**facts, "nfe": budgets, "batch": batch, "format": VERSION}  # which other numbers are searched for
     total = cost(budgets, len(numbers), most)
     with kept(out, Tuned, fingerprint, found, (probe,), how) as (once, save):
         count = Count(progress, total)
@@ -471,7 +471,7 @@ class Search:
         return (changes @ changes.T).cpu().double()
 
     def _plan(self, v: Vector) -> TunedPlan:
-        """Nodes and stages; `Beyond` where numbers leave their bounds or nodes meet."""
+        """Nodes and stages; `Beyond` where numbers leave their bounds, or nodes, or what is told at them, meet."""
         size = len(Family._fields)
         if np.abs(v[1:size]).max() > FAMILY_REACH:
             raise Beyond
@@ -484,9 +484,8 @@ class Search:
         for k, by in moves.items():
             if k < len(nodes) - 1 and math.isfinite(nodes[k].lam):
                 nodes[k] = self.schedule.node(self.schedule.time_at(nodes[k].lam + by))
-        for k, by in told.items():
-            nodes[k] = asked_at(self.schedule, nodes[k], nodes[k].lam + by)
-        if any(t.lam - s.lam < CLOSEST for s, t in pairwise(nodes)):
+        nodes = list(asked(self.schedule, nodes, [told.get(k, 0.0) for k in range(self.calls)]))
+        if any(t.lam - s.lam < CLOSEST or t.time >= s.time for s, t in pairwise(nodes)):
             raise Beyond
         stages = family.stages(nodes, self.schedule.data_scale, self.schedule.lam_range[1])
         own: dict[tuple[str, int, int], float] = {

@@ -19,7 +19,7 @@ from fewstep.integrations import comfy as nodes
 from fewstep.integrations import kdiffusion
 from fewstep.solvers.evodiff.family import Family
 from fewstep.solvers.tuned import Measured
-from fewstep.solvers.tuned.measured import asked_at
+from fewstep.solvers.tuned.measured import asked
 from fewstep.statistics import describe
 from fewstep.table import SOLVERS
 
@@ -328,8 +328,7 @@ def test_a_tuned_plan_is_a_run_of_fewstep(law, steps, tmp_path):
     flow = isinstance(law, CONST)
     schedule = fs.Flow() if flow else fs.EDM(SIGMA_MIN, SIGMA_MAX)
     family = Family(center=0.4, rise=-0.3, surprise=0.5)
-    levels = family.nodes(schedule, 6)
-    levels = (levels[0], *(asked_at(schedule, node, node.lam + 0.03) for node in levels[1:-1]), levels[-1])
+    levels = asked(schedule, family.nodes(schedule, 6), [0.03 * (i > 0) for i in range(6)])
     stages = family.stages(levels, schedule.data_scale, schedule.lam_range[1])
     plan = Measured.of(schedule, levels, stages, schedule.data_scale, family)
     fs.Tuned({6: plan}, describe(schedule)).save(tmp_path / "plan.json")

@@ -19,7 +19,7 @@ from fewstep.integrations.diffusers_levels import level
 from fewstep.prediction import KINDS, from_denoised
 from fewstep.solvers.evodiff.family import Family
 from fewstep.solvers.tuned import Measured, Tuned
-from fewstep.solvers.tuned.measured import asked_at
+from fewstep.solvers.tuned.measured import asked
 from fewstep.statistics import describe
 from fewstep.table import SOLVERS
 from integrations.runs import DETERMINISTIC, ONE_CALL, denoise, network, pull, push
@@ -956,30 +956,87 @@ def test_wrong_config_values_of_a_run_say_what_to_do():
 def tuned_on(schedule, path, calls=6):
     """A plan that no default has."""
     family = Family(center=0.4, rise=-0.3, surprise=0.5, reach=-0.5)
-    nodes = family.nodes(schedule, calls)
-    nodes = (nodes[0], *(asked_at(schedule, node, node.lam + 0.03) for node in nodes[1:-1]), nodes[-1])
+    nodes = asked(schedule, family.nodes(schedule, calls), [0.03 * (i > 0) for i in range(calls)])
     stages = family.stages(nodes, schedule.data_scale, schedule.lam_range[1])
     plan = Measured.of(schedule, nodes, stages, schedule.data_scale, family)
     Tuned({calls: plan}, describe(schedule)).save(path)
     return str(path)
 
 
-@pytest.mark.parametrize("steps", [6, 8])
-@pytest.mark.parametrize("config", [{"beta_schedule": "scaled_linear"}, FLOW], ids=["betas", "flow"])
-def test_a_tuned_plan_runs_as_it_does_in_fewstep(config, steps, tmp_path):
+TOLD = {
+    **{
+        kind: {"beta_schedule": "scaled_linear", "prediction_type": kind}
+        for kind in ("epsilon", "v_prediction", "sample")
+    },
+    "continuous": {"beta_schedule": "scaled_linear", "timestep_type": "continuous"},
+    "flow": FLOW,
+    "inverted": {**FLOW, "invert_sigmas": True},
+}
+
+
+def answers(scheduler):
+    """A network that knows of the level what it is told."""
+    config, sign = scheduler.config, -1 if scheduler.config.invert_sigmas else 1
+
+    def output(x, t):
+        node = level(config, scheduler._schedule, t.item())
+        return sign * from_denoised(config.prediction_type, denoise(x, node), x, node)
+
+    return output
+
+
+@pytest.mark.parametrize(("steps", "start"), [(6, 0), (8, 0), (6, 3)])
+@pytest.mark.parametrize("config", TOLD.values(), ids=TOLD)
+def test_a_tuned_plan_runs_as_it_does_in_fewstep(config, steps, start, tmp_path):
     """What the model is told may be another level than that of its x: it answers for what it is told."""
     schedule = scheduled(**config)._schedule
     path = tuned_on(schedule, tmp_path / "plan.json")
-    scheduler = scheduled(steps, tuned=path, **config)
-    tuned = Tuned.load(path)
-    assert scheduler._nodes == tuned.nodes(schedule, steps)
-    kind, x = scheduler.config.prediction_type, latents()
-    for t in scheduler.timesteps:
-        node = level(scheduler.config, schedule, t.item())
-        x = scheduler.step(from_denoised(kind, denoise(x, node), x, node), t, x, return_dict=False)[0]
-    nodes = scheduler._nodes
+    scheduler, tuned = scheduled(steps, tuned=path, **config), Tuned.load(path)
+    nodes = tuned.nodes(schedule, steps)
+    assert [node.lam for node in scheduler._nodes] == pytest.approx([node.lam for node in nodes])
+    # In the middle of a run it goes on being told so, as pipelines know the timesteps by then.
+    nodes = scheduler._nodes[start:] if start else nodes
+    times, model, x = scheduler.timesteps[start:], answers(scheduler), latents()
+    if start:
+        scheduler.set_begin_index(start)
+    for t in times:
+        x = scheduler.step(model(x, t), t, x, return_dict=False)[0]
     wanted = fs.integrate(lambda x, t: denoise(x, schedule.node(t)), latents(), nodes, solver=tuned, schedule=schedule)
     close(x, wanted, 1e-4)  # timesteps are float32
+
+
+@pytest.mark.parametrize("config", TOLD.values(), ids=TOLD)
+def test_noise_is_added_as_a_tuned_plan_has_it(config, tmp_path):
+    """As much of it as the level has, over the alpha of the level that the model is told."""
+    schedule = scheduled(**config)._schedule
+    path = tuned_on(schedule, tmp_path / "plan.json")
+    scheduler = scheduled(6, tuned=path, **config)
+    x, noise = latents(), torch.ones_like(latents())
+    for t, node in zip(scheduler.timesteps, Tuned.load(path).nodes(schedule, 6), strict=False):
+        alpha = level(scheduler.config, schedule, t.item()).alpha
+        close(scheduler.add_noise(x, noise, t[None]) / alpha, x + noise * node.nsr, 1e-4)
+
+
+@pytest.mark.parametrize("config", TOLD.values(), ids=TOLD)
+def test_sigmas_are_what_a_tuned_plan_tells_the_model(config, tmp_path):
+    """Cosmos' pipelines tell it these, and LTX' turn velocities into images by them."""
+    scheduler = scheduled(6, tuned=tuned_on(scheduled(**config)._schedule, tmp_path / "plan.json"), **config)
+    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
+        node = level(scheduler.config, scheduler._schedule, t.item())
+        shown = node.sigma if scheduler.config.use_flow_sigmas else node.nsr
+        assert sigma.item() == pytest.approx(1 - shown if scheduler.config.invert_sigmas else shown, rel=1e-4)
+
+
+def test_a_tuned_plan_serves_tokens(tmp_path):
+    """All of which are told what the run is: the same step, of data - noise."""
+    path = tuned_on(fs.Flow(), tmp_path / "plan.json")
+    alone, by_token = (scheduled(6, tuned=path, **FLOW) for _ in range(2))
+    x = y = latents().flatten(2).mT
+    for t in alone.timesteps:
+        output = answers(alone)(x, t)
+        y = by_token.step(-output, t, y, per_token_timesteps=t.expand(x.shape[:2]), return_dict=False)[0]
+        x = alone.step(output, t, x, return_dict=False)[0]
+        close(y, x, 1e-6)
 
 
 def test_a_tuned_plan_is_kept_in_the_config(tmp_path):
@@ -1000,11 +1057,25 @@ def test_levels_that_are_given_are_not_the_plan_s(tmp_path):
     torch.testing.assert_close(scheduler.sigmas[:-1], torch.tensor(sigmas), rtol=1e-6, atol=0)
 
 
+def test_levels_that_are_given_may_be_the_plan_s(tmp_path):
+    """What the model is told there is in the plan, or in timesteps."""
+    config = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}  # it goes on to 0
+    path = tuned_on(scheduled(**config)._schedule, tmp_path / "plan.json")
+    scheduler = scheduled(6, tuned=path, **config)
+    times, sigmas = scheduler.timesteps, [node.nsr for node in scheduler._nodes]
+    scheduler.set_timesteps(sigmas=sigmas)
+    torch.testing.assert_close(scheduler.timesteps, times, rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match="leave out timesteps, or the plan"):
+        scheduler.set_timesteps(sigmas=sigmas, timesteps=range(999, 0, -166)[:6])
+
+
 def test_a_plan_of_another_model_or_solver_is_refused(tmp_path):
     path = tuned_on(scheduled()._schedule, tmp_path / "plan.json")
     with pytest.raises(ValueError, match=r"plan of 6 calls, tuned on Discrete.*this model knows"):
         EVODiffScheduler(tuned=path, beta_schedule="squaredcos_cap_v2")
     with pytest.raises(ValueError, match="a tuned plan is EVODiff's; got solver='ddim'"):
         EVODiffScheduler(tuned=path, solver="ddim")
+    with pytest.raises(ValueError, match="between whole timesteps"):
+        EVODiffScheduler(tuned=path, timestep_type="integer")
     with pytest.raises(FileNotFoundError, match="make it with fewstep tune"):
         EVODiffScheduler(tuned=str(tmp_path / "none.json"))

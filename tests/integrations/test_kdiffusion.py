@@ -472,3 +472,16 @@ def test_a_half_that_ends_at_the_lowest_level_can_go_on_below_it():
     got = run(picture, half, sigmas[4:], disable=True, history=history)
     afresh = run(picture, half, sigmas[4:], disable=True)
     assert (got - whole).norm() < (afresh - whole).norm()
+
+
+@pytest.mark.parametrize("name", ["evodiff", "unipc-3", "dpmpp-2m"])
+@pytest.mark.parametrize("flow", [False, True], ids=["VE", "flow"])
+def test_where_noise_is_not_seen_a_run_is_over(name, flow):
+    """Whether it keeps a history or not: its last steps are the last, and nothing of it is kept."""
+    low, high = (0.001, 1.0) if flow else (0.002, 80.0)
+    sigmas, history = get_sigmas_focused(6, low, high, flow=flow), History()
+    assert 0 < sigmas[-1] < 1 / 64
+    run, x = sampler(SOLVERS[name].on_flow, flow=flow, sigma_min=None if flow else low), start() * high
+    whole = run(picture, x, sigmas, disable=True)
+    assert torch.equal(run(picture, x, sigmas, disable=True, history=history), whole)
+    assert not history._left

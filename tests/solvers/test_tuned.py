@@ -11,10 +11,10 @@ import torch
 
 import fewstep as fs
 from benchmarks.problems import gaussian
-from fewstep.integrations.kdiffusion import sampler
+from fewstep.integrations.kdiffusion import History, sampler
 from fewstep.solvers.evodiff.family import Family
 from fewstep.solvers.tuned import Measured, Outcome, Tuned
-from fewstep.solvers.tuned.measured import asked_at
+from fewstep.solvers.tuned.measured import asked
 from fewstep.statistics import describe
 
 SCHEDULES = [fs.EDM(), fs.VPLinear(), fs.Flow(), fs.EDM(0.03, 14.0, data_std=2.0), fs.VPCosine()]
@@ -26,9 +26,7 @@ OTHER = Family(center=0.4, rise=-0.3, surprise=0.5, reach=-0.5, trusted=0.7)
 
 def tuned(schedule, calls=CALLS, family=OTHER, further=0.0, **rest):
     """Where it goes `further`, each call but the first is told a level that is so much cleaner than that of its x."""
-    nodes = family.nodes(schedule, calls)
-    if further:
-        nodes = (nodes[0], *(asked_at(schedule, node, node.lam + further) for node in nodes[1:-1]), nodes[-1])
+    nodes = asked(schedule, family.nodes(schedule, calls), [further * (i > 0) for i in range(calls)])
     std = schedule.data_scale * math.exp(family.scale)
     measured = Measured.of(
         schedule, nodes, family.stages(nodes, schedule.data_scale, schedule.lam_range[1]), std, family
@@ -141,19 +139,70 @@ def test_a_sample_does_not_depend_on_its_batch():
     assert torch.equal(run(noise), torch.cat([run(row[None]) for row in noise]))
 
 
-@pytest.mark.parametrize("further", [0.0, 0.05])
-def test_a_plan_serves_k_diffusion_with_its_sigmas(further):
+ZERO_SNR = fs.Discrete([*np.exp(-np.linspace(0.001, 8, 999)), 0.0])  # sigma_max is 4,096: EDM's range ends at 80
+
+
+@pytest.mark.parametrize(("schedule", "calls"), [(fs.VPLinear(), CALLS), (ZERO_SNR, 12)], ids=["VP", "zero SNR"])
+@pytest.mark.parametrize("further", [0.0, 0.05, -0.05])
+def test_a_plan_serves_k_diffusion_with_its_sigmas(schedule, calls, further):
     """x_0 + sigma noise is alpha x_0 + sigma noise over alpha: the same plan, in another form of x."""
-    schedule, problem = fs.VPLinear(), gaussian(components=2)
-    solver = tuned(schedule, further=further)
-    nodes = solver.nodes(schedule, CALLS)
+    problem, solver = gaussian(components=2), tuned(schedule, calls, further=further)
+    nodes = solver.nodes(schedule, calls)
     noise = fs.unit_noise(range(2), problem.shape, dtype=torch.float64)
     sigmas = torch.tensor([node.nsr for node in nodes], dtype=torch.float64)
     denoise = problem.denoiser(fs.EDM())
     start = noise * nodes[0].sigma / nodes[0].alpha
     got = sampler(solver)(lambda x, sigma: denoise(x, float(sigma[0])), start, sigmas, disable=True)
-    wanted = fs.sample(problem.denoiser(schedule), noise, nfe=CALLS, solver=solver) / nodes[-1].alpha
-    torch.testing.assert_close(got, wanted, rtol=0, atol=1e3 * ROUNDING)  # sigma_max is 160
+    wanted = fs.sample(problem.denoiser(schedule), noise, nfe=calls, solver=solver, schedule=schedule) / nodes[-1].alpha
+    torch.testing.assert_close(got, wanted, rtol=0, atol=10 * nodes[0].nsr * ROUNDING)
+
+
+@pytest.mark.parametrize("further", [0.0, 0.05])
+def test_a_half_of_a_plan_is_a_run_of_its_own(further):
+    """Whether a history is kept or not."""
+    solver, problem = tuned(fs.Flow(), further=further), gaussian(components=2)
+    denoise = problem.denoiser(fs.Flow())
+    sigmas = torch.tensor([node.sigma for node in solver.nodes(fs.Flow(), CALLS)], dtype=torch.float64)
+    x, history = fs.unit_noise(range(2), problem.shape, dtype=torch.float64), History()
+    run = sampler(solver, flow=True)
+
+    def halves(**kept):
+        half = run(lambda x, sigma: denoise(x, float(sigma[0])), x, sigmas[:4], disable=True, **kept)
+        return run(lambda x, sigma: denoise(x, float(sigma[0])), half, sigmas[3:], disable=True, **kept)
+
+    assert torch.equal(halves(history=history), halves())
+
+
+def test_a_callback_is_told_what_the_model_is():
+    solver, told, heard = tuned(fs.Flow(), further=0.05), [], []
+    sigmas = torch.tensor([node.sigma for node in solver.nodes(fs.Flow(), CALLS)])
+
+    def model(x, sigma):
+        told.append(sigma[0].item())
+        return torch.zeros_like(x)
+
+    sampler(solver, flow=True)(
+        model, torch.ones(1, 4), sigmas, callback=lambda said: heard.append(said["sigma_hat"].item()), disable=True
+    )
+    assert heard == told
+    assert told != sigmas[:CALLS].tolist()
+
+
+def test_a_table_that_was_rounded_otherwise_is_the_model_s():
+    """diffusers has its tables in float32: their ends are off by 1e-6, and a clock ends with its table."""
+    products = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    fine, coarse = fs.Discrete(products), fs.Discrete(products * (1 + np.linspace(0, 1e-5, 1000)))
+    for one, other in ((fine, coarse), (coarse, fine)):
+        found = tuned(one, further=0.05).on(other)
+        nodes, stages = fs.sampling.plan(other, found, nfe=CALLS)
+        assert [node.lam for node in nodes] == pytest.approx(found.plans[CALLS].lams, abs=1e-4)
+        assert stages[1].node != nodes[1]  # it is the plan's
+
+
+def test_noise_on_the_way_is_refused():
+    with pytest.raises(ValueError, match="than those that were measured"):
+        fs.Stochastic(tuned(fs.EDM()), 0.3)
+    assert fs.Stochastic(tuned(fs.EDM()), 0.0).plan(fs.EDM(), OTHER.nodes(fs.EDM(), CALLS))
 
 
 def test_another_schedule_is_refused(tmp_path):
@@ -164,6 +213,18 @@ def test_another_schedule_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"tuned on EDM.*the run is on VPLinear"):
         drawn(solver, fs.VPLinear(), nfe=CALLS)
     drawn(dataclasses.replace(solver, schedule=None), fs.VPLinear(), nfe=CALLS)
+
+
+def test_levels_that_its_schedule_has_not_are_refused(tmp_path):
+    path = tmp_path / "plan.json"
+    tuned(fs.EDM()).save(path)
+    content = json.loads(path.read_text())
+    _plan(content)["lams"][0] = -1e6
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"goes from half log-SNR -1e\+06"):
+        Tuned.load(path, schedule=fs.EDM())
+    with pytest.raises(ValueError, match=r"goes from half log-SNR -1e\+06"):
+        drawn(Tuned.load(path), fs.EDM(), nfe=CALLS)
 
 
 def test_another_model_is_warned_of(tmp_path):

@@ -103,8 +103,9 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     `data_std`: about the standard deviation of what the model makes, for "evodiff" and its levels: 0.5 for images in
         [-1, 1], 1 for latents that are scaled to it. None asks the range of the betas: 0.5, or more where they end at
         visible noise, 0.93 for Stable Diffusion's.
-    `tuned`: a file of `fewstep.tune` on this model, in place of "evodiff": its levels, unless others are given, and its
-        weights. docs/tune.md.
+    `tuned`: a file of `fewstep.tune` on this model, in place of "evodiff": its levels, unless others are given, what
+        the model is told at them, and its weights. A run that begins in the middle has weights as other budgets have.
+        docs/tune.md.
 
     All others are those of diffusers' multistep and flow schedulers: which noise levels, what the model predicts,
     thresholding or `clip_sample`. `use_lu_lambdas` is even steps of log-SNR, `timestep_type="continuous"` tells the
@@ -115,6 +116,8 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     _compatibles = [known.name for known in KarrasDiffusionSchedulers if not known.name.startswith("EDM")]  # noqa: RUF012
     order = 1  # calls a step, to pipelines
+    _nodes: tuple[Node, ...]  # levels of x
+    _told: tuple[Node, ...]  # and those that the model is told there: a tuned plan may have others
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -162,6 +165,11 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError(f"a tuned plan is EVODiff's; got solver={solver!r}, tuned={tuned!r}")
         choice("prediction_type", prediction_type, KINDS)
         choice("timestep_type", timestep_type, ("discrete", "continuous", "integer"))
+        if tuned is not None and timestep_type == "integer":
+            raise ValueError(
+                "the levels of a tuned plan lie between whole timesteps, which timestep_type='integer' asks for: leave "
+                f"out one of them; got tuned={tuned!r}"
+            )
         if isinstance(channel_dim, str):
             choice("channel_dim", channel_dim, (AUTO,))
         if sum(bool(self.config[grid]) for grid in GRIDS) > 1:
@@ -258,19 +266,20 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._set(levels(self.config, self._schedule, num_inference_steps, sigmas, mu, timesteps, own), device)
         self.num_inference_steps = len(self._nodes) - 1
         self._enter(0, self._channel_dim(4))
-        asked = (*(self._asked(stage.node, index) for index, stage in enumerate(self._stages)), self._nodes[-1])
-        if asked != self._nodes:
-            self.timesteps = self._clock = torch.from_numpy(told(self.config, self._schedule, asked).timesteps).to(
-                device
-            )
-
-    def _asked(self, node: Node, index: int) -> Node:
-        """The level that the model is told in the call of step `index`, at `node`: a tuned plan may name another."""
-        return node if self._tuned is None or node == self._nodes[index] else self._schedule.node(node.time)
+        asked = (*(stage.node for stage in self._stages), self._nodes[-1])
+        if own is not None and asked != self._nodes:
+            if timesteps is not None:
+                raise ValueError(
+                    "these levels are those of the tuned plan, which says what the model is told there: leave out "
+                    f"timesteps, or the plan; got timesteps={timesteps!r}"
+                )
+            heard = tuple(self._schedule.node(node.time) for node in asked)
+            self._set(told(self.config, self._schedule, heard), device)
+            self._nodes = asked
 
     def _set(self, found: Levels, device: str | torch.device | None) -> None:
         config: Any = self.config
-        self._nodes = found.nodes
+        self._nodes = self._told = found.nodes
         self.timesteps = self._clock = torch.from_numpy(found.timesteps).to(device)
         shown = [abs(node.sigma if isinstance(self._schedule, Flow) else node.nsr) for node in found.nodes]
         if config.invert_sigmas:
@@ -334,9 +343,9 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             x = x + memory.residue
         waiting = None
         if per_token_timesteps is None:
-            denoised = self._denoised(model_output, x, self._asked(stage.node, index))
+            denoised = self._denoised(model_output, x, self._told[index])
         else:
-            waiting, denoised = self._by_token(model_output, x, stage.node, per_token_timesteps)
+            waiting, denoised = self._by_token(model_output, x, self._told[index], per_token_timesteps)
         before = x
         x, state = stage(memory.state, x, denoised)
         if stage.noise:

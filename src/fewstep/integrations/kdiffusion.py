@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..grid import Grid, checked, focused
+from ..grid.base import closes
 from ..sampling import Step, check_tensor, drive, step_noise
 from ..schedule import EDM, Flow, Node, Schedule
 from ..solvers import (
@@ -56,12 +57,13 @@ SAME = 0.01  # of its size: what a state changes by on its way through a latent'
 
 
 class History:
-    """What runs that end above sigma = 0 leave to those that go on from there: give the same to both.
+    """What runs that end at visible noise leave to those that go on from there: give the same to both.
 
     A run goes on if its solver, its schedule and its first sigma are those of a run before and its x is what that one
     returned, but for 1 %: through two halves the result is that of a whole, but for solvers that choose the order of
     the last steps, where the second half has no more than those. Else it starts afresh. It works for solvers
-    of one call a step, while sigmas fall. The last two runs are kept, each with the solver's state, on its device.
+    of one call a step, while sigmas fall; of a tuned plan, which is of a whole run, each half is a run of its own. The
+    last two runs are kept, each with the solver's state, on its device.
     """
 
     def __init__(self) -> None:
@@ -164,8 +166,9 @@ def _sample(
     _check_first(solver, nodes[0])
     state: Any = None
     rises = nodes[0][1].lam < nodes[0][0].lam
-    if history is None or solver.calls_per_step > 1 or len(pieces) > 1 or rises:
+    if isinstance(solver, Tuned) or solver.calls_per_step > 1 or len(pieces) > 1 or rises:
         history = None
+    if history is None:
         plans = [planned(solver, schedule, checked(own)) if len(own) > 1 else () for own in nodes]
     else:
         (own,) = nodes
@@ -180,7 +183,7 @@ def _sample(
 
     def tell(i: int, node: Node, x: Tensor, denoised: Tensor) -> None:
         if callback is not None:
-            level = sigmas.new_full((), node.sigma)
+            level = sigmas.new_full((), node.time)  # what the model is told
             callback({"i": i, "x": x, "sigma": sigmas[i], "sigma_hat": level, "denoised": denoised})
         if bar is not None:
             bar.update()
@@ -197,7 +200,7 @@ def _sample(
                 x, state = _last(drive(denoiser, x, own[0], stages, dtype, noise, False, state, hear))
             if history is None:
                 state = None
-            elif own[-1].sigma > 0:
+            elif closes(schedule.data_std, own[-1], None):
                 history.leave(solver, schedule, (*before, *own), x.to(working), state)
     return x.to(dtype)
 
@@ -349,9 +352,9 @@ def _with_eta(solver: Solver, eta: float | None) -> Solver:
 
 
 def _ahead(nodes: Sequence[Node], schedule: Schedule) -> list[Node]:
-    """Levels that a run which ends above sigma = 0 may go on to: it is planned as the beginning of a longer one."""
+    """Levels that a run which ends at visible noise may go on to: it is planned as the beginning of a longer one."""
     flow = isinstance(schedule, Flow)
-    if nodes[-1].sigma == 0:
+    if not closes(schedule.data_std, nodes[-1], None):
         return []
     if nodes[-1].sigma < schedule.t_min * (1 + SAME):  # the model's lowest
         return [_node(0.0, flow)]

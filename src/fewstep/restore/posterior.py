@@ -34,10 +34,10 @@ from torch import Tensor
 from ..guidance.base import answer
 from ..prediction import Denoiser, schedule_of
 from ..schedule import Node, Schedule
-from .gradients import conjugate_gradients
 from .measurement import check_derivative, check_measurement, derived, linearised
 from .residuals import Solution, conjugate_residuals
 from .spectrum import Spectrum
+from .symmetric import symmetric_residuals
 
 __all__ = ["Method", "Posterior", "Solve", "posterior"]
 
@@ -51,7 +51,7 @@ TOLERANCE, ITERATIONS = 1e-2, 20
 
 class Solve(NamedTuple):
     """What one call cost: vector-Jacobian products of the denoiser for the batch, and of each sample the iterations of
-    conjugate residuals or gradients, (B,), and what they left of the residual, (B,)."""
+    conjugate residuals, (B,), and what they left of the residual, (B,)."""
 
     node: Node
     gradients: int
@@ -108,7 +108,7 @@ class Posterior:
             u = residual / (self._variance(node) + self.noise**2)
             found = Solution(u, torch.zeros(len(u), dtype=torch.long, device=u.device), u.new_zeros(len(u)))
         else:
-            solve = conjugate_residuals if inside is tweedie else conjugate_gradients
+            solve = conjugate_residuals if inside is tweedie else symmetric_residuals
             found = solve(
                 lambda u: torch.add(at.forward(inside(at.adjoint(u))), u, alpha=self.noise**2),
                 residual,
@@ -174,7 +174,7 @@ def posterior(
         method: "moment", exact for Gaussian data; "pigdm" and "dps", one gradient a call, biased; "proximal", without
             gradients through the network, exact for Gaussian data of the given `spectrum`.
         spectrum: of the data, for "proximal" alone; its total variance, `schedule.data_scale` squared, if not given.
-        tolerance: of conjugate residuals ("moment") or gradients, on what they leave of each sample's residual.
+        tolerance: of conjugate residuals, on what they leave of each sample's residual.
         iterations: the most in one call, each of which is a gradient for "moment".
         callback: called with a `Solve` for each call.
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..solvers.core.inner import Inner
+
 __all__ = ["Solution", "conjugate_residuals"]
 
 
@@ -23,19 +25,16 @@ def conjugate_residuals(product: Callable[[Tensor], Tensor], b: Tensor, toleranc
     """u with M u = b, `product(u)` = M u, until |b - M u| <= tolerance |b|, or `most` iterations.
 
     Eisenstat, Elman & Schultz (1983): of all u in the Krylov space that conjugate gradients search, the one of the
-    least residual. For a symmetric positive M both take as many iterations, within one or two. But M may have a
-    network's Jacobian in it, which is symmetric to some percent and not quite positive: there conjugate gradients
-    diverge, and here the residual never grows. The price is `most` pairs of tensors like b. Of a symmetric M the last
-    pair would do, but for rounding: with the variances of images, 1 to 100,000, it leaves up to twice as much.
+    least residual. M may have a network's Jacobian in it, which is symmetric to some percent and not quite positive:
+    there conjugate gradients diverge, and here the residual never grows. The price is `most` pairs of tensors like b.
+    Of a symmetric M the last pair will do: `symmetric_residuals`.
 
     A system that is solved is frozen, so that it does not depend on the others. Inner products are of b's dtype. An
     accelerator waits once an iteration. scipy's solvers are for one system, on a CPU.
     """
 
-    def dot(v: Tensor, w: Tensor) -> Tensor:
-        return (v * w).sum(1, keepdim=True)
-
     r = due = b.flatten(1)
+    dot = Inner(r, None).dot
     found, whole = r.new_zeros(2, *r.shape), dot(r, r)  # u and M u
     left, enough = whole, tolerance**2 * whole
     active, iterations = whole > 0, torch.zeros_like(whole, dtype=torch.long)
@@ -56,5 +55,5 @@ def conjugate_residuals(product: Callable[[Tensor], Tensor], b: Tensor, toleranc
         left = dot(r, r)
         iterations += active
         active = active & (left > enough)
-    residual = torch.where(whole > 0, (left / whole).sqrt(), 0)
+    residual = torch.where(whole == 0, 0, (left / whole).sqrt())
     return Solution(found[0].reshape(b.shape), iterations.flatten(), residual.flatten())

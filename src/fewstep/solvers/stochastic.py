@@ -27,6 +27,7 @@ from ..grid import Grid
 from ..schedule import Node, Schedule
 from .core.base import LinearStage, Row, Solver, Stage
 from .evodiff.trust import TrustingStage
+from .tuned import Tuned
 
 # Steps before and after one that its rows are made with: a linear solver's own, and as many as `evodiff` looks back.
 LINEAR, TRUSTING = 4, 16
@@ -53,6 +54,11 @@ class Stochastic:
             raise TypeError(f"solver must be a solver such as EVODiff(); got {self.solver!r}")
         if not 0 <= self.eta <= MOST_ETA:
             raise ValueError(f"eta must lie in [0, {MOST_ETA:g}]; got eta={self.eta!r}")
+        if self.eta and isinstance(self.solver, Tuned):
+            raise ValueError(
+                f"eta={self.eta!r} needs steps of other lengths than those that were measured: draw noise on the way "
+                f"with EVODiff(), or none, eta=0, with a tuned plan; got {self.solver!r}"
+            )
         if getattr(self.solver, "clock", "lam") != "lam":
             raise ValueError(f'eta needs a solver whose rows are made in lam: give it clock="lam"; got {self.solver!r}')
 

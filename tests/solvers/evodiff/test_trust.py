@@ -168,6 +168,18 @@ def test_one_sample_does_not_see_the_others():
     torch.testing.assert_close(run(stages, x, denoiser)[0][:1], alone, rtol=1e-14, atol=0)
 
 
+@pytest.mark.parametrize("i", [2, 3])
+def test_long_sums_do_not_depend_on_the_batch(i, two_threads):
+    """Of a sample alone a sum is split over threads, of several it is not: the shares that they give are the same."""
+    stage = planned(steps=6)[i]
+    d, older = torch.randn(2, 4, 3, 256, 256, generator=torch.Generator().manual_seed(i))
+    differences = (d + older, *[older] * i)
+    whole = stage._trust(differences, torch.full((4, 1, 1, 1), 1.5))
+    for k in range(4):
+        alone = stage._trust([each[k : k + 1] for each in differences], torch.full((1, 1, 1, 1), 1.5))
+        assert all(torch.equal(one[k : k + 1], other) for one, other in zip(whole, alone, strict=True))
+
+
 def test_a_plan_and_a_state_survive_pickling():
     stages = planned(steps=4)
     assert pickle.loads(pickle.dumps(stages)) == stages

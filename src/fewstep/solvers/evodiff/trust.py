@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from ...schedule import Node
+from ..core.inner import Inner
 
 __all__ = ["Moved", "Split", "TrustingStage"]
 
@@ -115,7 +116,7 @@ class TrustingStage(NamedTuple):
         change = differences[1] * self.foretold[0]
         for weight, difference in zip(self.foretold[1:], differences[2:], strict=False):
             change.add_(difference, alpha=weight)
-        along, size = (d * change).sum(tuple(range(1, d.ndim)), keepdim=True), _size(change).square()
+        along, size = Inner(d, None).dot(d, change), _size(change).square()
         # |d - change|^2; where it cancels, z is 1 by the slack.
         beyond = came + size - 2 * along
         z = allowed.add_(came, alpha=SLACK**2).div_(beyond.clamp_(min=TINY)).clamp_(max=1)

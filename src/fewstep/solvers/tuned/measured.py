@@ -12,23 +12,30 @@ from ..core.base import euler_row
 from ..evodiff.family import Family
 from ..evodiff.trust import Split, TrustingStage
 
-__all__ = ["Measured", "Numbers", "asked_at"]
+__all__ = ["OTHER", "Measured", "Numbers", "asked"]
 
 DIFFERENCES = 3  # that a step of EVODiff weighs, at most
 # In half log-SNR. Levels that went through float32 are off by 1e-6, tuned ones are 0.02 apart at least.
 SAME = 1e-3
+OTHER = 0.1  # likewise: the ends of ranges differ by 1e-4 in rounding, those of models by 0.3 and more
 
 
-def asked_at(schedule: Schedule, node: Node, lam: float) -> Node:
-    """`node` for a model that is told another half log-SNR, `lam`, within the schedule's: y = x / alpha and its noise
-    are those of `node`.
+def asked(schedule: Schedule, nodes: Sequence[Node], further: Sequence[float]) -> tuple[Node, ...]:
+    """`nodes` for a model that is told so much more half log-SNR than theirs at each but the last: y = x / alpha and
+    its noise stay.
 
     A state that was predicted is off its level, and a network is not a posterior mean: what it is best told is not
-    what the level is. alpha is that of the level that is told, so that a denoiser finds the x that it expects.
+    what the level is. alpha is that of the level that is told, so that a denoiser finds the x that it expects. Nothing
+    is told beyond the range of both the schedule, which may be another form of the model's, and the nodes.
     """
     low, high = schedule.lam_range
-    told = schedule.node(schedule.time_at(min(max(lam, low), high)))
-    return Node(told.time, told.alpha, node.nsr * told.alpha)
+    low, high = min(low, nodes[0].lam), max(high, nodes[-2].lam)
+
+    def at(node: Node, by: float) -> Node:
+        told = schedule.node(schedule.time_at(min(max(node.lam + by, low), high)))
+        return Node(told.time, told.alpha, node.nsr * told.alpha)
+
+    return (*(at(node, by) if by else node for node, by in zip(nodes[:-1], further, strict=True)), nodes[-1])
 
 
 class Numbers(NamedTuple):
@@ -106,7 +113,10 @@ class Measured(NamedTuple):
         }
 
     def nodes(self, schedule: Schedule) -> tuple[Node, ...]:
-        return tuple(schedule.node(schedule.t_clean if math.isinf(lam) else schedule.time_at(lam)) for lam in self.lams)
+        """The levels. Where the ends of the range differ by no more than `OTHER`, it begins at the schedule's own."""
+        first, low = self.lams[0], schedule.lam_range[0]
+        lams = (max(first, low) if low - first <= OTHER else first, *self.lams[1:])
+        return tuple(schedule.node(schedule.t_clean if math.isinf(lam) else schedule.time_at(lam)) for lam in lams)
 
     def fits(self, nodes: Sequence[Node]) -> bool:
         """Whether `nodes` are its levels."""
@@ -116,11 +126,7 @@ class Measured(NamedTuple):
 
     def stages(self, schedule: Schedule, nodes: Sequence[Node]) -> list[TrustingStage]:
         plan: list[TrustingStage] = []
-        asked = [
-            asked_at(schedule, node, node.lam + numbers.further) if numbers.further else node
-            for node, numbers in zip(nodes[:-1], self.numbers, strict=True)
-        ]
-        nodes = (*asked, nodes[-1])
+        nodes = asked(schedule, nodes, [numbers.further for numbers in self.numbers])
         reaches = [*(numbers.reach for numbers in self.numbers[1:]), 1]
         for (s, t), numbers, next_reach in zip(pairwise(nodes), self.numbers, reaches, strict=True):
             scale, (move,) = euler_row("data", s, t)

@@ -22,12 +22,11 @@ from ...statistics.tables import describe
 from ..core.base import spend
 from ..evodiff import EVODiff
 from ..evodiff.trust import TrustingStage
-from .measured import Measured
+from .measured import OTHER, Measured
 
 __all__ = ["Outcome", "Tuned"]
 
 FORMAT, VERSION = "fewstep Tuned", 2
-OTHER = 0.1  # in half log-SNR: the ends of ranges differ by 1e-4 in rounding, those of models by 0.3 and more
 
 
 class Outcome(NamedTuple):
@@ -108,6 +107,10 @@ class Tuned:
 
         ValueError where it is another. Tables of betas are known by their ends: their numbers are rounded in many ways.
         """
+        self._within(schedule)
+        return replace(self, schedule=None)
+
+    def _within(self, schedule: Schedule) -> None:
         low, high = schedule.lam_range
         for calls, each in self.plans.items():
             ends = each.lams[0], min(each.lams[-1], high)
@@ -116,7 +119,6 @@ class Tuned:
                     f"the plan of {calls} calls, tuned on {self.schedule}, goes from half log-SNR {ends[0]:.3g} to "
                     f"{ends[1]:.3g}; this model knows {low:.3g} to {high:.3g}: tune for it"
                 )
-        return replace(self, schedule=None)
 
     def _for(self, calls: int) -> Measured | None:
         """What was found for so many calls, or for the nearest number; None where the default was no worse."""
@@ -130,6 +132,8 @@ class Tuned:
                 f"the plan was tuned on {self.schedule}, the run is on {describe(schedule)}: tune for this schedule, "
                 "or, for the same model on another clock, use dataclasses.replace(tuned, schedule=None)"
             )
+        if self.schedule is not None:
+            self._within(schedule)
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file, whole or not at all."""
