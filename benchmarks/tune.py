@@ -40,6 +40,7 @@ from .quality.run import SETTINGS
 from .stress.measure import FOLDER, Bench
 from .stress.problems import OWN, Problem, problems
 from .stress.ratios import over_best
+from .stress.trees import Trees
 
 __all__ = ["NETWORK_CELLS", "PROBLEMS", "Gain", "others", "packaged_network", "page"]
 
@@ -150,13 +151,13 @@ def _gains(
     one = replace(problem, schedules={schedule_name: schedule}, calls=CALLS)
     bench = Bench({problem.name: one}, folder)
 
-    def denoised(x: Tensor, t: float) -> Tensor:
-        return problem.law.denoised(x, schedule.node(t))
+    def of(seeds: Sequence[int]) -> Denoiser:
+        law = problem.law.of(seeds) if isinstance(problem.law, Trees) else problem.law
+        return as_denoiser(lambda x, t: law.denoised(x, schedule.node(t)), "sample", schedule)
 
-    denoiser = as_denoiser(denoised, "sample", schedule)
     dtype = torch.float32 if problem.pretrained else torch.float64
     name = "-".join("".join(c if c.isalnum() else "_" for c in part) for part in (problem.name, schedule_name))
-    tuned = _tuned(lambda seeds: denoiser, schedule, problem.shape, CALLS, plans / f"{name}.json", dtype)
+    tuned = _tuned(of, schedule, problem.shape, CALLS, plans / f"{name}.json", dtype)
     peers = bench.peers(EVODiff())
     errors = {"default": bench.errors(EVODiff(), levels=(OWN,)), "tuned": bench.errors(tuned, levels=(OWN,))}
     ratios = {each: over_best(found, peers) for each, found in errors.items()}

@@ -9,8 +9,8 @@ numpy below 2: pip install treeffuser==0.2.0 into an environment of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -71,6 +71,10 @@ class Trees:
         models = tuple(model.booster_.model_to_string() for model in fit.score_model.models)
         rows = np.random.default_rng(0).permutation(len(x))[np.arange(samples) % len(x)]
         return cls(models, torch.from_numpy(x[rows]))
+
+    def of(self, samples: Iterable[int]) -> Trees:
+        """The same for these samples."""
+        return replace(self, known=self.known[[i % len(self.known) for i in samples]])
 
     @cached_property
     def _boosters(self) -> list[Any]:
