@@ -223,10 +223,28 @@ Flux, Wan, image to image, and the two experts of Wan 2.2.
 
 ## Forge, reForge and Automatic1111
 
-Link the folder `webui` of a clone into `extensions`: samplers *EVODiff*, *UniPC exact*, *DPM++ 2M exact* and the
-schedules *Fewstep* and *Fewstep focused* appear; whether a model is a flow is seen from its levels. It needs Python
-3.11 or newer, which many of these installations, on 3.10, have not. **It was written after their sources and tested
-beside a stand-in, never inside them.**
+*Extensions → Install from URL* with this repository's, or `git clone` it into `extensions`, and restart: samplers
+*EVODiff*, *UniPC exact*, *DPM++ 2M exact* and the schedules *Fewstep* and *Fewstep focused* appear. Whether a model is
+a flow is seen from its levels. *Automatic* is *Fewstep* for these samplers.
+
+It needs Python 3.11 or newer, which many of these installations, on 3.10, have not, and a web UI with schedules in a
+list of their own: Automatic1111 1.9, or Forge or reForge of July 2024, or newer. On others the log says so.
+
+- **Image to image** and a second pass begin at the noise at which their own samplers begin on the same schedule. With
+  *Fewstep*, as with *Karras*, a low strength is less than with *Simple*: 0.3 of 10 steps is σ = 0.45, not 1.16.
+- **Nothing is drawn on the way**: eta and the sigma noise of the settings do nothing, an image is that of its seed in
+  any batch.
+- **Flows.** *Fewstep* ends at the lowest level of the model, as *KL Optimal* does: its noise is not seen. All samplers
+  of Forge and Automatic1111 go on from there as they should. But *DPM fast* and *DPM adaptive* in image to image, and
+  *Restart* from 20 steps, take the last level but one for the last, on any schedule. Levels above 1, as *Align Your
+  Steps* or *Use old karras scheduler sigmas* have them, are refused by our samplers.
+
+Tried in Forge (`dfdcbab`, f2.0.1v1.10.1), Automatic1111 1.10.1 and reForge (`3b56b26`), which were started whole but
+for the page, on the CPU with Python 3.11 and torch 2.13, newer than they ask for. The model is known exactly: with
+Stable Diffusion's levels in all three, as SD3 in Forge and Automatic1111, as Flux in Forge; reForge has no flows. With
+guidance and without, from noise, from an image and in a second pass, they make what fewstep makes of the same noise, to
+2e-5; masks, previews and interruption work. **Not tried**: a real checkpoint, the page in a browser, a GPU, half
+precision.
 
 ## Training repositories
 

@@ -38,6 +38,7 @@ from .problems.suite import OWN as OWN_SAMPLES
 from .quality.results import Measurement
 from .quality.run import SETTINGS
 from .stress.measure import FOLDER, Bench
+from .stress.peers import PEERS
 from .stress.problems import OWN, Problem, problems
 from .stress.ratios import over_best
 from .stress.trees import Trees
@@ -90,7 +91,7 @@ def page(
     if data is not None:
         parts += [SETS.format(samples=MANY_NETWORK, own=OWN_IMAGES), sets(source(data, "report"), plans)]
     found = list(others(folder, plans, kinds))
-    return "\n".join([*parts, OTHERS, _means(found), "", _by_calls(found), READING])
+    return "\n".join([*parts, OTHERS.format(peers=len(PEERS)), _means(found), "", _by_calls(found), READING])
 
 
 def sets(made: Source, plans: Path) -> str:
@@ -359,10 +360,10 @@ in [quality.md](quality.md).
 OTHERS = """
 ## Models that are nothing like images
 
-Exact denoisers, and networks of galaxies, of the report split of [stress.md](stress.md), each on its schedules.
-"Best peer" is the best of 7 solvers at the best levels, chosen in each cell afterwards. The error is over 128 samples,
-16 for networks; the geometric mean is over cells. Few samples of a mixture end between two components, and often
-one such sample is most of the error of its cell.
+Exact denoisers, networks of galaxies and boosted trees, of the report split of [stress.md](stress.md), each on its
+schedules. "Best peer" is the best of {peers} solvers at the best levels, chosen in each cell afterwards. The error is
+over 128 samples, 16 for networks; the geometric mean is over cells. Few samples of a mixture end between two
+components, and often one such sample is most of the error of its cell.
 """
 READING = f"""
 ## When it does not pay
