@@ -381,12 +381,12 @@ class Search:
         It may cost its `share`, and all that is `left` for a single batch. Where it is derived from some batches, in
         turns, the others decide whether it is better. `sizes` are those of v.
         """
-        each, costs = self.calls + sum(self.calls - 1 - self.slots[k].first for k in chosen), self._costs(chosen)
+        turned = [(turn + k) % len(self.batches) for k in range(len(self.batches))]
+        costs = self._costs(chosen, turned)
         if costs[0] > left:
             return v, sizes
-        turned = [(turn + k) % len(self.batches) for k in range(len(self.batches))]
         some = [k for k, cost in zip(turned, costs, strict=True) if cost <= max(share, costs[0])]
-        gram, slope, size = self._normal(v, chosen, [self.batches[k] for k in some], each)
+        gram, slope, size = self._normal(v, chosen, [self.batches[k] for k in some])
         if not (np.isfinite(gram).all() and np.isfinite(slope).all()):
             return v, sizes
         curved = gram.diagonal() + FLAT * gram.diagonal().mean()
@@ -414,15 +414,18 @@ class Search:
         )
         for paid in (share, left):
             for chosen in (every, newest):
-                if self._costs(chosen)[0] <= paid:
+                if self._costs(chosen, [0])[0] <= paid:
                     return chosen
         return levels
 
-    def _costs(self, chosen: NDArray[np.int64]) -> list[int]:
-        """Of a round in the chosen numbers, by how many of the batches it derives them."""
-        each = self.calls + sum(self.calls - 1 - self.slots[k].first for k in chosen)
+    def _costs(self, chosen: NDArray[np.int64], order: Sequence[int]) -> list[int]:
+        """Of a round in the chosen numbers, derived from the first of so ordered batches, the first two, ..."""
         trials = len(DAMPING) * self.calls * self.samples
-        return [each * end + trials for end in accumulate(len(batch.noise) for batch in self.batches)]
+        return [self._each(chosen) * end + trials for end in accumulate(len(self.batches[k].noise) for k in order)]
+
+    def _each(self, chosen: NDArray[np.int64]) -> int:
+        """Calls for a sample of which the chosen numbers are derived."""
+        return self.calls + sum(self.calls - 1 - self.slots[k].first for k in chosen)
 
     def _sizes(self, v: Vector) -> Vector:
         """Of each sample, of what the objective sees of its error; inf where there is no such plan or no finite end."""
@@ -439,11 +442,9 @@ class Search:
         sizes: Vector = self._once(measured).numpy()
         return np.where(np.isfinite(sizes), sizes, math.inf)
 
-    def _normal(
-        self, v: Vector, chosen: NDArray[np.int64], batches: Sequence[Batch], each: int
-    ) -> tuple[Vector, Vector, float]:
+    def _normal(self, v: Vector, chosen: NDArray[np.int64], batches: Sequence[Batch]) -> tuple[Vector, Vector, float]:
         """J J^T, J r and |r|^2 over some of the batches."""
-        self._pay(each * sum(len(batch.noise) for batch in batches))
+        self._pay(self._each(chosen) * sum(len(batch.noise) for batch in batches))
 
         def measured() -> Tensor:
             return torch.stack([self._normal_of(batch, v, chosen) for batch in batches]).mean(0)
