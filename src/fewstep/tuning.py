@@ -425,7 +425,7 @@ class Search:
 
     def _each(self, chosen: NDArray[np.int64]) -> int:
         """Calls for a sample of which the chosen numbers are derived."""
-        return self.calls + sum(self.calls - 1 - self.slots[k].first for k in chosen)
+        return self.calls + sum(self.calls - 1 - self.slots[k].first for k in map(int, chosen))
 
     def _sizes(self, v: Vector) -> Vector:
         """Of each sample, of what the objective sees of its error; inf where there is no such plan or no finite end."""
