@@ -372,8 +372,8 @@ READING = f"""
   warning.
 - Where samples are decided by a hair, as between the points of a lattice, {SEEDS} seeds see too few such samples: give
   more (`--n 128`) and more evaluations (`--most 20000`), or keep the default.
-- Where answers jump, as those of boosted trees do, and on lattices, the best of all other solvers and levels leaves less,
-  by the tables above. It is known afterwards only; `fewstep compare` shows what to try.
+- Where answers jump, as those of boosted trees do, and on lattices, the best of all other solvers and levels leaves
+  less, by the tables above. It is known afterwards only; `fewstep compare` shows what to try.
 - A plan for one guidance says nothing of another.
 - The error is that of single samples. What it does to distances between sets was not measured, nor was the objective
   "details", which counts how sharp they are.
