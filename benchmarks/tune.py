@@ -303,7 +303,8 @@ seeds unless told otherwise), and two runs of the held-out half for the report. 
 begins; with guidance each is two of the network. What was measured is kept: after an interruption the same command
 goes on. The memory is that of one batch. A step of a tuned plan costs what the default's costs.
 
-`fewstep tune --guidance 4 --nfe 5,6,8,10,12` takes 248 seconds for the packaged network on two cores, and 349 MB in all.
+For the packaged network `fewstep tune --guidance 4 --nfe 5,6,8,10,12` takes 248 seconds on two cores, and 349 MB in
+all.
 
 ## What it says
 
