@@ -35,7 +35,7 @@ from .problems.base import batches, ends, solved
 from .problems.network import Reclocked
 from .problems.suite import MANY_NETWORK, OWN_IMAGES
 from .problems.suite import OWN as OWN_SAMPLES
-from .quality.results import Measurement
+from .quality.results import Measurement, Results
 from .quality.run import SETTINGS
 from .stress.measure import FOLDER, Bench
 from .stress.peers import PEERS
@@ -91,7 +91,8 @@ def page(
     if data is not None:
         parts += [SETS.format(samples=MANY_NETWORK, own=OWN_IMAGES), sets(source(data, "report"), plans)]
     found = list(others(folder, plans, kinds))
-    return "\n".join([*parts, OTHERS.format(peers=len(PEERS)), _means(found), "", _by_calls(found), READING])
+    reading = READING if data is not None else READING + UNMEASURED
+    return "\n".join([*parts, OTHERS.format(peers=len(PEERS)), _means(found), "", _by_calls(found), reading])
 
 
 def sets(made: Source, plans: Path) -> str:
@@ -100,8 +101,7 @@ def sets(made: Source, plans: Path) -> str:
     The best peer is that of docs/quality.md, the features are the packaged classifier's.
     """
     problem, schedule = PACKAGED["model"].make("model", made), EDM()
-    mean, *covariance = _once(plans / "own-moments.pt", lambda: _stacked(problem.targets[OWN_SAMPLES]()))
-    target = Moments(mean, torch.stack(covariance))
+    target = Results(plans / "sets", problem.fingerprint).moments(OWN_SAMPLES, problem.targets[OWN_SAMPLES])
     denoiser = problem.denoiser(schedule, ())
     of = partial(_tuned, lambda seeds: denoiser, schedule, problem.shape)
     tuned = {
@@ -109,9 +109,7 @@ def sets(made: Source, plans: Path) -> str:
         "features": of(SETS_CALLS, plans / "model-VE-features.json", problem.dtype, problem.features),
     }
     solvers: dict[str, Solver] = {"default": EVODiff(), **{f"tuned for the {name}": tuned[name] for name in tuned}}
-    lines = (RECORDS / "model" / "results.jsonl").read_text(encoding="utf-8").splitlines()
-    recorded = (each for each in map(Measurement.read, lines) if each.schedule == "VE" and each.distances)
-    peers = [each for each in recorded if not each.solver.startswith("evodiff")]
+    peers = [each for each in _peers("model", "VE") if each.distances]
     rows = []
     for calls in SETS_CALLS:
         say(f"distances, {calls} calls ...")
@@ -126,8 +124,11 @@ def sets(made: Source, plans: Path) -> str:
     return table(["calls", *solvers, "best peer", *(f"{name}, over it" for name in solvers)], rows)
 
 
-def _stacked(moments: Moments) -> Tensor:
-    return torch.vstack((moments.mean, moments.covariance))
+def _peers(name: str, schedule_name: str) -> list[Measurement]:
+    """All but EVODiff's, as recorded for docs/quality.md."""
+    lines = (RECORDS / name / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    found = (each for each in map(Measurement.read, lines) if each.schedule == schedule_name)
+    return [each for each in found if not each.solver.startswith("evodiff")]
 
 
 def others(folder: Path, plans: Path, kinds: Sequence[str]) -> Iterator[Gain]:
@@ -189,8 +190,7 @@ def packaged_network(
         plans / f"{name}-{schedule_name}-solution.pt",
         lambda: solved(denoiser, schedule, noise * start.sigma, start, end, NETWORK_STEPS),
     )
-    lines = (RECORDS / name / "results.jsonl").read_text(encoding="utf-8").splitlines()
-    measured = [each for each in map(Measurement.read, lines) if each.schedule == schedule_name and each.errors]
+    peers = [each for each in _peers(name, schedule_name) if each.errors]
 
     def error(solver: Solver, calls: int) -> float:
         return rmse(sample(denoiser, noise, nfe=calls, solver=solver, schedule=schedule), exact)
@@ -201,7 +201,7 @@ def packaged_network(
             calls,
             error(EVODiff(), calls),
             error(tuned, calls),
-            min(each.rmse for each in measured if each.nfe == calls and not each.solver.startswith("evodiff")),
+            min(each.rmse for each in peers if each.nfe == calls),
         )
         for calls in budgets
     ]
@@ -328,11 +328,11 @@ mostly a cleaner one. LD3 (Tong et al., 2025) tells its networks other times, to
 one shift serves all: 0.02 in each call of the default takes a sixth off that error in 5 calls, and multiplies it by
 five in 12.
 
-x / α and the noise in it stay as they are; α is that of the level that is told. So a plan
-serves the same model in every form: `sample`, k-diffusion and ComfyUI, and diffusers, whose `timesteps` and `sigmas`
-are then what the model is told. A part of a run and levels of your own are planned as other numbers of calls
-are; a run that begins in the middle of a pipeline's timesteps goes on being told them. Noise on the way
-(`Stochastic`, `eta`) and whole timesteps alone (`timestep_type="integer"`) are refused.
+x / α and the noise in it stay as they are; α is that of the level that is told. So a plan serves the same model in
+every form: `sample`, k-diffusion and ComfyUI, and diffusers, whose `timesteps` and `sigmas` are then what the model is
+told. A part of a run and levels of your own are planned as other numbers of calls are; a run that begins in the middle
+of a pipeline's timesteps goes on being told them. Noise on the way (`Stochastic`, `eta`) and whole timesteps alone
+(`timestep_type="integer"`) are refused.
 
 What was tried and is not in it:
 
@@ -378,6 +378,10 @@ READING = f"""
 - Where answers jump, as those of boosted trees do, and on lattices, the best of all other solvers and levels leaves
   less, by the tables above. It is known afterwards only; `fewstep compare` shows what to try.
 - A plan for one guidance says nothing of another.
+"""
+
+
+UNMEASURED = """\
 - The error is that of single samples. What it does to distances between sets was not measured, nor was the objective
   "details", which counts how sharp they are.
 """

@@ -367,9 +367,8 @@ D(x/α; σ/α), the network's noise level clamped to the range that it was train
 **Solvers.** `EVODiff()` runs on its own grid. Each peer runs on every one of a schedule's grids, and the best peer and
 grid are chosen in each cell, for each metric, after the fact: an oracle for the peers. All run on {qualifying} samples
 first, those within {qualifies:g} of the least RMSE there in a heat, on one in {heat} of the samples, and those within
-{contends:g} of the best of that in some metric on all. All make
-exactly as many calls; Heun spends an odd one on a step of first order. On flows, peers that predict noise predict
-velocities.{informed}
+{contends:g} of the best of that in some metric on all. All make exactly as many calls; Heun spends an odd one on a step
+of first order. On flows, peers that predict noise predict velocities.{informed}
 
 - Peers: published EVODiff, {peers}.
 - Grids: {grids}. EVODiff's own is not among them; [least-variance.md](least-variance.md) has peers on it.

@@ -235,40 +235,31 @@ def _ran(heats: Results, schedule: str, nfe: int) -> list[Measurement]:
 
 
 def _qualified(ran: Sequence[Measurement]) -> set[tuple[str, str]]:
-    """Ours, and who is not far behind the best of the peers on the first samples; so of published EVODiff's grids."""
+    """Ours, and who is not far behind on the first samples."""
     behind = {(each.solver, each.grid): rms(each.errors[:QUALIFYING]) for each in ran}
-    return {key for key in behind if key[0] == OURS}.union(
-        *(_within(QUALIFIES, {key: behind[key] for key in behind if chosen(key[0])}) for chosen in (_peer, _published))
-    )
+    return {key for key in behind if key[0] == OURS} | _near(QUALIFIES, behind)
 
 
 def _contenders(ran: Sequence[Measurement]) -> set[tuple[str, str]]:
-    """The peers near the best of a heat in any metric; and of published EVODiff, which the page shows, so its grids."""
+    """The peers near the best of a heat in any metric."""
     qualified = _qualified(ran)
     heat = {(each.solver, each.grid): each for each in ran if (each.solver, each.grid) in qualified}
     metrics = [{key: each.rmse for key, each in heat.items()}] + [
         {key: each.distances[to].value for key, each in heat.items()} for to in next(iter(heat.values())).distances
     ]
-    return set().union(
-        *(
-            _within(CONTENDS, {key: metric[key] for key in metric if chosen(key[0])})
-            for metric, chosen in product(metrics, (_peer, _published))
-        )
-    )
+    return set().union(*(_near(CONTENDS, metric) for metric in metrics))
 
 
-def _peer(solver: str) -> bool:
-    return solver != OURS
-
-
-def _published(solver: str) -> bool:
-    return solver == PUBLISHED
-
-
-def _within(factor: float, values: Mapping[tuple[str, str], float]) -> set[tuple[str, str]]:
-    """Those of at most `factor` times the least."""
-    least = max(min(values.values()), NEGLIGIBLE)
-    return {key for key, value in values.items() if value <= factor * least}
+def _near(factor: float, values: Mapping[tuple[str, str], float]) -> set[tuple[str, str]]:
+    """Peers of at most `factor` times the least; and so among the grids of published EVODiff, which the page shows."""
+    peers = {key for key in values if key[0] != OURS}
+    published = {key for key in peers if key[0] == PUBLISHED}
+    return {
+        key
+        for among in (peers, published)
+        for key in among
+        if values[key] <= factor * max(min(values[each] for each in among), NEGLIGIBLE)
+    }
 
 
 def trial(

@@ -393,7 +393,7 @@ class Search:
         pull = PULL * size / np.array([WIDTHS[self.slots[k].kind] ** 2 for k in chosen])
         downhill = -slope - pull * (v - centre)[chosen]
         owner = np.repeat(np.arange(len(self.batches)), [len(batch.noise) for batch in self.batches])
-        deciding = ~np.isin(owner, some) if len(some) < len(self.batches) else owner >= 0
+        deciding = np.isin(owner, turned[len(some) :] or turned)
         better = v
         for damping in DAMPING:
             step = np.linalg.solve(gram + np.diag(damping * curved + pull), downhill)
@@ -478,20 +478,16 @@ class Search:
             raise Beyond
         family = Family(*v[:size].tolist())
         nodes = list(family.nodes(self.schedule, self.calls))
-        moves, told = (
-            {slot.stage: by for slot, by in zip(self.slots, v, strict=True) if slot.kind == kind and by}
-            for kind in ("node", "told")
-        )
-        for k, by in moves.items():
-            if k < len(nodes) - 1 and math.isfinite(nodes[k].lam):
-                nodes[k] = self.schedule.node(self.schedule.time_at(nodes[k].lam + by))
-        nodes = list(asked(self.schedule, nodes, [told.get(k, 0.0) for k in range(self.calls)]))
-        if any(t.lam - s.lam < CLOSEST or t.time >= s.time for s, t in pairwise(nodes)):
-            raise Beyond
-        stages = family.stages(nodes, self.schedule.data_scale, self.schedule.lam_range[1])
         own: dict[tuple[str, int, int], float] = {
             (slot.kind, slot.stage, slot.k): by for slot, by in zip(self.slots, v, strict=True)
         }
+        for k in range(1, len(nodes) - 1):
+            if (by := own["node", k, 0]) and math.isfinite(nodes[k].lam):
+                nodes[k] = self.schedule.node(self.schedule.time_at(nodes[k].lam + by))
+        nodes = list(asked(self.schedule, nodes, [own.get(("told", k, 0), 0.0) for k in range(self.calls)]))
+        if any(t.lam - s.lam < CLOSEST or t.time >= s.time for s, t in pairwise(nodes)):
+            raise Beyond
+        stages = family.stages(nodes, self.schedule.data_scale, self.schedule.lam_range[1])
         for i, stage in enumerate(stages[1:], 1):
             # What nothing foretells, trust cannot leave out: the newest difference alone.
             known = min(i, HISTORY - 1) if stage.foretold else 1
