@@ -42,12 +42,14 @@ TAIL = 3  # standard deviations of a Gaussian blur that its kernel has on either
 class Linear:
     """`function`, linear, from x (B, *shape) to y (B, *), as an operator.
 
-    Its adjoint is derived, at the cost of one more evaluation, unless it is given as `adjoint`, from y to x.
+    Its adjoint is derived, at the cost of one more evaluation, unless it is given as `adjoint`, from y to x. `tables`,
+    rows (h, H) and columns (w, W), say that of each channel it makes rows x columns^T: a system takes fewer operations.
     """
 
     function: Callable[[Tensor], Tensor]
     shape: tuple[int, ...]
     adjoint: Callable[[Tensor], Tensor] | None = None
+    tables: tuple[Tensor, Tensor] | None = None
 
     def A(self, x: Tensor) -> Tensor:
         return _function(self)(x)
@@ -87,7 +89,11 @@ def superresolution(factor: int, shape: tuple[int, ...]) -> Linear:
         raise ValueError(
             f"factor must be 2 or more and divide the sides of {tuple(shape)}, an integer; got factor={factor!r}"
         )
-    return Linear(partial(avg_pool2d, kernel_size=factor), shape, partial(_spread, factor=factor))
+    rows, columns = (
+        torch.eye(side // factor, dtype=torch.float64).repeat_interleave(factor, 1) / factor for side in shape[-2:]
+    )
+    pooled, spread = partial(avg_pool2d, kernel_size=factor), partial(_spread, factor=factor)
+    return Linear(pooled, shape, spread, (rows, columns))
 
 
 def deblurring(std: float, shape: tuple[int, ...]) -> Linear:
@@ -103,7 +109,7 @@ def deblurring(std: float, shape: tuple[int, ...]) -> Linear:
     line = torch.exp(-torch.arange(-reach, reach + 1, dtype=torch.float64).square() / (2 * std**2))
     rows, columns = (_blur(side, line / line.sum()) for side in shape[-2:])
     blurred = (partial(_blurred, rows=one, columns=other) for one, other in ((rows, columns), (rows.T, columns.T)))
-    return Linear(next(blurred), shape, next(blurred))
+    return Linear(next(blurred), shape, next(blurred), (rows, columns))
 
 
 def _check_image(shape: tuple[int, ...]) -> None:
@@ -131,18 +137,21 @@ def _blurred(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 class Linearised(NamedTuple):
-    """An operator near a point: what it measures there, and the linear map about it with its adjoint."""
+    """An operator near a point: what it measures there, and the linear map about it with its adjoint, and its tables
+    if it has some."""
 
     measured: Tensor
     forward: Callable[[Tensor], Tensor]
     adjoint: Callable[[Tensor], Tensor]
+    tables: tuple[Tensor, Tensor] | None = None
 
 
 def linearised(operator: Any, x: Tensor) -> Linearised:
     """`operator` about x (B, *); a linear one is the same about every x."""
     function, linear = _function(operator), isinstance(operator, Linear)
     if hasattr(operator, "A_adjoint") and not (linear and operator.adjoint is None):
-        return Linearised(function(x), function, lambda y: _adjoint(operator, y))
+        tables = operator.tables if linear else None
+        return Linearised(function(x), function, lambda y: _adjoint(operator, y), tables)
 
     def watched(x: Tensor) -> Tensor:
         return derived(function(x), "operator's function", "write it without torch.no_grad and detach")

@@ -36,6 +36,7 @@ from ..prediction import Denoiser, schedule_of
 from ..schedule import Node, Schedule
 from .measurement import check_derivative, check_measurement, derived, linearised
 from .residuals import Solution, conjugate_residuals
+from .separable import separable
 from .spectrum import Spectrum
 from .symmetric import symmetric_residuals
 
@@ -104,13 +105,19 @@ class Posterior:
         residual = y - at.measured
         inside = tweedie if self.method == "moment" else self._prior(node, mean)
         outside = inside if self.method == "proximal" else tweedie
+
+        def seen(u: Tensor) -> Tensor:
+            return at.forward(inside(at.adjoint(u)))
+
+        if inside is not tweedie and at.tables is not None:
+            seen = self._prior(node, mean, tuple(table.to(mean) for table in at.tables))
         if self.method == "dps":
             u = residual / (self._variance(node) + self.noise**2)
             found = Solution(u, torch.zeros(len(u), dtype=torch.long, device=u.device), u.new_zeros(len(u)))
         else:
             solve = conjugate_residuals if inside is tweedie else symmetric_residuals
             found = solve(
-                lambda u: torch.add(at.forward(inside(at.adjoint(u))), u, alpha=self.noise**2),
+                lambda u: torch.add(seen(u), u, alpha=self.noise**2),
                 residual,
                 self.tolerance,
                 self.iterations,
@@ -138,11 +145,18 @@ class Posterior:
             raise ValueError(f"y must be one for all or one a sample, {len(x)}; got {len(self.y)}")
         return self.y.expand(len(x), *self.y.shape[1:]).to(x.device, torch.promote_types(x.dtype, torch.float32))
 
-    def _prior(self, node: Node, mean: Tensor) -> Callable[[Tensor], Tensor]:
+    def _prior(
+        self, node: Node, mean: Tensor, tables: tuple[Tensor, Tensor] | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """V, or A V A^T for an A of these tables."""
         if self.spectrum is not None:
-            return self.spectrum.prepared(node, mean)
+            return self.spectrum.prepared(node, mean, tables)
         variance = self._variance(node)
-        return lambda v: v * variance
+        if tables is None:
+            return lambda v: v * variance
+        rows, columns = tables
+        seen = separable(variance * rows @ rows.T, columns @ columns.T, mean)
+        return lambda u: seen(u).reshape(u.shape)
 
     def _variance(self, node: Node) -> float:
         data = self.schedule.data_scale**2

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..sampling import check_tensor
 from ..schedule import Node
+from .separable import separable
 
 __all__ = ["Spectrum"]
 
@@ -44,36 +45,42 @@ class Spectrum:
         """V v for v (B, C, H, W), V = Cov(x_0 | x) of Gaussian data: s^2 sigma^2 / (alpha^2 s^2 + sigma^2)."""
         return self.prepared(node, v)(v)
 
-    def prepared(self, node: Node, like: Tensor) -> Callable[[Tensor], Tensor]:
-        """v -> `conditional(v, node)` for many v like `like`: what all share is made once."""
+    def prepared(
+        self, node: Node, like: Tensor, tables: tuple[Tensor, Tensor] | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """v -> `conditional(v, node)` for many v like `like`: what all share is made once.
+
+        With the `tables` of an A along rows and columns, u -> A V A^T u for u like A `like`, at the same cost.
+        """
         if like.shape[1:] != self.variances.shape:
             raise ValueError(f"spectrum is of images {tuple(self.variances.shape)}; got x of {tuple(like.shape[1:])}")
-        left = (self.variances * (node.sigma**2 / (node.alpha**2 * self.variances + node.sigma**2))).to(like)
-        into, back = self._basis(like)
-        return lambda v: back(into(v) * left)
+        left = (self.variances * (node.sigma**2 / (node.alpha**2 * self.variances + node.sigma**2))).to(like).flatten(1)
+        into, back = self._basis(like, tables)
+        return lambda v: back(into(v) * left).reshape(v.shape)
 
     def _coefficients(self, x: Tensor) -> Tensor:
-        return self._basis(x)[0](x)
+        return self._basis(x)[0](x).reshape(x.shape)
 
     def _images(self, z: Tensor) -> Tensor:
-        return self._basis(z)[1](z)
+        return self._basis(z)[1](z.flatten(2)).reshape(z.shape)
 
-    def _basis(self, like: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        """B^T and B."""
-        rows, columns = (_cosines(side).to(like) for side in like.shape[-2:])
-        colours = self.colours.to(like)
+    def _basis(
+        self, like: Tensor, tables: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """B^T and B, or (A B)^T and A B; of coefficients (B, C, H W)."""
+        rows, columns = (_cosines(side).to(like).T for side in like.shape[-2:])
+        if tables is not None:
+            rows, columns = tables[0] @ rows, tables[1] @ columns
+        along, across = separable(rows.T, columns.T, like), separable(rows, columns, like)
+        colours = self.colours.to(like).expand(len(like), -1, -1)
 
         def into(x: Tensor) -> Tensor:
-            return _mixed(colours.T, rows @ x @ columns.T)
+            return torch.bmm(colours.mT, along(x).reshape(*colours.shape[:2], -1))
 
         def back(z: Tensor) -> Tensor:
-            return _mixed(colours, rows.T @ z @ columns)
+            return across(torch.bmm(colours, z))
 
         return into, back
-
-
-def _mixed(colours: Tensor, x: Tensor) -> Tensor:
-    return (colours @ x.flatten(2)).reshape(x.shape)
 
 
 @cache

@@ -30,9 +30,11 @@ def symmetric_residuals(product: Callable[[Tensor], Tensor], b: Tensor, toleranc
     dot = Inner(r, None).dot
     u = p = image = torch.zeros_like(r)  # p and M p
     left = whole = dot(r, r)
-    before, largest, zero = torch.ones_like(whole), torch.zeros_like(whole), whole.new_zeros(())
+    # Of scalars, tensors: an operation takes half of what it does with a number.
+    zero, rounding = whole.new_zeros(()), whole.new_full((), torch.finfo(b.dtype).eps)
+    before, shortest = torch.ones_like(whole), torch.full_like(whole, torch.inf)
     enough = tolerance**2 * whole
-    active, iterations = whole > 0, torch.zeros_like(whole, dtype=torch.long)
+    active, stepped = whole > zero, [torch.zeros_like(whole, dtype=torch.bool)]
     for _ in range(most):
         if not bool(active.any()):
             break
@@ -40,13 +42,15 @@ def symmetric_residuals(product: Callable[[Tensor], Tensor], b: Tensor, toleranc
         curvature = dot(r, seen)
         share = torch.where(active, curvature / before, zero)
         p, image, before = torch.addcmul(r, share, p), torch.addcmul(seen, share, image), curvature
-        rate = dot(image, image) / curvature  # a mean of eigenvalues; 0 / 0 where nothing is left
-        active = active & (curvature > torch.finfo(b.dtype).eps * largest * left) & (rate > 0)
-        largest = torch.fmax(largest, rate)
-        step = torch.where(active, 1 / rate, zero)
+        size = dot(image, image)
+        length = curvature / size  # one over a mean of eigenvalues; 0 / 0 where nothing is left
+        active = active & (curvature * shortest > rounding * left) & (size > zero)
+        shortest = torch.fmin(shortest, length)
+        step = torch.where(active, length, zero)
         u, r = torch.addcmul(u, step, p), torch.addcmul(r, step, image, value=-1)
         left = dot(r, r)
-        iterations += active
+        stepped.append(active)
         active = active & (left > enough)
     residual = torch.where(whole == 0, zero, (left / whole).sqrt())
+    iterations = torch.stack(stepped).sum(0)
     return Solution(u.reshape(b.shape), iterations.flatten(), residual.flatten())
