@@ -138,7 +138,7 @@ def _blurred(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 class Linearised(NamedTuple):
     """An operator near a point: what it measures there, and the linear map about it with its adjoint, and its tables
-    if it has some."""
+    if it has some. `forward` may work in place on what it is given."""
 
     measured: Tensor
     forward: Callable[[Tensor], Tensor]
@@ -150,8 +150,8 @@ def linearised(operator: Any, x: Tensor) -> Linearised:
     """`operator` about x (B, *); a linear one is the same about every x."""
     function, linear = _function(operator), isinstance(operator, Linear)
     if hasattr(operator, "A_adjoint") and not (linear and operator.adjoint is None):
-        tables = operator.tables if linear else None
-        return Linearised(function(x), function, lambda y: _adjoint(operator, y), tables)
+        there, back = (operator.function, operator.adjoint) if linear else (operator.A, operator.A_adjoint)
+        return Linearised(function(x), there, lambda y: back(y.clone()), operator.tables if linear else None)
 
     def watched(x: Tensor) -> Tensor:
         return derived(function(x), "operator's function", "write it without torch.no_grad and detach")

@@ -29,12 +29,11 @@ def symmetric_residuals(product: Callable[[Tensor], Tensor], b: Tensor, toleranc
     r = b.flatten(1)
     dot = Inner(r, None).dot
     u = p = image = torch.zeros_like(r)  # p and M p
-    left = whole = dot(r, r)
-    # Of scalars, tensors: an operation takes half of what it does with a number.
-    zero, rounding = whole.new_zeros(()), whole.new_full((), torch.finfo(b.dtype).eps)
-    before, shortest = torch.ones_like(whole), torch.full_like(whole, torch.inf)
+    before = left = whole = dot(r, r)
+    # Scalars as tensors: an operation takes half of its time with a number.
+    zero, rounding, shortest = (whole.new_full((), number) for number in (0, torch.finfo(b.dtype).eps, torch.inf))
     enough = tolerance**2 * whole
-    active, stepped = whole > zero, [torch.zeros_like(whole, dtype=torch.bool)]
+    active, iterations = whole > zero, torch.zeros_like(whole, dtype=torch.long)
     for _ in range(most):
         if not bool(active.any()):
             break
@@ -49,8 +48,7 @@ def symmetric_residuals(product: Callable[[Tensor], Tensor], b: Tensor, toleranc
         step = torch.where(active, length, zero)
         u, r = torch.addcmul(u, step, p), torch.addcmul(r, step, image, value=-1)
         left = dot(r, r)
-        stepped.append(active)
+        iterations += active
         active = active & (left > enough)
-    residual = torch.where(whole == 0, zero, (left / whole).sqrt())
-    iterations = torch.stack(stepped).sum(0)
+    residual = torch.where(whole == zero, zero, (left / whole).sqrt())
     return Solution(u.reshape(b.shape), iterations.flatten(), residual.flatten())
