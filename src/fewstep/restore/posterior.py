@@ -34,10 +34,10 @@ from torch import Tensor
 from ..guidance.base import answer
 from ..prediction import Denoiser, schedule_of
 from ..schedule import Node, Schedule
-from .measurement import check_derivative, check_measurement, derived, linearised
+from .measurement import Linearised, check_derivative, check_measurement, derived, linearised
 from .residuals import Solution, conjugate_residuals
 from .separable import separable
-from .spectrum import Spectrum
+from .spectrum import Map, Spectrum
 from .symmetric import symmetric_residuals
 
 __all__ = ["Method", "Posterior", "Solve", "posterior"]
@@ -103,26 +103,19 @@ class Posterior:
             check_derivative(self.operator, at)
             self.checked.append(True)
         residual = y - at.measured
-        inside = tweedie if self.method == "moment" else self._prior(node, mean)
-        outside = inside if self.method == "proximal" else tweedie
-
-        def seen(u: Tensor) -> Tensor:
-            return at.forward(inside(at.adjoint(u)))
-
-        if inside is not tweedie and at.tables is not None:
-            seen = self._prior(node, mean, tuple(table.to(mean) for table in at.tables))
+        seen, moved = self._system(node, mean, at, tweedie)
         if self.method == "dps":
             u = residual / (self._variance(node) + self.noise**2)
             found = Solution(u, torch.zeros(len(u), dtype=torch.long, device=u.device), u.new_zeros(len(u)))
         else:
-            solve = conjugate_residuals if inside is tweedie else symmetric_residuals
+            solve = conjugate_residuals if self.method == "moment" else symmetric_residuals
             found = solve(
                 lambda u: torch.add(seen(u), u, alpha=self.noise**2),
                 residual,
                 self.tolerance,
                 self.iterations,
             )
-        restored = mean + outside(at.adjoint(found.u))
+        restored = mean + moved(found.u)
         if self.callback is not None:
             self.callback(Solve(node, gradients, found.iterations, found.residual))
         return restored.to(x.dtype)
@@ -145,18 +138,27 @@ class Posterior:
             raise ValueError(f"y must be one for all or one a sample, {len(x)}; got {len(self.y)}")
         return self.y.expand(len(x), *self.y.shape[1:]).to(x.device, torch.promote_types(x.dtype, torch.float32))
 
-    def _prior(
-        self, node: Node, mean: Tensor, tables: tuple[Tensor, Tensor] | None = None
-    ) -> Callable[[Tensor], Tensor]:
-        """V, or A V A^T for an A of these tables."""
+    def _system(self, node: Node, mean: Tensor, at: Linearised, tweedie: Map) -> tuple[Map, Map]:
+        """u -> A V A^T u, with the V inside, and u -> V A^T u, with the one outside."""
         if self.spectrum is not None:
-            return self.spectrum.prepared(node, mean, tables)
+            left, (into, back) = self.spectrum.left(node, mean), self.spectrum.basis(mean)
+            if at.tables is None:
+                known, seen = (lambda u: into(at.adjoint(u))), (lambda z: at.forward(back(z)))
+            else:
+                known, seen = self.spectrum.basis(mean, at.tables)
+            return lambda u: seen(known(u) * left), lambda u: back(known(u) * left)
         variance = self._variance(node)
-        if tables is None:
-            return lambda v: v * variance
-        rows, columns = tables
-        seen = separable(variance * rows @ rows.T, columns @ columns.T, mean)
-        return lambda u: seen(u).reshape(u.shape)
+
+        def flat(v: Tensor) -> Tensor:
+            return v * variance
+
+        inside = tweedie if self.method == "moment" else flat
+        outside = flat if self.method == "proximal" else tweedie
+        if inside is tweedie or at.tables is None:
+            return lambda u: at.forward(inside(at.adjoint(u))), lambda u: outside(at.adjoint(u))
+        rows, columns = (table.to(mean) for table in at.tables)
+        blurred = separable(variance * rows @ rows.T, columns @ columns.T, mean)
+        return lambda u: blurred(u).reshape(u.shape), lambda u: outside(at.adjoint(u))
 
     def _variance(self, node: Node) -> float:
         data = self.schedule.data_scale**2

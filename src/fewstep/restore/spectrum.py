@@ -16,6 +16,8 @@ from .separable import separable
 
 __all__ = ["Spectrum"]
 
+Map = Callable[[Tensor], Tensor]
+
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
@@ -39,46 +41,44 @@ class Spectrum:
         away = images.double() - images.double().mean(0)
         colours = torch.linalg.eigh(torch.einsum("nchw,ndhw->cd", away, away)).eigenvectors
         unit = cls(torch.ones_like(away[0]), colours)
-        return cls(unit._coefficients(away).square().sum(0) / (len(images) - 1), colours)
+        return cls(unit.basis(away)[0](away).square().sum(0).reshape(away.shape[1:]) / (len(images) - 1), colours)
 
     def conditional(self, v: Tensor, node: Node) -> Tensor:
         """V v for v (B, C, H, W), V = Cov(x_0 | x) of Gaussian data: s^2 sigma^2 / (alpha^2 s^2 + sigma^2)."""
         return self.prepared(node, v)(v)
 
-    def prepared(
-        self, node: Node, like: Tensor, tables: tuple[Tensor, Tensor] | None = None
-    ) -> Callable[[Tensor], Tensor]:
-        """v -> `conditional(v, node)` for many v like `like`: what all share is made once.
+    def prepared(self, node: Node, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """v -> `conditional(v, node)` for many v like `like`: what all share is made once."""
+        (into, back), left = self.basis(like), self.left(node, like)
+        return lambda v: back(into(v) * left)
 
-        With the `tables` of an A along rows and columns, u -> A V A^T u for u like A `like`, at the same cost.
+    def _images(self, z: Tensor) -> Tensor:
+        return self.basis(z)[1](z.flatten(2))
+
+    def left(self, node: Node, like: Tensor) -> Tensor:
+        """The variances of V, (C, H W)."""
+        left = self.variances * (node.sigma**2 / (node.alpha**2 * self.variances + node.sigma**2))
+        return left.to(like).flatten(1)
+
+    def basis(self, like: Tensor, tables: tuple[Tensor, Tensor] | None = None) -> tuple[Map, Map]:
+        """x -> B^T x, the coefficients (B, C, H W), and z -> B z, for many x like `like`.
+
+        With the `tables` of an A along rows and columns, u -> (A B)^T u and z -> A B z for as many operations.
         """
         if like.shape[1:] != self.variances.shape:
             raise ValueError(f"spectrum is of images {tuple(self.variances.shape)}; got x of {tuple(like.shape[1:])}")
-        left = (self.variances * (node.sigma**2 / (node.alpha**2 * self.variances + node.sigma**2))).to(like).flatten(1)
-        into, back = self._basis(like, tables)
-        return lambda v: back(into(v) * left).reshape(v.shape)
-
-    def _coefficients(self, x: Tensor) -> Tensor:
-        return self._basis(x)[0](x).reshape(x.shape)
-
-    def _images(self, z: Tensor) -> Tensor:
-        return self._basis(z)[1](z.flatten(2)).reshape(z.shape)
-
-    def _basis(
-        self, like: Tensor, tables: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        """B^T and B, or (A B)^T and A B; of coefficients (B, C, H W)."""
         rows, columns = (_cosines(side).to(like).T for side in like.shape[-2:])
         if tables is not None:
-            rows, columns = tables[0] @ rows, tables[1] @ columns
+            rows, columns = (table.to(like) @ side for table, side in zip(tables, (rows, columns), strict=True))
         along, across = separable(rows.T, columns.T, like), separable(rows, columns, like)
         colours = self.colours.to(like).expand(len(like), -1, -1)
+        coefficients, images = (*like.shape[:2], -1), (*like.shape[:2], len(rows), len(columns))
 
         def into(x: Tensor) -> Tensor:
-            return torch.bmm(colours.mT, along(x).reshape(*colours.shape[:2], -1))
+            return torch.bmm(colours.mT, along(x).reshape(coefficients))
 
         def back(z: Tensor) -> Tensor:
-            return across(torch.bmm(colours, z))
+            return across(torch.bmm(colours, z)).reshape(images)
 
         return into, back
 
