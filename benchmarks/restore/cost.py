@@ -179,7 +179,7 @@ def _preconditioned(given: Posterior, x: Tensor, t: float, spectrum: Spectrum) -
     """M P^-1 w = b, u = P^-1 w, P = A V A^T + noise^2 I with the spectrum's V: the residual is that of M u = b."""
     node = given.schedule.node(t)
     denoised, pull = torch.func.vjp(lambda z: given.denoiser(z, t), x)  # type: ignore[misc]
-    at, covariance = linearised(given.operator, denoised), spectrum.prepared(node, denoised)
+    at, covariance = linearised(given.operator, denoised), partial(spectrum.conditional, node=node)
 
     def system(covariance: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
         return at.forward(covariance(at.adjoint(u))) + given.noise**2 * u

@@ -37,7 +37,7 @@ from ..schedule import Node, Schedule
 from .measurement import Linearised, check_derivative, check_measurement, derived, linearised
 from .residuals import Solution, conjugate_residuals
 from .separable import separable
-from .spectrum import Map, Spectrum
+from .spectrum import Map, Spectrum, same
 from .symmetric import symmetric_residuals
 
 __all__ = ["Method", "Posterior", "Solve", "posterior"]
@@ -103,7 +103,7 @@ class Posterior:
             check_derivative(self.operator, at)
             self.checked.append(True)
         residual = y - at.measured
-        seen, moved = self._system(node, mean, at, tweedie)
+        begin, seen, moved = self._system(node, mean, at, tweedie)
         if self.method == "dps":
             u = residual / (self._variance(node) + self.noise**2)
             found = Solution(u, torch.zeros(len(u), dtype=torch.long, device=u.device), u.new_zeros(len(u)))
@@ -111,7 +111,7 @@ class Posterior:
             solve = conjugate_residuals if self.method == "moment" else symmetric_residuals
             found = solve(
                 lambda u: torch.add(seen(u), u, alpha=self.noise**2),
-                residual,
+                begin(residual),
                 self.tolerance,
                 self.iterations,
             )
@@ -138,15 +138,10 @@ class Posterior:
             raise ValueError(f"y must be one for all or one a sample, {len(x)}; got {len(self.y)}")
         return self.y.expand(len(x), *self.y.shape[1:]).to(x.device, torch.promote_types(x.dtype, torch.float32))
 
-    def _system(self, node: Node, mean: Tensor, at: Linearised, tweedie: Map) -> tuple[Map, Map]:
-        """u -> A V A^T u, with the V inside, and u -> V A^T u, with the one outside."""
+    def _system(self, node: Node, mean: Tensor, at: Linearised, tweedie: Map) -> tuple[Map, Map, Map]:
+        """u -> u', its coordinates; u' -> (A V A^T u)', with the V inside; and u' -> V A^T u, with the one outside."""
         if self.spectrum is not None:
-            left, (into, back) = self.spectrum.left(node, mean), self.spectrum.basis(mean)
-            if at.tables is None:
-                known, seen = (lambda u: into(at.adjoint(u))), (lambda z: at.forward(back(z)))
-            else:
-                known, seen = self.spectrum.basis(mean, at.tables)
-            return lambda u: seen(known(u) * left), lambda u: back(known(u) * left)
+            return self.spectrum.system(node, mean, at)
         variance = self._variance(node)
 
         def flat(v: Tensor) -> Tensor:
@@ -154,11 +149,18 @@ class Posterior:
 
         inside = tweedie if self.method == "moment" else flat
         outside = flat if self.method == "proximal" else tweedie
-        if inside is tweedie or at.tables is None:
-            return lambda u: at.forward(inside(at.adjoint(u))), lambda u: outside(at.adjoint(u))
-        rows, columns = (table.to(mean) for table in at.tables)
-        blurred = separable(variance * rows @ rows.T, columns @ columns.T, mean)
-        return lambda u: blurred(u).reshape(u.shape), lambda u: outside(at.adjoint(u))
+
+        def seen(u: Tensor) -> Tensor:
+            return at.forward(inside(at.adjoint(u)))
+
+        if inside is flat and at.tables is not None:
+            rows, columns = (table.to(mean) for table in at.tables)
+            blurred = separable(variance * rows @ rows.T, columns @ columns.T, at.measured.shape[:-2].numel())
+
+            def seen(u: Tensor) -> Tensor:
+                return blurred(u.reshape(-1, *u.shape[-2:])).reshape(u.shape)
+
+        return same, seen, lambda u: outside(at.adjoint(u))
 
     def _variance(self, node: Node) -> float:
         data = self.schedule.data_scale**2

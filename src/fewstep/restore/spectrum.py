@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from ..sampling import check_tensor
 from ..schedule import Node
+from .measurement import Linearised
 from .separable import separable
 
-__all__ = ["Spectrum"]
+__all__ = ["Map", "Spectrum", "same"]
 
 Map = Callable[[Tensor], Tensor]
 
@@ -41,46 +42,82 @@ class Spectrum:
         away = images.double() - images.double().mean(0)
         colours = torch.linalg.eigh(torch.einsum("nchw,ndhw->cd", away, away)).eigenvectors
         unit = cls(torch.ones_like(away[0]), colours)
-        return cls(unit.basis(away)[0](away).square().sum(0).reshape(away.shape[1:]) / (len(images) - 1), colours)
+        return cls(unit._coefficients(away).square().sum(0) / (len(images) - 1), colours)
 
     def conditional(self, v: Tensor, node: Node) -> Tensor:
         """V v for v (B, C, H, W), V = Cov(x_0 | x) of Gaussian data: s^2 sigma^2 / (alpha^2 s^2 + sigma^2)."""
-        return self.prepared(node, v)(v)
+        self._check(v)
+        return self._images(self._coefficients(v) * self._left(node).to(v))
 
-    def prepared(self, node: Node, like: Tensor) -> Callable[[Tensor], Tensor]:
-        """v -> `conditional(v, node)` for many v like `like`: what all share is made once."""
-        (into, back), left = self.basis(like), self.left(node, like)
-        return lambda v: back(into(v) * left)
+    def system(self, node: Node, like: Tensor, at: Linearised) -> tuple[Map, Map, Map]:
+        """For many u like A `like`: u -> u', its coordinates; u' -> (A V A^T u)'; and u' -> V A^T u.
+
+        What A does to each channel alike it does to each colour alike: u' is of colours, which are mixed no more. Where
+        it works along rows and columns, it and the cosines are one pair of tables.
+        """
+        self._check(like)
+        left = self._left(node).to(like).repeat(len(like), 1, 1)  # of each channel
+        cosines, colours = _cosines_of(like), self.colours.to(like)
+        into, back = _both_ways(cosines, len(left))
+        turned, mixed = partial(_mixed, colours.T), partial(_mixed, colours)
+        begin, before, after = (turned, same, same) if at.alike else (same, turned, mixed)
+
+        def images(z: Tensor) -> Tensor:
+            return back(z).reshape(like.shape)
+
+        if at.alike and at.tables is not None:
+            tables = [table.to(like) @ side for table, side in zip(at.tables, cosines, strict=True)]
+            seen, measured = _both_ways(tables, len(left))
+
+            def there(u: Tensor) -> Tensor:
+                return seen(u.flatten(0, 1))
+
+            def again(z: Tensor) -> Tensor:
+                return measured(z).reshape(at.measured.shape)
+
+        else:
+
+            def there(u: Tensor) -> Tensor:
+                return into(before(at.adjoint(u)).flatten(0, 1))
+
+            def again(z: Tensor) -> Tensor:
+                return at.forward(after(images(z)))
+
+        return begin, lambda u: again(there(u) * left), lambda u: mixed(images(there(u) * left))
+
+    def _check(self, x: Tensor) -> None:
+        if x.shape[1:] != self.variances.shape:
+            raise ValueError(f"spectrum is of images {tuple(self.variances.shape)}; got x of {tuple(x.shape[1:])}")
+
+    def _left(self, node: Node) -> Tensor:
+        """The variances of V."""
+        return self.variances * (node.sigma**2 / (node.alpha**2 * self.variances + node.sigma**2))
+
+    def _coefficients(self, x: Tensor) -> Tensor:
+        into, _ = _both_ways(_cosines_of(x), x.shape[0] * x.shape[1])
+        return _mixed(self.colours.to(x).T, into(x.flatten(0, 1)).reshape(x.shape))
 
     def _images(self, z: Tensor) -> Tensor:
-        return self.basis(z)[1](z.flatten(2))
+        _, back = _both_ways(_cosines_of(z), z.shape[0] * z.shape[1])
+        return _mixed(self.colours.to(z), back(z.flatten(0, 1)).reshape(z.shape))
 
-    def left(self, node: Node, like: Tensor) -> Tensor:
-        """The variances of V, (C, H W)."""
-        left = self.variances * (node.sigma**2 / (node.alpha**2 * self.variances + node.sigma**2))
-        return left.to(like).flatten(1)
 
-    def basis(self, like: Tensor, tables: tuple[Tensor, Tensor] | None = None) -> tuple[Map, Map]:
-        """x -> B^T x, the coefficients (B, C, H W), and z -> B z, for many x like `like`.
+def same(x: Tensor) -> Tensor:
+    return x
 
-        With the `tables` of an A along rows and columns, u -> (A B)^T u and z -> A B z for as many operations.
-        """
-        if like.shape[1:] != self.variances.shape:
-            raise ValueError(f"spectrum is of images {tuple(self.variances.shape)}; got x of {tuple(like.shape[1:])}")
-        rows, columns = (_cosines(side).to(like).T for side in like.shape[-2:])
-        if tables is not None:
-            rows, columns = (table.to(like) @ side for table, side in zip(tables, (rows, columns), strict=True))
-        along, across = separable(rows.T, columns.T, like), separable(rows, columns, like)
-        colours = self.colours.to(like).expand(len(like), -1, -1)
-        coefficients, images = (*like.shape[:2], -1), (*like.shape[:2], len(rows), len(columns))
 
-        def into(x: Tensor) -> Tensor:
-            return torch.bmm(colours.mT, along(x).reshape(coefficients))
+def _mixed(colours: Tensor, x: Tensor) -> Tensor:
+    return torch.bmm(colours.expand(len(x), -1, -1), x.flatten(2)).reshape(x.shape)
 
-        def back(z: Tensor) -> Tensor:
-            return across(torch.bmm(colours, z)).reshape(images)
 
-        return into, back
+def _both_ways(tables: Sequence[Tensor], channels: int) -> tuple[Map, Map]:
+    rows, columns = tables
+    return separable(rows.T, columns.T, channels), separable(rows, columns, channels)
+
+
+def _cosines_of(like: Tensor) -> list[Tensor]:
+    """From coefficients to rows and to columns."""
+    return [_cosines(side).to(like).T for side in like.shape[-2:]]
 
 
 @cache
