@@ -36,8 +36,8 @@ from ..prediction import Denoiser, schedule_of
 from ..schedule import Node, Schedule
 from .measurement import Linearised, check_derivative, check_measurement, derived, linearised
 from .residuals import Solution, conjugate_residuals
-from .separable import separable
-from .spectrum import Map, Spectrum, same
+from .separable import Map, same, separable
+from .spectrum import Spectrum
 from .symmetric import symmetric_residuals
 
 __all__ = ["Method", "Posterior", "Solve", "posterior"]
@@ -147,20 +147,16 @@ class Posterior:
         def flat(v: Tensor) -> Tensor:
             return v * variance
 
-        inside = tweedie if self.method == "moment" else flat
-        outside = flat if self.method == "proximal" else tweedie
+        def moved(u: Tensor) -> Tensor:
+            return flat(at.adjoint(u)) if self.method == "proximal" else tweedie(at.adjoint(u))
 
-        def seen(u: Tensor) -> Tensor:
-            return at.forward(inside(at.adjoint(u)))
-
-        if inside is flat and at.tables is not None:
-            rows, columns = (table.to(mean) for table in at.tables)
-            blurred = separable(variance * rows @ rows.T, columns @ columns.T, at.measured.shape[:-2].numel())
-
-            def seen(u: Tensor) -> Tensor:
-                return blurred(u.reshape(-1, *u.shape[-2:])).reshape(u.shape)
-
-        return same, seen, lambda u: outside(at.adjoint(u))
+        if self.method == "moment":
+            return same, lambda u: at.forward(tweedie(at.adjoint(u))), moved
+        if at.tables is None:
+            return same, lambda u: at.forward(flat(at.adjoint(u))), moved
+        rows, columns = (table.to(mean) for table in at.tables)
+        seen = separable(variance * rows @ rows.T, columns @ columns.T, at.measured.shape[:-2].numel())
+        return same, lambda u: seen(u.flatten(0, -3)).reshape(u.shape), moved
 
     def _variance(self, node: Node) -> float:
         data = self.schedule.data_scale**2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -13,11 +12,9 @@ from torch import Tensor
 from ..sampling import check_tensor
 from ..schedule import Node
 from .measurement import Linearised
-from .separable import separable
+from .separable import Map, adjoint_pair, same
 
-__all__ = ["Map", "Spectrum", "same"]
-
-Map = Callable[[Tensor], Tensor]
+__all__ = ["Spectrum"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +55,7 @@ class Spectrum:
         self._check(like)
         left = self._left(node).to(like).repeat(len(like), 1, 1)  # of each channel
         cosines, colours = _cosines_of(like), self.colours.to(like)
-        into, back = _both_ways(cosines, len(left))
+        back, into = adjoint_pair(*cosines, len(left))
         turned, mixed = partial(_mixed, colours.T), partial(_mixed, colours)
         begin, before, after = (turned, same, same) if at.alike else (same, turned, mixed)
 
@@ -66,11 +63,11 @@ class Spectrum:
             return back(z).reshape(like.shape)
 
         if at.alike and at.tables is not None:
-            tables = [table.to(like) @ side for table, side in zip(at.tables, cosines, strict=True)]
-            seen, measured = _both_ways(tables, len(left))
+            rows, columns = (table.to(like) @ side for table, side in zip(at.tables, cosines, strict=True))
+            measured, pulled = adjoint_pair(rows, columns, len(left))
 
             def there(u: Tensor) -> Tensor:
-                return seen(u.flatten(0, 1))
+                return pulled(u.flatten(0, 1))
 
             def again(z: Tensor) -> Tensor:
                 return measured(z).reshape(at.measured.shape)
@@ -94,30 +91,22 @@ class Spectrum:
         return self.variances * (node.sigma**2 / (node.alpha**2 * self.variances + node.sigma**2))
 
     def _coefficients(self, x: Tensor) -> Tensor:
-        into, _ = _both_ways(_cosines_of(x), x.shape[0] * x.shape[1])
+        _, into = adjoint_pair(*_cosines_of(x), x.shape[0] * x.shape[1])
         return _mixed(self.colours.to(x).T, into(x.flatten(0, 1)).reshape(x.shape))
 
     def _images(self, z: Tensor) -> Tensor:
-        _, back = _both_ways(_cosines_of(z), z.shape[0] * z.shape[1])
+        back, _ = adjoint_pair(*_cosines_of(z), z.shape[0] * z.shape[1])
         return _mixed(self.colours.to(z), back(z.flatten(0, 1)).reshape(z.shape))
-
-
-def same(x: Tensor) -> Tensor:
-    return x
 
 
 def _mixed(colours: Tensor, x: Tensor) -> Tensor:
     return torch.bmm(colours.expand(len(x), -1, -1), x.flatten(2)).reshape(x.shape)
 
 
-def _both_ways(tables: Sequence[Tensor], channels: int) -> tuple[Map, Map]:
-    rows, columns = tables
-    return separable(rows.T, columns.T, channels), separable(rows, columns, channels)
-
-
-def _cosines_of(like: Tensor) -> list[Tensor]:
-    """From coefficients to rows and to columns."""
-    return [_cosines(side).to(like).T for side in like.shape[-2:]]
+def _cosines_of(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Tables from coefficients to rows, and to columns."""
+    height, width = like.shape[-2:]
+    return _cosines(height).to(like).T, _cosines(width).to(like).T
 
 
 @cache
