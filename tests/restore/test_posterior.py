@@ -133,10 +133,8 @@ KNOWN = {
 }
 
 
-COLOURED = {
-    "method": "proximal",
-    "spectrum": Spectrum(normal(SIZE, seed=4).exp(), torch.linalg.qr(normal((3, 3), 5)).Q),
-}
+TURN = torch.linalg.qr(normal((3, 3), 5)).Q
+COLOURED = {"method": "proximal", "spectrum": Spectrum(normal(SIZE, seed=4).exp(), TURN)}
 
 
 @pytest.mark.parametrize(

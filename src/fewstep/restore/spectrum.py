@@ -53,7 +53,7 @@ class Spectrum:
         it works along rows and columns, it and the cosines are one pair of tables.
         """
         self._check(like)
-        left = self._left(node).to(like).repeat(len(like), 1, 1)  # of each channel
+        left = self._left(node).to(like).expand(like.shape).flatten(0, 1)  # of each channel
         cosines, colours = _cosines_of(like), self.colours.to(like)
         back, into = adjoint_pair(*cosines, len(left))
         turned, mixed = partial(_mixed, colours.T), partial(_mixed, colours)
