@@ -274,8 +274,8 @@ over plain sampling in its turn. MiB are what a process holds at most beyond imp
 
 {verdicts}
 
-What is not the network is {most} iterations of conjugate residuals a call at most, some fifteen operations on tensors
-of the size of y in each, and the operator and the spectrum. It is the same beside any network: this one takes 15 ms for
+What is not the network is {most} iterations of conjugate residuals a call at most, eleven operations on tensors of
+the size of y in each, and the operator and the spectrum. It is the same beside any network: this one takes 15 ms for
 an image, on which an operation of 3 microseconds shows.
 
 {tables}
