@@ -79,9 +79,11 @@ def spread(stage, seed=0):
 
 
 @pytest.mark.parametrize("schedule", [fs.EDM(), fs.VPLinear(), fs.Flow()], ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("i", [1, 2, 3, 5])
-def test_the_step_is_its_definition_in_each_sample(schedule, i):
+@pytest.mark.parametrize(("i", "beyond"), [(1, False), (2, False), (2, True), (3, False), (5, False)])
+def test_the_step_is_its_definition_in_each_sample(schedule, i, beyond):
     stage = planned(schedule)[i]
+    if beyond:  # a correction that goes on beyond its newest answer, as after a step from pure noise
+        stage = stage._replace(correct=stage.correct._replace(lead=0.3))
     state, x, newest, older = spread(stage)
     got, after = stage(state, x.clone(), newest)
     found = []
@@ -91,7 +93,8 @@ def test_the_step_is_its_definition_in_each_sample(schedule, i):
         first = state.noise[b].item() / math.sqrt(24)
         z, s = by_hand(stage, x[b].numpy(), answers, first)
         y = x[b].numpy() - state.moved[b].numpy() + stage.gain * answers[0]
-        y = y + added(stage.correct, s, d)
+        lead = stage.correct.lead
+        y = y + added(stage.correct._replace(lead=z * lead if lead > 0 else lead), s, d)
         expected = stage.scale * y + stage.move * answers[0] + z * added(stage.predict, s, d)
         np.testing.assert_allclose(got[b].numpy(), expected, rtol=1e-10, atol=1e-10)
         found.append((z, s))

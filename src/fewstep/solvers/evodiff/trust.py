@@ -14,7 +14,8 @@ With the answers m_j, newest first, their differences d_j = m_j - m_j+1, and num
 
 Rows are split: what the last two answers alone would weigh, the lead, and what all answers have beyond that, the rest,
 which counts s times. All that a prediction adds to DDIM's counts z times as well. A correction, whose lead is the
-trapezoid rule's, is what holds guided answers together, and counts in full. Why:
+trapezoid rule's, is what holds guided answers together, and counts in full. But over a step from pure noise it may have
+a lead above 0, beyond its newest answer: that much is foretold, and counts z times. Why:
 
 - z: a change that is much larger than the prior allows comes of strong guidance, or of errors of the network, and
   does not go on. Where it was foretold to a quarter it is trusted, whatever its size.
@@ -74,8 +75,8 @@ class TrustingStage(NamedTuple):
 
         y  = x - moved + gain m_0 + C,            x' = scale y + moved',   moved' = move m_0 + z M
 
-    C, of `correct`, and M, of `predict`, are lead d_0 + s sum_j rest_j d_j; without C y is x. `keep` differences serve
-    the next call. Sizes are per sample, and no tensor becomes a Python number.
+    C, of `correct`, and M, of `predict`, are lead d_0 + s sum_j rest_j d_j, a lead of C above 0 counting z times;
+    without C y is x. `keep` differences serve the next call. Sizes are per sample, and no tensor becomes a Python number.
     """
 
     node: Node
@@ -99,7 +100,10 @@ class TrustingStage(NamedTuple):
         z, share = self._trust(differences, state.noise / noise.clamp_(min=TINY))
         moved = denoised * self.move
         if self.correct:
-            x = (x - state.moved).add_(denoised, alpha=self.gain).add_(differences[0], alpha=self.correct.lead)
+            lead = self.correct.lead
+            x = (x - state.moved).add_(denoised, alpha=self.gain).add_(differences[0], alpha=min(lead, 0.0))
+            if lead > 0:
+                x.addcmul_(z, differences[0], value=lead)
             for weight, difference in zip(self.correct.rest, differences, strict=False):
                 x.addcmul_(share, difference, value=weight)
         if self.predict:
