@@ -76,7 +76,7 @@ class TrustingStage(NamedTuple):
         y  = x - moved + gain m_0 + C,            x' = scale y + moved',   moved' = move m_0 + z M
 
     C, of `correct`, and M, of `predict`, are lead d_0 + s sum_j rest_j d_j, a lead of C above 0 counting z times;
-    without C y is x. `keep` differences serve the next call. Sizes are per sample, and no tensor becomes a Python number.
+    without C y is x. `keep` differences serve the next call. Sizes are per sample, and no tensor becomes a number.
     """
 
     node: Node
