@@ -167,8 +167,8 @@ def summary(errors: Errors, to_zero: Errors, aim: float) -> str:
         f"`{OURS}` on `{LEVELS}` over the best of the others on its best scheduler, by calls: "
         + ", ".join(f"{ratio:.2f}" for ratio in ratios)
         + f"; geometric mean **{mean(ratios):.2f}** (the aim was {aim:g}), of errors to the solution at σ = 0 "
-        f"{mean(ratios_of(to_zero)):.2f}. Over `euler` on the same levels it is at most {worst:.2f} ± {error:.2f} ({where}, "
-        f"{steps} calls), and above 1.05 in {worse} of {len(beside)} cells.\n"
+        f"{mean(ratios_of(to_zero)):.2f}. Over `euler` on the same levels it is at most {worst:.2f} ± {error:.2f} "
+        f"({where}, {steps} calls), and above 1.05 in {worse} of {len(beside)} cells.\n"
     )
 
 
@@ -278,10 +278,11 @@ In ComfyUI {version}, by its KSampler on the CPU. The model is exact: a mixture 
 what {fine} steps of UniPC-3 make of the same noise with the same guidance, by steps, which are model calls. They end as
 a long run in ComfyUI does, with what the model denoises at its last level. Each sampler is on `simple`, on the best of
 ComfyUI's schedulers for it over all columns, and on `fewstep`; the last column is the geometric mean, and the least of
-a column is in bold. ± is one standard error, of the draw of latents. `er_sde` draws noise, so that its images are others: its figures say no more than that. Below each
-table is also the mean of errors to the solution at σ = 0: on Stable Diffusion's levels all end 0.004 from it, as the
-model is not asked below σ = 0.03. `fewstep` on a flow ends at its lowest level, with the noise of that, σ = 0.0003.
-Nothing here says what images look like. Written by `make comfyui`.
+a column is in bold. ± is one standard error, of the draw of latents. `er_sde` draws noise, so that its images are
+others: its figures say no more than that. Below each table is also the mean of errors to the solution at σ = 0: on
+Stable Diffusion's levels all end 0.004 from it, as the model is not asked below σ = 0.03. `fewstep` on a flow ends at
+its lowest level, with the noise of that, σ = 0.0003. Nothing here says what images look like. Written by `make
+comfyui`.
 """
 
 

@@ -330,10 +330,10 @@ today's is trained on those typical of their class.
   max(0, 1 − e) and 1 / (1 + e²); e beside what the prior expects of it, as one factor on all differences; the cosine of
   d₀ and P; s up to 2 in place of 1; a slope from the last two answers alone in place of P. And the correction scaled by
   z as well: as it is, it damps what guided answers overshoot by, which is lost with it.
-- **Less of the correction, too, where an answer finds more noise than there is**: 3 to 4 % off the error at guidance 7.5
-  on the development problems of stress.md, 1 to 3 % more without guidance, and 8 to 16 % more for the median sample of
-  the lattices there. And the way x is off beside |d₀|, in place of the noise: networks err by 0.2 % of the noise, which
-  at high levels is more than their answers change, and those of galaxies had up to 2.9 times the error.
+- **Less of the correction, too, where an answer finds more noise than there is**: 3 to 4 % off the error at guidance
+  7.5 on the development problems of stress.md, 1 to 3 % more without guidance, and 8 to 16 % more for the median sample
+  of the lattices there. And the way x is off beside |d₀|, in place of the noise: networks err by 0.2 % of the noise,
+  which at high levels is more than their answers change, and those of galaxies had up to 2.9 times the error.
 - **Going further where the newest difference is larger than the prior expects**, in each sample, up to 3 times. It
   takes a tenth off the error of *ideal* and *blurred* where another start goes astray for it, and adds a sixth to that
   of *mixture*; with a threshold that spares *mixture* nothing is left.
