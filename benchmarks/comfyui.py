@@ -34,8 +34,8 @@ THEIRS = ("simple", "normal", "sgm_uniform", "karras", "exponential", "ddim_unif
 LEVELS = "fewstep"
 SECTIONS = (("SD", 1.0), ("SD", 5.0), ("Flux", 1.0), ("Flux", 5.0))
 BUDGETS = (4, 5, 6, 8, 10, 12, 15, 20)
-# One that lands in another mode decides a cell of few: of 64 a ratio to Euler's error had standard errors up to 25 %,
-# of these at most half of that. For 3 % in every cell it would take 5,000.
+# One that lands in another mode decides a cell of few: the largest ratio to Euler's error has a standard error of a
+# quarter with 64, of a tenth with these. For 3 % in every cell it would take 5,000.
 IMAGES = 256
 FINE = 400  # levels of the converged solution
 NEARLY_ZERO = 1e-3  # sigma / alpha
