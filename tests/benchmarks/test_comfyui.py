@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import comfyui
 from fewstep.integrations.comfy import DROPDOWN
@@ -13,9 +14,10 @@ PAGE = (Path(__file__).parents[2] / "docs" / "comfyui.md").read_text()
 def errors(**special):
     """1 everywhere, but for the samplers given: `sampler__scheduler=error`."""
     levels = (*comfyui.THEIRS, comfyui.LEVELS)
-    found = {(name, each): [1.0] * len(comfyui.BUDGETS) for name in (comfyui.OURS, *comfyui.PEERS) for each in levels}
+    names = (comfyui.OURS, *comfyui.PEERS)
+    found = {(name, each): [torch.ones(2)] * len(comfyui.BUDGETS) for name in names for each in levels}
     for key, error in special.items():
-        found[tuple(key.split("__"))] = [error] * len(comfyui.BUDGETS)
+        found[tuple(key.split("__"))] = [torch.full((2,), error)] * len(comfyui.BUDGETS)
     return found
 
 
@@ -33,7 +35,14 @@ def test_ours_is_told_beside_the_best_peer_and_euler():
     told = comfyui.summary(found, errors(evodiff__fewstep=0.5), 0.7)
     assert "of errors to the solution at σ = 0 0.50." in told
     assert "geometric mean **0.50** (the aim was 0.7)" in told
-    assert f"at most 1.20 (normal, {comfyui.BUDGETS[-1]} calls), and above 1.05 in 8 of 72 cells" in told
+    assert f"at most 1.20 ± 0.00 (normal, {comfyui.BUDGETS[-1]} calls), and above 1.05 in 8 of 72 cells" in told
+
+
+def test_the_standard_error_of_a_ratio_is_that_of_its_logarithm():
+    """Of mean squares 2 and 2, the shares of two images differ by half of theirs: 1/4 +- 1/4 of the logarithm."""
+    ours, theirs = torch.tensor([1.0, 3.0]).sqrt(), torch.tensor([2.0, 2.0]).sqrt()
+    assert comfyui.over(ours, theirs) == pytest.approx((1.0, 0.25))
+    assert comfyui.over(3 * ours, theirs) == pytest.approx((3.0, 0.75))
 
 
 def test_the_page_is_this_text_and_has_every_sampler():

@@ -7,7 +7,7 @@ import torch
 
 import fewstep as fs
 from benchmarks.problems import ClassGaussians, Problem, gaussian
-from benchmarks.variance import BUDGETS, NAMES, RELATED, VARIANTS, LeastVariance, ratios
+from benchmarks.variance import BUDGETS, MEASURED, NAMES, RELATED, RULE, SAMPLES, TRIED, VARIANTS, LeastVariance, ratios
 from fewstep.solvers.evodiff.path_prior import PathPrior
 
 PAGE = Path(__file__).parents[2] / "docs" / "least-variance.md"
@@ -69,5 +69,7 @@ def test_the_page_has_every_variant_on_every_problem():
     assert all(float(value) > 0 for row in rows[2:] for value in row[1:])
 
 
-def test_the_page_ends_with_what_is_whose():
-    assert PAGE.read_text(encoding="utf-8").endswith(RELATED)
+def test_the_page_has_the_words_of_the_module_that_writes_it():
+    text = PAGE.read_text(encoding="utf-8")
+    assert text.startswith(RULE + MEASURED.format(samples=SAMPLES, calls=", ".join(map(str, BUDGETS))))
+    assert text.endswith(TRIED + RELATED)

@@ -6,19 +6,25 @@ With the answers m_j, newest first, their differences d_j = m_j - m_j+1, and num
     P         change       what d_0 was foretold to be, sum_j foretold_j d_j+1; nothing before the third call
     E         surprise     the root mean square that the prior expects of d_0 - P, for data of standard deviation 1
     rho       1 / resolved the noise that the answer finds in x, |x - alpha m_0| / sigma, over the first call's
-    v         allowed      the variance of the data, data_std^2, or what rho says of it: n^2 (1 / rho^2 - 1), n = nsr
+    v         allowed      the variance of the data, data_std^2, or what rho says of it: n^2 (1 / rho^2 - 1), n = nsr;
+                           where rho > 1, data_std^2 / (1 + (rho^2 - 1) / SLACK^2)
 
     z = min(1, ((TRUSTED E)^2 v + SLACK^2 |d_0|^2) / |d_0 - P|^2)          all |.|^2 are means over the elements
     s = <d_0, P> / ((1 - SLACK) |P|^2), within [0, 1]
 
 Rows are split: what the last two answers alone would weigh, the lead, and what all answers have beyond that, the rest,
 which counts s times. All that a prediction adds to DDIM's counts z times as well. A correction, whose lead is the
-trapezoid rule's, is what holds guided answers together, and counts in full. Why:
+trapezoid rule's, is what holds guided answers together, and counts in full. But over a step from pure noise it may have
+a lead above 0, beyond its newest answer: that much is foretold, and counts z times. Why:
 
 - z: a change that is much larger than the prior allows comes of strong guidance, or of errors of the network, and
   does not go on. Where it was foretold to a quarter it is trusted, whatever its size.
 - v: Gaussian data leave rho = n / sqrt(s^2 + n^2) of the noise, so that what an answer has explained tells how large
   the data are. Guidance and errors explain nothing: there rho stays at 1, and v is data_std^2.
+- rho > 1: what an answer leaves of x, and what it misses of x_0, are orthogonal, so that on the path it finds no more
+  noise than there is. An x in which it finds more is off the path, by n sqrt(rho^2 - 1) or more: a step was so long
+  that the sample was decided within it. The answer is of that decision, and its change does not go on. Gaussian data
+  decide nothing: there an answer goes towards x, and rho stays below 1 in any step.
 - s: under the prior P is a regression, so <d_0, P> is |P|^2 in the mean. It is less where a sample was decided sooner
   than foretold: old differences, which are large then, must not be added again.
 
@@ -69,8 +75,8 @@ class TrustingStage(NamedTuple):
 
         y  = x - moved + gain m_0 + C,            x' = scale y + moved',   moved' = move m_0 + z M
 
-    C, of `correct`, and M, of `predict`, are lead d_0 + s sum_j rest_j d_j; without C y is x. `keep` differences serve
-    the next call. Sizes are per sample, and no tensor becomes a Python number.
+    C, of `correct`, and M, of `predict`, are lead d_0 + s sum_j rest_j d_j, a lead of C above 0 counting z times;
+    without C y is x. `keep` differences serve the next call. Sizes are per sample, and no tensor becomes a number.
     """
 
     node: Node
@@ -94,7 +100,10 @@ class TrustingStage(NamedTuple):
         z, share = self._trust(differences, state.noise / noise.clamp_(min=TINY))
         moved = denoised * self.move
         if self.correct:
-            x = (x - state.moved).add_(denoised, alpha=self.gain).add_(differences[0], alpha=self.correct.lead)
+            lead = self.correct.lead
+            x = (x - state.moved).add_(denoised, alpha=self.gain).add_(differences[0], alpha=min(lead, 0.0))
+            if lead > 0:
+                x.addcmul_(z, differences[0], value=lead)
             for weight, difference in zip(self.correct.rest, differences, strict=False):
                 x.addcmul_(share, difference, value=weight)
         if self.predict:
@@ -108,7 +117,8 @@ class TrustingStage(NamedTuple):
     def _trust(self, differences: Sequence[Tensor], resolved: Tensor) -> tuple[Tensor, Tensor]:
         """z and s, (B, 1, ...); s where there is something foretold."""
         d = differences[0]
-        allowed = resolved.square_().sub_(1).mul_(self.node.nsr**2).clamp_(min=self.data_std**2)
+        allowed = resolved.square().sub_(1).mul_(self.node.nsr**2).clamp_(min=self.data_std**2)
+        allowed.div_(resolved.pow(-2).sub_(1).clamp_(min=0).div_(SLACK**2).add_(1))
         allowed.mul_((TRUSTED * self.surprise) ** 2 * d[0].numel())
         came = _size(d).square()
         if not self.foretold:
