@@ -36,6 +36,23 @@ def test_the_adjoint_is_the_transposed_matrix(operator):
         assert torch.allclose(matrix(each.A_adjoint, measured), forward.T, rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+def test_what_is_known_of_it_is_so(operator):
+    x, turn = rows(*SHAPE), torch.linalg.qr(rows(2)[:2]).Q
+    at = linearised(operator, x)
+    assert at.alike
+    assert torch.allclose(operator.A(torch.einsum("cd,ndhw->nchw", turn, x)),
+                          torch.einsum("cd,ndhw->nchw", turn, operator.A(x)), rtol=0, atol=1e-14)  # fmt: skip
+    if operator is not OPERATORS["inpainting"]:
+        along, across = at.tables
+        assert torch.allclose(operator.A(x), along @ x @ across.T, rtol=0, atol=1e-14)
+
+
+def test_a_mask_of_some_channels_alone_is_not_alike():
+    for mask, alike in [(MASK, True), (MASK.expand(SHAPE), True), (torch.stack([MASK, 1 - MASK]), False)]:
+        assert linearised(inpainting(mask, SHAPE), rows(*SHAPE)).alike == alike
+
+
 def test_a_decoder_with_attention_is_linearised():
     """Whose fast kernels have no derivative in forward mode."""
     x, v = rows(1, 4, 4)[:2], rows(1, 4, 4)[1:]

@@ -6,7 +6,7 @@ import torch
 import fewstep as fs
 from benchmarks.problems.mixtures import GaussianMixture
 from benchmarks.restore import exact
-from fewstep.restore import Linear, deblurring, inpainting, posterior, red_diff, superresolution
+from fewstep.restore import Linear, Spectrum, deblurring, inpainting, posterior, red_diff, superresolution
 from fewstep.restore.posterior import METHODS
 from gaussians import normal
 
@@ -120,6 +120,43 @@ def test_a_measurement_that_is_not_linear_is_taken_as_it_is_near_the_answer():
     assert (curved(exact.drawn(LAW, 20, seed=4)) - y).square().mean().sqrt() > 0.3
 
 
+SIZE = (3, 8, 6)
+SEEN = (torch.arange(3 * 8 * 6).reshape(SIZE) * 7 % 5 < 3).double()
+KNOWN = {
+    "mask": inpainting(SEEN[0], SIZE),
+    "mask of each channel": inpainting(SEEN, SIZE),
+    "all": inpainting(torch.ones(1), SIZE),
+    "none": inpainting(torch.zeros(1), SIZE),
+    "downsampling": superresolution(2, SIZE),
+    "blur": deblurring(1.2, SIZE),
+    "blur without channels": deblurring(1.2, SIZE[1:]),
+}
+
+
+TURN = torch.linalg.qr(normal((3, 3), 5)).Q
+COLOURED = {"method": "proximal", "spectrum": Spectrum(normal(SIZE, seed=4).exp(), TURN)}
+
+
+@pytest.mark.parametrize(
+    ("operator", "options"),
+    [
+        pytest.param(operator, dict(options), id=f"{name}, {label}")
+        for name, operator in KNOWN.items()
+        for label, options in [("spectrum", COLOURED), ("flat", {"method": "proximal"}), ("pigdm", {"method": "pigdm"})]
+        if options is not COLOURED or operator.shape == SIZE
+    ],
+)
+def test_what_is_known_of_an_operator_saves_work_alone(operator, options):
+    """The answer is that of its two functions, of which nothing is known."""
+    y = operator.A(normal((2, *operator.shape), seed=1)) + 0.1
+    options |= {"noise": 0.3, "schedule": fs.EDM(), "tolerance": 1e-12, "iterations": 200}
+    plain = Linear(operator.function, operator.shape, operator.adjoint)
+    found, due = (posterior(elementwise, each, y, **options) for each in (operator, plain))
+    x = normal((2, *operator.shape), seed=2)
+    for sigma in (0.1, 2.0):
+        assert torch.allclose(found(x, sigma), due(x, sigma), rtol=0, atol=1e-9)
+
+
 # Costs
 
 
@@ -176,7 +213,7 @@ def test_calls_gradients_and_iterations_are_counted(method, gradients):
 # Batches and seeds
 
 
-@pytest.mark.parametrize("method", [*METHODS, "red_diff"])
+@pytest.mark.parametrize("method", [*METHODS, "spectrum", "red_diff"])
 @pytest.mark.parametrize(
     "operator",
     [inpainting(torch.arange(64).reshape(8, 8) % 3 > 0, (3, 8, 8)), superresolution(2, (3, 8, 8)),
@@ -190,7 +227,10 @@ def test_a_sample_does_not_depend_on_its_batch(method, operator):
     def drawn(rows):
         if method == "red_diff":
             return red_diff(elementwise, operator, y[rows], noise=0.1, schedule=fs.EDM(), seeds=rows, nfe=6)
-        given = posterior(elementwise, operator, y[rows], noise=0.1, schedule=fs.EDM(), method=method)
+        options = {"method": method}
+        if method == "spectrum":
+            options = {"method": "proximal", "spectrum": Spectrum.of(normal((20, 3, 8, 8), seed=3))}
+        given = posterior(elementwise, operator, y[rows], noise=0.1, schedule=fs.EDM(), **options)
         noise = fs.unit_noise(rows, (3, 8, 8), dtype=torch.float64)
         return fs.sample(given, noise, solver=fs.DDIM(eta=1.0), nfe=6, seeds=rows)
 

@@ -63,6 +63,15 @@ class Linear:
         return x  # type: ignore[no-any-return]
 
 
+@dataclass(frozen=True, eq=False)
+class Known(Linear):
+    """One of which more is known, so that systems take fewer operations: it changes nothing in place, does to each
+    channel `alike`, and, if it has `tables`, rows (h, H) and columns (w, W), makes of it rows x columns^T."""
+
+    alike: bool = True
+    tables: tuple[Tensor, Tensor] | None = None
+
+
 def inpainting(mask: Tensor, shape: tuple[int, ...]) -> Linear:
     """x times `mask`, 1 where x is seen and 0 where not, for x of `shape`, to which the mask must broadcast."""
     if not isinstance(mask, Tensor) or not bool(((mask == 0) | (mask == 1)).all()):
@@ -76,7 +85,7 @@ def inpainting(mask: Tensor, shape: tuple[int, ...]) -> Linear:
             f"mask must fit x of shape {tuple(shape)}; got {tuple(mask.shape)}: resize or crop one of them"
         )
     masked = partial(_masked, mask=mask)
-    return Linear(masked, shape, masked)
+    return Known(masked, shape, masked, alike=mask.ndim < 3 or bool((mask == mask[:1]).all()))
 
 
 def superresolution(factor: int, shape: tuple[int, ...]) -> Linear:
@@ -87,7 +96,11 @@ def superresolution(factor: int, shape: tuple[int, ...]) -> Linear:
         raise ValueError(
             f"factor must be 2 or more and divide the sides of {tuple(shape)}, an integer; got factor={factor!r}"
         )
-    return Linear(partial(avg_pool2d, kernel_size=factor), shape, partial(_spread, factor=factor))
+    rows, columns = (
+        torch.eye(side // factor, dtype=torch.float64).repeat_interleave(factor, 1) / factor for side in shape[-2:]
+    )
+    pooled, spread = partial(avg_pool2d, kernel_size=factor), partial(_spread, factor=factor)
+    return Known(pooled, shape, spread, tables=(rows, columns))
 
 
 def deblurring(std: float, shape: tuple[int, ...]) -> Linear:
@@ -103,7 +116,7 @@ def deblurring(std: float, shape: tuple[int, ...]) -> Linear:
     line = torch.exp(-torch.arange(-reach, reach + 1, dtype=torch.float64).square() / (2 * std**2))
     rows, columns = (_blur(side, line / line.sum()) for side in shape[-2:])
     blurred = (partial(_blurred, rows=one, columns=other) for one, other in ((rows, columns), (rows.T, columns.T)))
-    return Linear(next(blurred), shape, next(blurred))
+    return Known(next(blurred), shape, next(blurred), tables=(rows, columns))
 
 
 def _check_image(shape: tuple[int, ...]) -> None:
@@ -131,18 +144,24 @@ def _blurred(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 class Linearised(NamedTuple):
-    """An operator near a point: what it measures there, and the linear map about it with its adjoint."""
+    """An operator near a point: what it measures there, and the linear map about it, which may work in place on what it
+    is given, with its adjoint. `alike` and `tables` as for `Known`."""
 
     measured: Tensor
     forward: Callable[[Tensor], Tensor]
     adjoint: Callable[[Tensor], Tensor]
+    alike: bool = False
+    tables: tuple[Tensor, Tensor] | None = None
 
 
 def linearised(operator: Any, x: Tensor) -> Linearised:
     """`operator` about x (B, *); a linear one is the same about every x."""
     function, linear = _function(operator), isinstance(operator, Linear)
     if hasattr(operator, "A_adjoint") and not (linear and operator.adjoint is None):
-        return Linearised(function(x), function, lambda y: _adjoint(operator, y))
+        there, back = (operator.function, operator.adjoint) if linear else (operator.A, operator.A_adjoint)
+        if isinstance(operator, Known):
+            return Linearised(function(x), there, back, operator.alike, operator.tables)
+        return Linearised(function(x), there, lambda y: back(y.clone()))
 
     def watched(x: Tensor) -> Tensor:
         return derived(function(x), "operator's function", "write it without torch.no_grad and detach")

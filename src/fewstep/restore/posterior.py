@@ -34,8 +34,9 @@ from torch import Tensor
 from ..guidance.base import answer
 from ..prediction import Denoiser, schedule_of
 from ..schedule import Node, Schedule
-from .measurement import check_derivative, check_measurement, derived, linearised
+from .measurement import Linearised, check_derivative, check_measurement, derived, linearised
 from .residuals import Solution, conjugate_residuals
+from .separable import Map, same, separable
 from .spectrum import Spectrum
 from .symmetric import symmetric_residuals
 
@@ -102,20 +103,19 @@ class Posterior:
             check_derivative(self.operator, at)
             self.checked.append(True)
         residual = y - at.measured
-        inside = tweedie if self.method == "moment" else self._prior(node, mean)
-        outside = inside if self.method == "proximal" else tweedie
+        begin, seen, moved = self._system(node, mean, at, tweedie)
         if self.method == "dps":
             u = residual / (self._variance(node) + self.noise**2)
             found = Solution(u, torch.zeros(len(u), dtype=torch.long, device=u.device), u.new_zeros(len(u)))
         else:
-            solve = conjugate_residuals if inside is tweedie else symmetric_residuals
+            solve = conjugate_residuals if self.method == "moment" else symmetric_residuals
             found = solve(
-                lambda u: torch.add(at.forward(inside(at.adjoint(u))), u, alpha=self.noise**2),
-                residual,
+                lambda u: torch.add(seen(u), u, alpha=self.noise**2),
+                begin(residual),
                 self.tolerance,
                 self.iterations,
             )
-        restored = mean + outside(at.adjoint(found.u))
+        restored = mean + moved(found.u)
         if self.callback is not None:
             self.callback(Solve(node, gradients, found.iterations, found.residual))
         return restored.to(x.dtype)
@@ -138,11 +138,25 @@ class Posterior:
             raise ValueError(f"y must be one for all or one a sample, {len(x)}; got {len(self.y)}")
         return self.y.expand(len(x), *self.y.shape[1:]).to(x.device, torch.promote_types(x.dtype, torch.float32))
 
-    def _prior(self, node: Node, mean: Tensor) -> Callable[[Tensor], Tensor]:
+    def _system(self, node: Node, mean: Tensor, at: Linearised, tweedie: Map) -> tuple[Map, Map, Map]:
+        """u -> u', its coordinates; u' -> (A V A^T u)', with the V inside; and u' -> V A^T u, with the one outside."""
         if self.spectrum is not None:
-            return self.spectrum.prepared(node, mean)
+            return self.spectrum.system(node, mean, at)
         variance = self._variance(node)
-        return lambda v: v * variance
+
+        def flat(v: Tensor) -> Tensor:
+            return v * variance
+
+        def moved(u: Tensor) -> Tensor:
+            return flat(at.adjoint(u)) if self.method == "proximal" else tweedie(at.adjoint(u))
+
+        if self.method == "moment":
+            return same, lambda u: at.forward(tweedie(at.adjoint(u))), moved
+        if at.tables is None:
+            return same, lambda u: at.forward(flat(at.adjoint(u))), moved
+        rows, columns = (table.to(mean) for table in at.tables)
+        seen = separable(variance * rows @ rows.T, columns @ columns.T, at.measured.shape[:-2].numel())
+        return same, lambda u: seen(u.flatten(0, -3)).reshape(u.shape), moved
 
     def _variance(self, node: Node) -> float:
         data = self.schedule.data_scale**2

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from ..sampling import check_tensor
 from ..schedule import Node
+from .measurement import Linearised
+from .separable import Map, adjoint_pair, same
 
 __all__ = ["Spectrum"]
 
@@ -42,38 +43,70 @@ class Spectrum:
 
     def conditional(self, v: Tensor, node: Node) -> Tensor:
         """V v for v (B, C, H, W), V = Cov(x_0 | x) of Gaussian data: s^2 sigma^2 / (alpha^2 s^2 + sigma^2)."""
-        return self.prepared(node, v)(v)
+        self._check(v)
+        return self._images(self._coefficients(v) * self._left(node).to(v))
 
-    def prepared(self, node: Node, like: Tensor) -> Callable[[Tensor], Tensor]:
-        """v -> `conditional(v, node)` for many v like `like`: what all share is made once."""
-        if like.shape[1:] != self.variances.shape:
-            raise ValueError(f"spectrum is of images {tuple(self.variances.shape)}; got x of {tuple(like.shape[1:])}")
-        left = (self.variances * (node.sigma**2 / (node.alpha**2 * self.variances + node.sigma**2))).to(like)
-        into, back = self._basis(like)
-        return lambda v: back(into(v) * left)
+    def system(self, node: Node, like: Tensor, at: Linearised) -> tuple[Map, Map, Map]:
+        """For many u like A `like`: u -> u', its coordinates; u' -> (A V A^T u)'; and u' -> V A^T u.
+
+        What A does to each channel alike it does to each colour alike: u' is of colours, which are mixed no more. Where
+        it works along rows and columns, it and the cosines are one pair of tables.
+        """
+        self._check(like)
+        left = self._left(node).to(like).expand(like.shape).flatten(0, 1)  # of each channel
+        cosines, colours = _cosines_of(like), self.colours.to(like)
+        back, into = adjoint_pair(*cosines, len(left))
+        turned, mixed = partial(_mixed, colours.T), partial(_mixed, colours)
+        begin, before, after = (turned, same, same) if at.alike else (same, turned, mixed)
+
+        def images(z: Tensor) -> Tensor:
+            return back(z).reshape(like.shape)
+
+        if at.alike and at.tables is not None:
+            rows, columns = (table.to(like) @ side for table, side in zip(at.tables, cosines, strict=True))
+            measured, pulled = adjoint_pair(rows, columns, len(left))
+
+            def there(u: Tensor) -> Tensor:
+                return pulled(u.flatten(0, 1))
+
+            def again(z: Tensor) -> Tensor:
+                return measured(z).reshape(at.measured.shape)
+
+        else:
+
+            def there(u: Tensor) -> Tensor:
+                return into(before(at.adjoint(u)).flatten(0, 1))
+
+            def again(z: Tensor) -> Tensor:
+                return at.forward(after(images(z)))
+
+        return begin, lambda u: again(there(u) * left), lambda u: mixed(images(there(u) * left))
+
+    def _check(self, x: Tensor) -> None:
+        if x.shape[1:] != self.variances.shape:
+            raise ValueError(f"spectrum is of images {tuple(self.variances.shape)}; got x of {tuple(x.shape[1:])}")
+
+    def _left(self, node: Node) -> Tensor:
+        """The variances of V."""
+        return self.variances * (node.sigma**2 / (node.alpha**2 * self.variances + node.sigma**2))
 
     def _coefficients(self, x: Tensor) -> Tensor:
-        return self._basis(x)[0](x)
+        _, into = adjoint_pair(*_cosines_of(x), x.shape[0] * x.shape[1])
+        return _mixed(self.colours.to(x).T, into(x.flatten(0, 1)).reshape(x.shape))
 
     def _images(self, z: Tensor) -> Tensor:
-        return self._basis(z)[1](z)
-
-    def _basis(self, like: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        """B^T and B."""
-        rows, columns = (_cosines(side).to(like) for side in like.shape[-2:])
-        colours = self.colours.to(like)
-
-        def into(x: Tensor) -> Tensor:
-            return _mixed(colours.T, rows @ x @ columns.T)
-
-        def back(z: Tensor) -> Tensor:
-            return _mixed(colours, rows.T @ z @ columns)
-
-        return into, back
+        back, _ = adjoint_pair(*_cosines_of(z), z.shape[0] * z.shape[1])
+        return _mixed(self.colours.to(z), back(z.flatten(0, 1)).reshape(z.shape))
 
 
 def _mixed(colours: Tensor, x: Tensor) -> Tensor:
-    return (colours @ x.flatten(2)).reshape(x.shape)
+    return torch.bmm(colours.expand(len(x), -1, -1), x.flatten(2)).reshape(x.shape)
+
+
+def _cosines_of(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Tables from coefficients to rows, and to columns."""
+    height, width = like.shape[-2:]
+    return _cosines(height).to(like).T, _cosines(width).to(like).T
 
 
 @cache

@@ -26,27 +26,28 @@ def symmetric_residuals(product: Callable[[Tensor], Tensor], b: Tensor, toleranc
     A system that is solved, or of which M sees no more of what is left than rounding does, is frozen, so that it does
     not depend on the others. Inner products are of b's dtype. An accelerator waits once an iteration.
     """
-    r = b.flatten(1)
-    dot = Inner(r, None).dot
+    r, dot = b.contiguous(), Inner(b, None).dot
     u = p = image = torch.zeros_like(r)  # p and M p
     left = whole = dot(r, r)
-    before, largest, zero = torch.ones_like(whole), torch.zeros_like(whole), whole.new_zeros(())
+    # Scalars as tensors: an operation takes half of its time with a number.
+    kind = torch.finfo(b.dtype)
+    zero, rounding, tiny, endless = (whole.new_full((), number) for number in (0, kind.eps, kind.tiny, torch.inf))
+    before = shortest = endless
     enough = tolerance**2 * whole
-    active, iterations = whole > 0, torch.zeros_like(whole, dtype=torch.long)
+    active, iterations = whole > zero, torch.zeros_like(whole, dtype=torch.long)
     for _ in range(most):
         if not bool(active.any()):
             break
-        seen = product(r.reshape(b.shape)).flatten(1)
+        seen = product(r).contiguous()
         curvature = dot(r, seen)
-        share = torch.where(active, curvature / before, zero)
-        p, image, before = torch.addcmul(r, share, p), torch.addcmul(seen, share, image), curvature
-        rate = dot(image, image) / curvature  # a mean of eigenvalues; 0 / 0 where nothing is left
-        active = active & (curvature > torch.finfo(b.dtype).eps * largest * left) & (rate > 0)
-        largest = torch.fmax(largest, rate)
-        step = torch.where(active, 1 / rate, zero)
+        active = active & (curvature * shortest > rounding * left)
+        curvature = torch.where(active, curvature, zero)  # of what is frozen every step is 0
+        share = curvature / before
+        p, image = torch.addcmul(r, share, p), torch.addcmul(seen, share, image)
+        step = curvature / torch.fmax(dot(image, image), tiny)  # one over a mean of eigenvalues
         u, r = torch.addcmul(u, step, p), torch.addcmul(r, step, image, value=-1)
-        left = dot(r, r)
+        before, shortest, left = torch.fmax(curvature, tiny), torch.fmin(shortest, step), dot(r, r)
         iterations += active
         active = active & (left > enough)
-    residual = torch.where(whole == 0, zero, (left / whole).sqrt())
-    return Solution(u.reshape(b.shape), iterations.flatten(), residual.flatten())
+    residual = torch.where(whole == zero, zero, (left / whole).sqrt())
+    return Solution(u, iterations.flatten(), residual.flatten())
