@@ -19,7 +19,7 @@ from fewstep.bench.markdown import table
 from .command import Out, write
 from .quality.ratios import NEGLIGIBLE, OURS
 from .quality.results import Measurement
-from .quality.run import FULL, OWN_GRID, SETTINGS, SINGLE_IMAGES
+from .quality.run import FULL, OWN_GRID, SETTINGS, SINGLE_IMAGES, on_grids
 
 __all__ = ["RANGES", "best", "errors", "page"]
 
@@ -31,15 +31,22 @@ Errors = Mapping[tuple[str, str, str], Mapping[tuple[str, int], float]]
 
 
 def errors(problems: Iterable[str], records: Path = RECORDS) -> Errors:
-    """RMSE by problem and calls, of each schedule, solver and grid: peers on a part of the samples, ours on all."""
+    """RMSE by problem and calls, of each schedule, solver and grid: peers on a part of the samples, ours on all.
+
+    Where a solver did not run, the best of three usual ones stands for it, which is far behind there (`quality.run`).
+    """
     found: dict[tuple[str, str, str], dict[tuple[str, int], float]] = {}
     for problem in problems:
+        ran: dict[tuple[str, int], list[Measurement]] = {}
         for path, ours in ((records / problem / "heats", False), (records / problem, True)):
             for line in (path / "results.jsonl").read_text(encoding="utf-8").splitlines():
                 each = Measurement.read(line)
                 if each.nfe and (each.solver == OURS) == ours:
-                    key = each.schedule, each.solver, each.grid
-                    found.setdefault(key, {})[problem, each.nfe] = max(each.rmse, NEGLIGIBLE)
+                    ran.setdefault((each.schedule, each.nfe), []).append(each)
+        for (schedule, calls), all_ran in ran.items():
+            for solver in {each.solver for each in all_ran}:
+                for grid, error in on_grids(all_ran, solver).items():
+                    found.setdefault((schedule, solver, grid), {})[problem, calls] = max(error, NEGLIGIBLE)
     return found
 
 

@@ -24,7 +24,9 @@ from .run import (
     QUALIFYING,
     SETTINGS,
     STATISTICS_SAMPLES,
+    USUAL,
     Plan,
+    on_grids,
 )
 
 __all__ = ["page"]
@@ -70,6 +72,7 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
             ),
             budgets=budgets,
             peers=", ".join(plan.peers),
+            usual=", ".join(USUAL),
             qualifying=QUALIFYING,
             qualifies=QUALIFIES,
             heat=HEAT,
@@ -180,9 +183,8 @@ def _best_grids(cells: Sequence[Cell], peers: Sequence[str]) -> str:
         errors: dict[str, list[float]] = {}
         for cell in cells:
             if cell.schedule == schedule and (cell.nfe <= FEW) == few:
-                for each in cell.heat:
-                    if each.solver == peer:
-                        errors.setdefault(each.grid, []).append(max(each.rmse, NEGLIGIBLE))
+                for grid, error in on_grids(cell.heat, peer).items():
+                    errors.setdefault(grid, []).append(max(error, NEGLIGIBLE))
         return min(errors, key=lambda grid: statistics.geometric_mean(errors[grid]), default=NOTHING)
 
     heads = [f"{schedule}, {calls}" for schedule in schedules for calls in ("few", "more")]
@@ -365,8 +367,9 @@ chosen for each run (`solvers/core/last_steps.py`). `python -m benchmarks.qualit
 D(x/α; σ/α), the network's noise level clamped to the range that it was trained on.
 
 **Solvers.** `EVODiff()` runs on its own grid. Each peer runs on every one of a schedule's grids, and the best peer and
-grid are chosen in each cell, for each metric, after the fact: an oracle for the peers. All run on {qualifying} samples
-first, those within {qualifies:g} of the least RMSE there in a heat, on one in {heat} of the samples, and those within
+grid are chosen in each cell, for each metric, after the fact: an oracle for the peers. {usual} and published EVODiff
+run on all grids first, on {qualifying} samples, the others where one of these three is within {qualifies:g} of the
+least RMSE. Those within {qualifies:g} of the least run in a heat, on one in {heat} of the samples, and those within
 {contends:g} of the best of that in some metric on all. All make exactly as many calls; Heun spends an odd one on a step
 of first order. On flows, peers that predict noise predict velocities.{informed}
 
@@ -441,8 +444,8 @@ column. Geometric mean and cells won, on the samples that both ran on. By RMSE:
 """
 GRIDS_NOTE = """### The best grid of each solver
 
-By the geometric mean of RMSE over the problems, of the heats, or the first samples where a grid did not qualify; few
-are up to {few} calls.
+By the geometric mean of RMSE over the problems, of the heats, or the first samples where a grid did not qualify, or
+the best of the usual three where the solver did not run; few are up to {few} calls.
 """
 ASTRAY_NOTE = """### Samples that go astray
 

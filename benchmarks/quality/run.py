@@ -1,9 +1,9 @@
 """The bench of image quality: EVODiff's default beside the field, on problems whose solution is known.
 
 A cell is a problem, a schedule and a budget. In each, EVODiff() runs on its own grid, and every peer on all that suit
-the schedule; the best peer and grid are chosen per cell and metric afterwards, an oracle for the peers. All run on a
-few samples first; of the peers those that are not far behind run in a heat, on a part of the samples, and those that
-come near the best of it on all.
+the schedule; the best peer and grid are chosen per cell and metric afterwards, an oracle for the peers. Three usual
+peers run on all grids, on a few samples, the others on those grids where these are not far behind; of all peers those
+that are not far behind there run in a heat, on a part of the samples, and those that come near the best of it on all.
 """
 
 from __future__ import annotations
@@ -46,12 +46,14 @@ from ..problems.base import batches
 from .ratios import NEGLIGIBLE, OURS, PUBLISHED, Cell
 from .results import Distance, Key, Measurement, Results, rms
 
-__all__ = ["FULL", "OURS_ELSEWHERE", "QUICK", "SETTINGS", "SINGLE_IMAGES", "Plan", "cells", "fill", "trial"]
+__all__ = ["FULL", "OURS_ELSEWHERE", "QUICK", "SETTINGS", "SINGLE_IMAGES", "Plan", "cells", "fill", "on_grids", "trial"]
 
 CONVERGED = "converged"
 OWN_GRID = "own"
 QUALIFYING = 4  # samples that all run on first
-QUALIFIES = 2.0  # times the least RMSE there: who is further behind runs in no heat
+QUALIFIES = 2.0  # times the least RMSE there: who is further behind runs in no heat, a grid with no other peers
+USUAL = ("dpmpp-2m", "unipc-3", "ipndm-4")  # in log-SNR with and without correction, and in sigma
+ANYWHERE = {OURS, PUBLISHED, *USUAL}  # who runs on every grid
 HEAT = 4  # one in so many
 CONTENDS = 1.25  # of the best peer's RMSE, or Fréchet distance, in the heat: who is further behind runs no further
 INFORMED = "dpm-solver-v3-3"  # the peer that needs statistics
@@ -210,19 +212,24 @@ def _fill_schedule(
     entrants = [each for each in candidates if each.name != OURS or each.grid is None]
     for nfe in plan.budgets:
         wanted = targets if nfe in FRECHET_BUDGETS else {}
-        for candidate in entrants:
-            key = name, nfe, candidate.name, candidate.grid_name
-            if heats.get(key) is None:
-                heats.add(_measured(few, name, candidate, nfe, exact[: few.samples], {}, resampled=0))
+        for everywhere in (True, False):
+            suits = _suits(_ran(heats, name, nfe))
+            for candidate in entrants:
+                key = name, nfe, candidate.name, candidate.grid_name
+                due = candidate.name in ANYWHERE if everywhere else candidate.grid_name in suits
+                if due and heats.get(key) is None:
+                    heats.add(_measured(few, name, candidate, nfe, exact[: few.samples], {}, resampled=0))
         qualified = _qualified(_ran(heats, name, nfe))
         for candidate in entrants:
             key = name, nfe, candidate.name, candidate.grid_name
             if key[2:] in qualified and not heats.holds(key, wanted, heat.many, heat.samples):
                 heats.add(_measured(heat, name, candidate, nfe, exact[: heat.samples], wanted, resampled=0))
-        contenders = _contenders(_ran(heats, name, nfe))
+        contenders = _contenders(_ran(heats, name, nfe)) | {
+            (OURS, grid) for grid in (OWN_GRID, *suits, *OURS_ELSEWHERE)
+        }
         for candidate in candidates:
             key = name, nfe, candidate.name, candidate.grid_name
-            if (candidate.name == OURS or key[2:] in contenders) and not results.holds(key, wanted, problem.many):
+            if key[2:] in contenders and not results.holds(key, wanted, problem.many):
                 results.add(_measured(problem, name, candidate, nfe, exact, wanted, FRECHET_RESAMPLES))
 
 
@@ -232,6 +239,23 @@ def _heat(problem: Problem) -> Problem:
 
 def _ran(heats: Results, schedule: str, nfe: int) -> list[Measurement]:
     return sorted((each for each in heats if each.key[:2] == (schedule, nfe)), key=lambda each: each.key)
+
+
+def _suits(ran: Sequence[Measurement]) -> set[str]:
+    """The grids on which one of the usual peers is not far behind the best of them."""
+    found = [each for each in ran if each.solver in USUAL]
+    behind = {(each.solver, each.grid): rms(each.errors[:QUALIFYING]) for each in found}
+    return {grid for _, grid in _near(QUALIFIES, behind)} if behind else set()
+
+
+def on_grids(ran: Sequence[Measurement], solver: str) -> dict[str, float]:
+    """RMSE by grid, of the best of the usual peers where the solver did not run."""
+    usual: dict[str, float] = {}
+    for each in ran:
+        if each.solver in USUAL:
+            usual[each.grid] = min(usual.get(each.grid, math.inf), each.rmse)
+    own = {each.grid: each.rmse for each in ran if each.solver == solver}
+    return {**usual, **own} if own else {}
 
 
 def _qualified(ran: Sequence[Measurement]) -> set[tuple[str, str]]:
@@ -322,12 +346,14 @@ def _cell(name: str, results: Results, plan: Plan, ours: Measurement) -> Cell | 
     schedule, nfe = ours.schedule, ours.nfe
     heat = _ran(results.heats, schedule, nfe)
     # The statistics of the informed peer are not at hand for every problem.
-    entered = product({PUBLISHED, *plan.peers} - {INFORMED}, list(SETTINGS[schedule].grids)[: plan.grids])
-    if not {each.key[2:] for each in heat}.issuperset(entered):
+    peers, suits = {PUBLISHED, *plan.peers} - {INFORMED}, _suits(heat)
+    entered = product(peers, list(SETTINGS[schedule].grids)[: plan.grids])
+    due = {(peer, grid) for peer, grid in entered if peer in ANYWHERE or grid in suits}
+    if not {each.key[2:] for each in heat} >= due:
         return None
     found = [results.get((schedule, nfe, *each)) for each in sorted(_contenders(heat))]
-    peers = [peer for peer in found if peer is not None]
-    if len(peers) < len(found):
+    measured = [peer for peer in found if peer is not None]
+    if len(measured) < len(found):
         return None
     elsewhere = [results.get((schedule, nfe, OURS, grid)) for grid in _elsewhere(schedule, plan)]
     return Cell(
@@ -337,7 +363,7 @@ def _cell(name: str, results: Results, plan: Plan, ours: Measurement) -> Cell | 
         nfe,
         ours,
         [each for each in elsewhere if each is not None],
-        peers,
+        measured,
         results.get((schedule, 0, CONVERGED, OWN_GRID)),
         heat,
     )

@@ -160,14 +160,19 @@ def test_a_peer_runs_on_all_samples_where_it_is_near_the_best_of_a_heat_in_eithe
 
 
 def test_who_is_far_behind_on_the_first_samples_runs_in_no_heat(problems, tmp_path, monkeypatch):
-    """Ours and published EVODiff's better grids do, whatever they are."""
+    """Ours and published EVODiff's better grids do, whatever they are. Others run where one of the usual does well."""
+    left_out = set()
     monkeypatch.setattr(quality, "QUALIFIES", 1.2)
     fill_all(tmp_path)
     for problem in PLAN.problems:
         for schedule, nfe in product(PLAN.schedules, PLAN.budgets):
             ran = {each.key[2:]: each for each in Results(tmp_path / problem).heats if each.key[:2] == (schedule, nfe)}
-            assert set(ran) == {*everyone(schedule), (OURS, "own")}
             errors = {key: max(each.rmse, NEGLIGIBLE) for key, each in ran.items()}  # the heat is one sample
+            usual = {key: error for key, error in errors.items() if key[0] in quality.USUAL}
+            suits = {grid for (_, grid), error in usual.items() if error <= 1.2 * min(usual.values())}
+            far = {key for key in everyone(schedule) if key[0] == "heun" and key[1] not in suits}
+            assert set(ran) == {*everyone(schedule), (OURS, "own")} - far
+            left_out |= far
             qualified = {(OURS, "own")}
             for among in (set(ran) - {(OURS, "own")}, {key for key in ran if key[0] == PUBLISHED}):
                 qualified |= {key for key in among if errors[key] <= 1.2 * min(errors[each] for each in among)}
@@ -175,6 +180,7 @@ def test_who_is_far_behind_on_the_first_samples_runs_in_no_heat(problems, tmp_pa
                 assert {key for key, each in ran.items() if each.distances} == qualified
             whole = {each.key[2:] for each in Results(tmp_path / problem) if each.key[:2] == (schedule, nfe)}
             assert set(ran) & whole <= qualified
+    assert left_out
 
 
 def test_a_measurement_is_that_of_sample_against_the_closed_form(problems, tmp_path):
@@ -440,9 +446,10 @@ def test_the_command_writes_the_page_of_the_problems_that_it_is_given(pictures, 
     assert "### ideal, VE" in first
     assert "### mixture" not in first
     measured = tmp_path / "results" / "report-quick" / "ideal" / "results.jsonl"
-    # Published EVODiff and the peers on two grids each, and ours on its own.
-    runs = len(QUICK.schedules) * len(QUICK.budgets) * (2 * (1 + len(QUICK.peers)) + 1)
-    assert len(list(Results(measured.parent).heats)) == runs
+    # Published EVODiff and the peers on two grids each, of which one may suit nobody else, and ours on its own.
+    cells, everywhere, peers = len(QUICK.schedules) * len(QUICK.budgets), len(quality.ANYWHERE) - 1, len(QUICK.peers)
+    runs = len(list(Results(measured.parent).heats))
+    assert cells * (2 + everywhere + peers) <= runs <= cells * (1 + 2 * (1 + peers))
     assert run(*told, "--problem", "ideal", "--again", "evodiff").exit_code == 0
     assert (tmp_path / "page.md").read_text() == first
 
