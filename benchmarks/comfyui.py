@@ -35,8 +35,8 @@ LEVELS = "fewstep"
 SECTIONS = (("SD", 1.0), ("SD", 5.0), ("Flux", 1.0), ("Flux", 5.0))
 BUDGETS = (4, 5, 6, 8, 10, 12, 15, 20)
 # One that lands in another mode decides a cell of few: the largest ratio to Euler's error has a standard error of a
-# quarter with 64, of a tenth with these. For 3 % in every cell it would take 5,000.
-IMAGES = 256
+# quarter with 64, of a twentieth with these. For 3 % in every cell it would take 5,000.
+IMAGES = 1024
 FINE = 400  # levels of the converged solution
 NEARLY_ZERO = 1e-3  # sigma / alpha
 AIM = {1.0: 0.7, 5.0: 1.0}  # of the best peer's error, by guidance
