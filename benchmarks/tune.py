@@ -381,7 +381,7 @@ READING = f"""
   warning.
 - Where samples are decided by a hair, as between the points of a lattice, {SEEDS} seeds see too few such samples: give
   more (`--n 128`) and more evaluations (`--most 20000`), or keep the default.
-- Where answers jump, as those of boosted trees do, and on lattices, the best of all other solvers and levels leaves
+- Where answers jump, as those of boosted trees do, and for mixtures, the best of all other solvers and levels leaves
   less, by the tables above. It is known afterwards only; `fewstep compare` shows what to try.
 - A plan for one guidance says nothing of another.
 """
