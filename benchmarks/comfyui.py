@@ -139,11 +139,19 @@ def mean(values: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def ratios_of(errors: Errors) -> list[float]:
+def median(errors: Tensor) -> float:
+    return float(errors.median())
+
+
+def ratios_of(errors: Errors, size: Callable[[Tensor], float] = rms) -> list[float]:
     """Our sampler and levels over the best peer of each budget on its best scheduler."""
+    return [size(ours) / size(peer) for ours, peer in zip(errors[OURS, LEVELS], peers_of(errors, size), strict=True)]
+
+
+def peers_of(errors: Errors, size: Callable[[Tensor], float] = rms) -> list[Tensor]:
+    """The errors of the best peer of each budget on its best scheduler."""
     best = [errors[name, best_of(errors, name)] for name in PEERS]
-    peers = [min(map(rms, each)) for each in zip(*best, strict=True)]
-    return [rms(ours) / peer for ours, peer in zip(errors[OURS, LEVELS], peers, strict=True)]
+    return [min(each, key=size) for each in zip(*best, strict=True)]
 
 
 def over(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
@@ -155,7 +163,7 @@ def over(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
 
 def summary(errors: Errors, to_zero: Errors, aim: float) -> str:
     """Our sampler and levels beside the best peer of each budget on its best scheduler; and beside Euler's."""
-    ratios = ratios_of(errors)
+    ratios = [over(ours, peer) for ours, peer in zip(errors[OURS, LEVELS], peers_of(errors), strict=True)]
     beside = [
         (*over(ours, euler), scheduler, steps)
         for scheduler in (*THEIRS, LEVELS)
@@ -163,11 +171,12 @@ def summary(errors: Errors, to_zero: Errors, aim: float) -> str:
     ]
     worst, error, where, steps = max(beside)
     worse = sum(ratio > 1.05 for ratio, *_ in beside)
+    means = [f"{mean(each):.2f}" for each in (ratios_of(errors), ratios_of(to_zero), ratios_of(errors, median))]
     return (
         f"`{OURS}` on `{LEVELS}` over the best of the others on its best scheduler, by calls: "
-        + ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        + f"; geometric mean **{mean(ratios):.2f}** (the aim was {aim:g}), of errors to the solution at σ = 0 "
-        f"{mean(ratios_of(to_zero)):.2f}. Over `euler` on the same levels it is at most {worst:.2f} ± {error:.2f} "
+        + ", ".join(f"{ratio:.2f} ± {error:.2f}" for ratio, error in ratios)
+        + f"; geometric mean **{means[0]}** (the aim was {aim:g}), of errors to the solution at σ = 0 {means[1]}, of "
+        f"median latents {means[2]}. Over `euler` on the same levels it is at most {worst:.2f} ± {error:.2f} "
         f"({where}, {steps} calls), and above 1.05 in {worse} of {len(beside)} cells.\n"
     )
 
@@ -278,11 +287,11 @@ In ComfyUI {version}, by its KSampler on the CPU. The model is exact: a mixture 
 what {fine} steps of UniPC-3 make of the same noise with the same guidance, by steps, which are model calls. They end as
 a long run in ComfyUI does, with what the model denoises at its last level. Each sampler is on `simple`, on the best of
 ComfyUI's schedulers for it over all columns, and on `fewstep`; the last column is the geometric mean, and the least of
-a column is in bold. ± is one standard error, of the draw of latents. `er_sde` draws noise, so that its images are
-others: its figures say no more than that. Below each table is also the mean of errors to the solution at σ = 0: on
-Stable Diffusion's levels all end 0.004 from it, as the model is not asked below σ = 0.03. `fewstep` on a flow ends at
-its lowest level, with the noise of that, σ = 0.0003. Nothing here says what images look like. Written by `make
-comfyui`.
+a column is in bold. ± is one standard error, of the draw of latents: one that lands in another mode is most of an RMSE.
+`er_sde` draws noise, so that its images are others: its figures say no more than that. Below each table are also the
+mean of errors to the solution at σ = 0, and that of median latents. On Stable Diffusion's levels all end 0.004 from
+σ = 0, as the model is not asked below σ = 0.03. `fewstep` on a flow ends at its lowest level, with the noise of that,
+σ = 0.0003. Nothing here says what images look like. Written by `make comfyui`.
 """
 
 

@@ -33,7 +33,8 @@ def test_the_best_of_a_sampler_is_shown_once_and_the_least_is_bold():
 def test_ours_is_told_beside_the_best_peer_and_euler():
     found = errors(evodiff__fewstep=0.2, ipndm__beta=0.4, euler__normal=0.5, evodiff__normal=0.6)
     told = comfyui.summary(found, errors(evodiff__fewstep=0.5), 0.7)
-    assert "of errors to the solution at σ = 0 0.50." in told
+    assert "of errors to the solution at σ = 0 0.50, of median latents 0.50." in told
+    assert "by calls: 0.50 ± 0.00, " in told
     assert "geometric mean **0.50** (the aim was 0.7)" in told
     assert f"at most 1.20 ± 0.00 (normal, {comfyui.BUDGETS[-1]} calls), and above 1.05 in 8 of 72 cells" in told
 
