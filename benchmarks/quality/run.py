@@ -245,7 +245,7 @@ def _suits(ran: Sequence[Measurement]) -> set[str]:
     """The grids on which one of the usual peers is not far behind the best of them."""
     found = [each for each in ran if each.solver in USUAL]
     behind = {(each.solver, each.grid): rms(each.errors[:QUALIFYING]) for each in found}
-    return {grid for _, grid in _near(QUALIFIES, behind)} if behind else set()
+    return {grid for _, grid in _near(QUALIFIES, behind)}
 
 
 def on_grids(ran: Sequence[Measurement], solver: str) -> dict[str, float]:
