@@ -46,7 +46,20 @@ from ..problems.base import batches
 from .ratios import NEGLIGIBLE, OURS, PUBLISHED, Cell
 from .results import Distance, Key, Measurement, Results, rms
 
-__all__ = ["FULL", "OURS_ELSEWHERE", "QUICK", "SETTINGS", "SINGLE_IMAGES", "Plan", "cells", "fill", "on_grids", "trial"]
+__all__ = [
+    "FULL",
+    "OURS_ELSEWHERE",
+    "QUICK",
+    "SETTINGS",
+    "SINGLE_IMAGES",
+    "Plan",
+    "candidates",
+    "cells",
+    "fill",
+    "on_grids",
+    "statistics_of",
+    "trial",
+]
 
 CONVERGED = "converged"
 OWN_GRID = "own"
@@ -191,7 +204,7 @@ def fill(
             results.forget(solver)
             results.heats.forget(solver)
         targets = _targets(problem, results) if plan.frechet else {}
-        statistics = _statistics(problem, results) if INFORMED in plan.peers else None
+        statistics = statistics_of(problem, results) if INFORMED in plan.peers else None
         for schedule in plan.schedules:
             say(f"{name}, {schedule} ...")
             _fill_schedule(problem, schedule, plan, results, targets, statistics)
@@ -208,8 +221,8 @@ def _fill_schedule(
         results.add(Measurement(*floor, [], [], [], _distances(problem, images, targets, FRECHET_RESAMPLES)))
     heat, heats = _heat(problem), results.heats
     few = dataclasses.replace(problem, samples=min(QUALIFYING, heat.samples))
-    candidates = list(_candidates(name, plan, statistics))
-    entrants = [each for each in candidates if each.name != OURS or each.grid is None]
+    everyone = list(candidates(name, plan, statistics))
+    entrants = [each for each in everyone if each.name != OURS or each.grid is None]
     for nfe in plan.budgets:
         wanted = targets if nfe in FRECHET_BUDGETS else {}
         for everywhere in (True, False):
@@ -227,7 +240,7 @@ def _fill_schedule(
         contenders = _contenders(_ran(heats, name, nfe)) | {
             (OURS, grid) for grid in (OWN_GRID, *suits, *OURS_ELSEWHERE)
         }
-        for candidate in candidates:
+        for candidate in everyone:
             key = name, nfe, candidate.name, candidate.grid_name
             if key[2:] in contenders and not results.holds(key, wanted, problem.many):
                 results.add(_measured(problem, name, candidate, nfe, exact, wanted, FRECHET_RESAMPLES))
@@ -376,7 +389,8 @@ def _elsewhere(schedule: str, plan: Plan) -> Mapping[str, Grid]:
     return {**dict(list(SETTINGS[schedule].grids.items())[: plan.grids]), **OURS_ELSEWHERE}
 
 
-def _candidates(name: str, plan: Plan, statistics: EMS | None) -> Iterator[Candidate]:
+def candidates(name: str, plan: Plan, statistics: EMS | None) -> Iterator[Candidate]:
+    """Ours and all peers on all grids of a schedule, by its name; the informed peer where there are statistics."""
     yield Candidate(OURS, EVODiff(), OWN_GRID, None)
     for grid_name, grid in _elsewhere(name, plan).items():
         yield Candidate(OURS, EVODiff(), grid_name, grid)
@@ -439,8 +453,11 @@ def _cut(problem: Problem, plan: Plan) -> Problem:
     return dataclasses.replace(problem, samples=math.ceil(problem.samples / plan.share))
 
 
-def _statistics(problem: Problem, results: Results) -> EMS | None:
-    """Those of DPM-Solver-v3, estimated once on the flow, whose log-SNRs include the other schedules'."""
+def statistics_of(problem: Problem, results: Results) -> EMS | None:
+    """Those of DPM-Solver-v3, kept beside the results; None without images.
+
+    They are estimated once, on the flow, whose log-SNRs include the other schedules'.
+    """
     if problem.images is None:
         return None
     path = results.folder / f"ems{results.tag}.safetensors"
