@@ -242,7 +242,7 @@ def moved_by_an_edit(name, kind, edit_at):
 def test_an_edit_survives_its_step(name, edit_at):
     nodes = scheduled(final_sigmas_type="sigma_min")._nodes
     with_image, with_noise = (moved_by_an_edit(name, kind, edit_at) for kind in ("sample", "epsilon"))
-    if name.startswith(NOT_LINEAR):
+    if name == "evodiff" or name.startswith(NOT_LINEAR):  # the default trusts an answer by the noise that it finds in x
         assert with_image.mean() > nodes[-1].sigma / nodes[edit_at].sigma / 10
         return
     # Solvers scale x as sigma if they combine images, as alpha if they combine noise, and then it moves nothing else.
