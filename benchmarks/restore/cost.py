@@ -34,7 +34,7 @@ __all__ = ["KINDS", "LIMIT", "Cost", "compare", "iterations", "operators", "page
 
 CALLS = 10
 BATCHES = {1: 9, 8: 5}  # and how often each is run, one after the other, for its time
-PROCESSES = 3  # of each, for its memory
+PROCESSES = 9  # of each, for its memory: of a few MiB single ones are off by a fifth
 LIMIT = 1.2  # of plain sampling's
 NOISE = 0.05
 KEPT = 48  # samples of the model whose spectrum is taken
