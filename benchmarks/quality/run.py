@@ -223,15 +223,18 @@ def _fill_schedule(
     few = dataclasses.replace(problem, samples=min(QUALIFYING, heat.samples))
     everyone = list(candidates(name, plan, statistics))
     entrants = [each for each in everyone if each.name != OURS or each.grid is None]
+
+    def first(nfe: int, suits: set[str]) -> None:
+        for candidate in entrants:
+            key = name, nfe, candidate.name, candidate.grid_name
+            if _due(candidate.name, candidate.grid_name, suits) and heats.get(key) is None:
+                heats.add(_measured(few, name, candidate, nfe, exact[: few.samples], {}, resampled=0))
+
     for nfe in plan.budgets:
         wanted = targets if nfe in FRECHET_BUDGETS else {}
-        for everywhere in (True, False):
-            suits = _suits(_ran(heats, name, nfe))
-            for candidate in entrants:
-                key = name, nfe, candidate.name, candidate.grid_name
-                due = candidate.name in ANYWHERE if everywhere else candidate.grid_name in suits
-                if due and heats.get(key) is None:
-                    heats.add(_measured(few, name, candidate, nfe, exact[: few.samples], {}, resampled=0))
+        first(nfe, set())
+        suits = _suits(_ran(heats, name, nfe))
+        first(nfe, suits)
         qualified = _qualified(_ran(heats, name, nfe))
         for candidate in entrants:
             key = name, nfe, candidate.name, candidate.grid_name
@@ -259,6 +262,11 @@ def _suits(ran: Sequence[Measurement]) -> set[str]:
     found = [each for each in ran if each.solver in USUAL]
     behind = {(each.solver, each.grid): rms(each.errors[:QUALIFYING]) for each in found}
     return {grid for _, grid in _near(QUALIFIES, behind)}
+
+
+def _due(solver: str, grid: str, suits: set[str]) -> bool:
+    """Whether it runs there."""
+    return solver in ANYWHERE or grid in suits
 
 
 def on_grids(ran: Sequence[Measurement], solver: str) -> dict[str, float]:
@@ -361,8 +369,7 @@ def _cell(name: str, results: Results, plan: Plan, ours: Measurement) -> Cell | 
     # The statistics of the informed peer are not at hand for every problem.
     peers, suits = {PUBLISHED, *plan.peers} - {INFORMED}, _suits(heat)
     entered = product(peers, list(SETTINGS[schedule].grids)[: plan.grids])
-    due = {(peer, grid) for peer, grid in entered if peer in ANYWHERE or grid in suits}
-    if not {each.key[2:] for each in heat} >= due:
+    if not {each.key[2:] for each in heat}.issuperset(each for each in entered if _due(*each, suits)):
         return None
     found = [results.get((schedule, nfe, *each)) for each in sorted(_contenders(heat))]
     measured = [peer for peer in found if peer is not None]

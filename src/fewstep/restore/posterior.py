@@ -147,13 +147,14 @@ class Posterior:
         def flat(v: Tensor) -> Tensor:
             return v * variance
 
-        def moved(u: Tensor) -> Tensor:
-            return flat(at.adjoint(u)) if self.method == "proximal" else tweedie(at.adjoint(u))
+        inside = tweedie if self.method == "moment" else flat
+        outside = flat if self.method == "proximal" else tweedie
 
-        if self.method == "moment":
-            return same, lambda u: at.forward(tweedie(at.adjoint(u))), moved
-        if at.tables is None:
-            return same, lambda u: at.forward(flat(at.adjoint(u))), moved
+        def moved(u: Tensor) -> Tensor:
+            return outside(at.adjoint(u))
+
+        if at.tables is None or self.method in ("moment", "dps"):  # nothing to iterate, or not by tables
+            return same, lambda u: at.forward(inside(at.adjoint(u))), moved
         rows, columns = (table.to(mean) for table in at.tables)
         seen = separable(variance * rows @ rows.T, columns @ columns.T, at.measured.shape[:-2].numel())
         return same, lambda u: seen(u.flatten(0, -3)).reshape(u.shape), moved

@@ -100,10 +100,11 @@ class TrustingStage(NamedTuple):
         z, share = self._trust(differences, state.noise / noise.clamp_(min=TINY))
         moved = denoised * self.move
         if self.correct:
-            lead = self.correct.lead
-            x = (x - state.moved).add_(denoised, alpha=self.gain).add_(differences[0], alpha=min(lead, 0.0))
-            if lead > 0:
-                x.addcmul_(z, differences[0], value=lead)
+            x = (x - state.moved).add_(denoised, alpha=self.gain)
+            if self.correct.lead > 0:
+                x.addcmul_(z, differences[0], value=self.correct.lead)
+            else:
+                x.add_(differences[0], alpha=self.correct.lead)
             for weight, difference in zip(self.correct.rest, differences, strict=False):
                 x.addcmul_(share, difference, value=weight)
         if self.predict:
