@@ -66,6 +66,11 @@ def test_what_solvers_share_imports_no_solver():
             assert not module.startswith("fewstep.solvers.") or module.startswith(core), f"{path.name} imports {module}"
 
 
+def test_a_solver_is_told_on_a_page():
+    lines = {path.name: len(path.read_text().splitlines()) for path in files("solvers")}
+    assert max(lines.values()) <= 230, lines
+
+
 def test_no_torch_below_the_solvers():
     for room in TENSOR_FREE:
         for path in files(room):

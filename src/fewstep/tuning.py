@@ -45,9 +45,10 @@ from .prediction import Denoiser, schedule_of
 from .sampling import plan, sample, unit_noise
 from .schedule import Node, Schedule
 from .solvers import EVODiff, Stage
+from .solvers.evodiff.differences import LEAD
 from .solvers.evodiff.family import Family
 from .solvers.evodiff.trust import Split, TrustingStage
-from .solvers.evodiff.variance import HISTORY, LAST_REACH, LEAD, RESTORED
+from .solvers.evodiff.variance import HISTORY, LAST_REACH, RESTORED
 from .solvers.tuned import VERSION, Measured, Outcome, Tuned
 from .solvers.tuned.measured import asked
 from .statistics.kept import Once, kept

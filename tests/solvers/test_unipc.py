@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import fewstep as fs
-from fewstep.solvers.core.base import Row, euler_row, psi, scale_and_level
+from fewstep.solvers.core.base import Row, euler_row, scale_and_level
+from fewstep.solvers.core.exponential import psi
 from fewstep.solvers.unipc import _solve
 from golden import GRIDS, assert_matches, entries
 from peers import assert_equals_scheduler

@@ -35,8 +35,8 @@ from typing import ClassVar, Literal
 from ..grid import Grid, uniform
 from ..schedule import Node, Schedule
 from .core.adams import adams_orders
-from .core.base import LinearStage, Row, choice, euler_row, orders, psi, spend
-from .core.exponential import calls_of_steps, combine
+from .core.base import LinearStage, Row, choice, euler_row, orders, spend
+from .core.exponential import calls_of_steps, combine, psi
 
 MIDDLE = 0.5  # c_2
 GAMMA = 4.0  # g

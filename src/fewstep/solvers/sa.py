@@ -37,7 +37,8 @@ import numpy as np
 
 from ..grid import Grid, uniform
 from ..schedule import Node, Schedule
-from .core.base import LinearStage, Row, choice, orders, psi, scale_and_level
+from .core.base import LinearStage, Row, choice, orders, scale_and_level
+from .core.exponential import psi
 from .core.last_steps import last_order
 
 STAY = Row(1.0, ())

@@ -33,7 +33,8 @@ from typing import ClassVar, Literal
 from ..grid import Grid, uniform
 from ..schedule import Node, Schedule
 from .core.adams import matching
-from .core.base import LinearStage, Row, choice, euler_row, orders, psi, scale_and_level, spend
+from .core.base import LinearStage, Row, choice, euler_row, orders, scale_and_level, spend
+from .core.exponential import psi
 from .core.last_steps import last_order
 
 

@@ -1,32 +1,17 @@
-"""Rows, orders and the exponential remainders that every linear solver is made of."""
+"""Rows and orders that every linear solver is made of."""
 
 import math
 
-import mpmath
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import fewstep as fs
-from fewstep.solvers.core.base import LinearStage, Row, State, euler_row, orders, psi, spend
+from fewstep.solvers.core.base import LinearStage, Row, State, euler_row, orders, spend
 
 FIELDS = ("data", "noise", "velocity")
 noisy = st.floats(1e-4, 1e4)
-
-
-@given(k=st.integers(1, 5), z=st.floats(-30, 30))
-def test_psi_equals_its_series(k, z):
-    with mpmath.workdps(60):
-        exact = mpmath.nsum(lambda j: mpmath.mpf(z) ** int(j) / mpmath.factorial(int(j) + k), [1, mpmath.inf])
-    # Beyond |z| = 1 the recursion loses a digit or so per division.
-    assert psi(k, z) == pytest.approx(float(exact), rel=1e-12, abs=1e-300)
-
-
-def test_psi_of_a_vanishing_step():
-    for k in range(1, 5):
-        assert psi(k, 0.0) == 0.0
-        assert psi(k, 1e-9) == pytest.approx(1e-9 / math.factorial(k + 1), rel=1e-8)
 
 
 @given(field=st.sampled_from(FIELDS), s=noisy, t=noisy, vp=st.booleans(), c=st.floats(-2, 2), z=st.floats(-2, 2))

@@ -1,10 +1,14 @@
-"""The weights of exponential integrators against the integrals that define them."""
+"""The weights of exponential integrators against the integrals that define them, and the remainders in them."""
+
+import math
 
 import mpmath
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import fewstep as fs
-from fewstep.solvers.core.exponential import PUBLISHED_BEND, combine, multistep_row, single_step
+from fewstep.solvers.core.exponential import PUBLISHED_BEND, combine, multistep_row, psi, single_step
 
 VP = fs.VPLinear()
 LENGTHS = (-3.0, -0.2, 0.3, 2.5)
@@ -15,6 +19,20 @@ POINTS = [(-1.0,), (-0.4, -1.7), (0.5,), (1 / 3, 2 / 3), (0.2, 0.9)]
 def integral(z, power):
     """-z times the integral of e^(z (1 - u)) u^power over the step, of unit length."""
     return float(mpmath.quad(lambda u: -z * mpmath.exp(z * (1 - u)) * u**power, [0, 1]))
+
+
+@given(k=st.integers(1, 5), z=st.floats(-30, 30))
+def test_psi_equals_its_series(k, z):
+    with mpmath.workdps(60):
+        exact = mpmath.nsum(lambda j: mpmath.mpf(z) ** int(j) / mpmath.factorial(int(j) + k), [1, mpmath.inf])
+    # Beyond |z| = 1 the recursion loses a digit or so per division.
+    assert psi(k, z) == pytest.approx(float(exact), rel=1e-12, abs=1e-300)
+
+
+def test_psi_of_a_vanishing_step():
+    for k in range(1, 5):
+        assert psi(k, 0.0) == 0.0
+        assert psi(k, 1e-9) == pytest.approx(1e-9 / math.factorial(k + 1), rel=1e-8)
 
 
 @pytest.mark.parametrize("z", LENGTHS)

@@ -46,7 +46,6 @@ __all__ = [
     "euler_row",
     "in_field",
     "orders",
-    "psi",
     "renoise",
     "scale_and_level",
     "spend",
@@ -198,24 +197,6 @@ def orders(nodes: Sequence[Node], order: int, final_order: int) -> list[int]:
         ends = not (math.isfinite(s.lam) and math.isfinite(t.lam))
         allowed.append(1 if ends else max(1, min(order, history, final_order + last - i)))
     return allowed
-
-
-def psi(k: int, z: float) -> float:
-    """The k-th exponential remainder, sum over j >= 1 of z^j / (j + k)!.
-
-    psi(1, z) = (e^z - 1) / z - 1 and psi(k + 1, z) = psi(k, z) / z - 1 / (k + 1)!: the weights of the terms of
-    a Taylor expansion under an exponential. The recursion cancels for short steps; the series does not.
-    """
-    if abs(z) < 1:
-        total, term = 0.0, 1 / math.factorial(k)
-        for j in range(1, 20):  # 1 / 20! is below one unit in the last place
-            term *= z / (j + k)
-            total += term
-        return total
-    value = math.expm1(z) / z - 1
-    for i in range(2, k + 1):
-        value = value / z - 1 / math.factorial(i)
-    return value
 
 
 def choice(name: str, value: object, allowed: Sequence[object]) -> None:

@@ -1,7 +1,7 @@
 """The exponential integrators of the DPM-Solver family: the rows of one step, from several calls or several steps.
 
 For the step s -> t let h = lam_t - lam_s, let m_0 be the prediction at s and m_k that at lam_s + r_k h (r_k > 0
-inside the step, r_k < 0 before it), psi_k = psi(k, z) the exponential remainders of `base`, and
+inside the step, r_k < 0 before it), psi_k = psi(k, z) the exponential remainders, and
 
     field   z     L         m
     data    -h    alpha_t   denoised      DPM-Solver++
@@ -40,12 +40,30 @@ from typing import Literal
 import numpy as np
 
 from ...schedule import Node
-from .base import LinearStage, Row, euler_row, psi, scale_and_level
+from .base import LinearStage, Row, euler_row, scale_and_level
 
-__all__ = ["NEAREST", "Variant", "calls_of_steps", "combine", "distances", "multistep_row", "single_step"]
+__all__ = ["NEAREST", "Variant", "calls_of_steps", "combine", "distances", "multistep_row", "psi", "single_step"]
 
 Exponential = Literal["data", "noise"]
 Variant = Literal["midpoint", "taylor"]
+
+
+def psi(k: int, z: float) -> float:
+    """The k-th exponential remainder, sum over j >= 1 of z^j / (j + k)!.
+
+    psi(1, z) = (e^z - 1) / z - 1 and psi(k + 1, z) = psi(k, z) / z - 1 / (k + 1)!: the weights of the terms of
+    a Taylor expansion under an exponential. The recursion cancels for short steps; the series does not.
+    """
+    if abs(z) < 1:
+        total, term = 0.0, 1 / math.factorial(k)
+        for j in range(1, 20):  # 1 / 20! is below one unit in the last place
+            term *= z / (j + k)
+            total += term
+        return total
+    value = math.expm1(z) / z - 1
+    for i in range(2, k + 1):
+        value = value / z - 1 / math.factorial(i)
+    return value
 
 
 def combine(scale: float, level: float, z: float, r: Sequence[float], variant: Variant, bend: float = 1.0) -> Row:

@@ -47,7 +47,6 @@ Paper: EVODiff (NeurIPS 2025), sections 3-4, for the aim; the prior and the weig
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from functools import partial
 
@@ -55,6 +54,7 @@ import numpy as np
 
 from ...schedule import DATA_STD, SAME, VISIBLE, Node
 from ..core.base import euler_row
+from .differences import LEAD, Differences
 from .path_prior import Functional, PathPrior, Paths, mean_step
 from .trust import Split, TrustingStage
 
@@ -68,15 +68,10 @@ LAST_REACH = 5.0  # for grids where the prior hardly expects a difference; `focu
 # The least surprise that is expected, of a step's length and the data's: the prior spreads changes evenly over the
 # levels, and data of one scale have all of theirs at one. Chosen on the development problems of docs/stress.md.
 ONE_SCALE = 0.2
-# The largest weight of the newest difference alone, and the most that all weights beyond it may sum to, without signs.
-# Where a long step follows a short one, or differences hardly differ, the prior asks for hundreds. So a sample stays
-# within 10 times what is answered.
-LEAD, REST = 1.0, 1.0
 WINDOW, BEFORE = 64, 16  # steps
 # An answer on the path differs from that at its end by about n to this power: 2 where all is decided, as of a Gaussian
 # far wider than n, 1 at edges. Half-way between.
 ROUGH = 1.5
-RIDGE = 1e-10  # relative; keeps nearly parallel differences from large weights of opposite signs
 
 
 def stages(
@@ -98,7 +93,7 @@ def stages(
 
     `end` is the half log-SNR where the schedule ends: a step to sigma = 0 from above foretells the answer there.
 
-    `prior`, `history` (1 or more), `reach`, `restored` and `corrected=False` are for ablations:
+    `prior`, `history` (2 or more), `reach`, `restored` and `corrected=False` are for ablations:
     docs/least-variance.md.
     """
     last = len(nodes) - 1 - (nodes[-1].sigma == 0)  # the last noisy node
@@ -149,39 +144,26 @@ def _window(
     # As vectors: the solver's state, what the last step kept of it, and the newest answer. Of so short ones
     # `dot` takes half of the time of @.
     y = kept = newest = paths.state[0].ravel()
-    # All differences of answers and their products, newest first: both are filled from their ends. Rows weigh a few.
-    room, gram = np.empty((last, y.size)), np.zeros((last, last))
-    differences, products, solver = room[:0], gram[:0, :0], gram[:0, :0]
+    differences = Differences(last, y.size, history - 1)
     gain = 0.0  # of the newest answer in the last step
     plan: list[TrustingStage] = []
     for i, s in enumerate(nodes[: last + (extra or closing)]):
         answer = paths.answer(i, y)
-        foretold, surprise = differences[:0, 0], 0.0
+        foretold: tuple[float, ...] = ()
+        surprise = 0.0
         # Beyond FAR nothing changes: no difference is known, and nothing to correct.
         if i and paths.share(i - 1) < 1 and (i < last + extra or ahead):
-            change = np.subtract(answer, newest, out=room[last - i])
-            known = differences[: max(0, history - 2)]
-            here = slice(last - i, last - i + min(len(known) + 1, history - 1))
-            differences = room[here]
-            along = differences.dot(change)
-            foretold = _solver(products[: len(known), : len(known)]).dot(along[1:])
-            left = change - foretold.dot(known)
-            surprise = max(math.sqrt(left.dot(left)), ONE_SCALE * (1 - paths.share(i - 1)))
-            gram[last - i, here] = gram[here, last - i] = along
-            products = gram[here, here]
-            products[:1, :1] = along[:1] * (1 + RIDGE) + sys.float_info.min  # the least for 0, whose weights are 0
-            solver = _solver(products)
+            foretold, left = differences.add(answer, newest)
+            surprise = max(left, ONE_SCALE * (1 - paths.share(i - 1)))
         else:
-            differences = differences[:0]
+            differences.forget()
         newest = answer
         correct = None
         if len(differences) and corrected and i < last + extra:
             y = kept + (1 - paths.share(i - 1)) * newest
-            two, four = _bounded(products, solver, differences.dot(paths.state[i].ravel() - y))
-            y, correct = y + four.dot(differences), _split(s.alpha, two, four)
-        stage = TrustingStage(
-            s, 1.0, 0.0, gain, correct, foretold=_numbers(foretold), surprise=surprise, data_std=data_std
-        )
+            two, four = differences.rows(paths.state[i].ravel() - y)
+            y, correct = y + four.dot(differences.vectors), _split(s.alpha, two, four)
+        stage = TrustingStage(s, 1.0, 0.0, gain, correct, foretold=foretold, surprise=surprise, data_std=data_std)
         if i == last:
             if closing:
                 scale, (move,) = euler_row("data", s, nodes[-1])
@@ -203,14 +185,14 @@ def _window(
         y, predict = kept + (1 - share) * newest, None
         if len(differences) and share < 1:
             off = path - y
-            two, four = _bounded(products, solver, differences.dot(off))
-            added, missing = four.dot(differences), _inner(off, path + y, counted)
+            two, four = differences.rows(off)
+            added, missing = four.dot(differences.vectors), _inner(off, path + y, counted)
             further = 1 + part * min(most, _lacking(y, added, missing, counted))
-            two *= 1 + part * min(most, _lacking(y, two * differences[0], missing, counted))
+            two *= 1 + part * min(most, _lacking(y, two * differences.vectors[0], missing, counted))
             if four.any():
                 y, predict = y + further * added, _split(t.alpha, two, further * four)
         scale, (move,) = euler_row("data", s, t)
-        plan.append(stage._replace(scale=scale, move=move, predict=predict, keep=max(0, history - 2)))
+        plan.append(stage._replace(scale=scale, move=move, predict=predict, keep=history - 2))
         gain = move
     return plan
 
@@ -225,28 +207,10 @@ def _ahead(nodes: Sequence[Node], end: float) -> float:
     return min(LEAD, left * (1 - lost) / lost)
 
 
-def _bounded(products: Functional, solver: Functional, along: Functional) -> tuple[float, Functional]:
-    """The rows of the newest difference and of all, the one within LEAD, what the other has beyond it within REST."""
-    two, (first, *rest) = float(along[0] / products[0, 0]), solver.dot(along).tolist()
-    lead = min(max(two, -LEAD), LEAD)
-    beyond = [first - two, *rest]
-    part = REST / max(REST, sum(map(abs, beyond)))
-    return lead, np.array([lead + part * beyond[0], *(part * weight for weight in rest)])
-
-
 def _split(alpha: float, two: float, four: Functional) -> Split:
     """The weights of all differences, alpha `four`, of which `two` has that of the newest if it were the only one."""
-    first, *rest = _numbers(alpha * four)
+    first, *rest = (alpha * four).tolist()
     return Split(alpha * two, (first - alpha * two, *rest) if rest else ())
-
-
-def _numbers(weights: Functional) -> tuple[float, ...]:
-    return tuple(weights.tolist())
-
-
-def _solver(products: Functional) -> Functional:
-    """(k, k): times the products of k differences with a target, the weights that leave the least of it."""
-    return np.asarray(np.linalg.inv(products), np.float64)
 
 
 def _inner(u: Functional, v: Functional, counted: Functional | None) -> float:
