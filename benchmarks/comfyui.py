@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -35,13 +36,17 @@ LEVELS = "fewstep"
 SECTIONS = (("SD", 1.0), ("SD", 5.0), ("Flux", 1.0), ("Flux", 5.0))
 BUDGETS = (4, 5, 6, 8, 10, 12, 15, 20)
 # One that lands in another mode decides a cell of few: the largest ratio to Euler's error has a standard error of a
-# quarter with 64, of a twentieth with these. For 3 % in every cell it would take 5,000.
+# quarter with 64, of a twentieth with these.
 IMAGES = 1024
+MORE = {
+    1.0: 8 * IMAGES
+}  # by guidance, of what a table shows; with guidance few stray, and a call costs three times this
 FINE = 400  # levels of the converged solution
 NEARLY_ZERO = 1e-3  # sigma / alpha
 AIM = {1.0: 0.7, 5.0: 1.0}  # of the best peer's error, by guidance
 
-Errors = Mapping[tuple[str, str], Sequence[Tensor]]  # RMSE of each image, by sampler and scheduler, a tensor a budget
+Pair = tuple[str, str]  # sampler and scheduler
+Errors = Mapping[Pair, Sequence[Tensor]]  # RMSE of each image, a tensor a budget
 
 
 def page(say: Callable[[str], object]) -> str:
@@ -49,23 +54,27 @@ def page(say: Callable[[str], object]) -> str:
     _find_comfyui()
     import comfyui_version
 
-    parts = [INTRODUCTION.format(version=comfyui_version.__version__, images=IMAGES, fine=FINE)]
+    parts = [INTRODUCTION.format(version=comfyui_version.__version__, images=IMAGES, more=MORE[1.0], fine=FINE)]
     for kind, cfg in SECTIONS:
         say(f"{kind}, guidance {cfg:g} ...")
-        errors, to_zero = measured(kind, cfg)
+        errors, to_zero = measured(kind, cfg, list(product((OURS, *PEERS), (*THEIRS, LEVELS))), range(IMAGES))
+        best = best_of(errors)
+        for first in range(IMAGES, MORE.get(cfg, IMAGES), IMAGES):
+            more = measured(kind, cfg, shown(best), range(first, first + IMAGES))
+            errors, to_zero = (joined(*each) for each in zip((errors, to_zero), more, strict=True))
         parts += [f"### {TITLES[kind]}, guidance {cfg:g}\n"]
-        parts += [table(["sampler", "scheduler", *map(str, BUDGETS), "mean"], rows_of(errors))]
-        parts += [summary(errors, to_zero, AIM[cfg])]
+        parts += [table(["sampler", "scheduler", *map(str, BUDGETS), "mean"], rows_of(errors, best))]
+        parts += [summary(errors, to_zero, best, AIM[cfg])]
     return "\n".join(parts)
 
 
-def measured(kind: str, cfg: float) -> tuple[Errors, Errors]:
-    """The errors of every sampler with every scheduler, in KSampler: to what many steps end at, and to sigma = 0."""
+def measured(kind: str, cfg: float, pairs: Sequence[Pair], seeds: Sequence[int]) -> tuple[Errors, Errors]:
+    """The errors of samplers with schedulers, in KSampler: to what many steps end at, and to sigma = 0."""
     import comfy.sample
 
     from .comfy_exact import conditioning, patcher
 
-    model, noise = patcher(kind), unit_noise(range(IMAGES), SHAPE)
+    model, noise = patcher(kind), unit_noise(seeds, SHAPE)
     references = [converged(model, noise, cfg, to_zero) for to_zero in (False, True)]
     conditions = conditioning(1), conditioning(0)
 
@@ -77,11 +86,7 @@ def measured(kind: str, cfg: float) -> tuple[Errors, Errors]:
         out = out * model.model.latent_format.scale_factor
         return [rmses(out, exact) for exact in references]
 
-    found = {
-        (name, scheduler): [errors(name, scheduler, steps) for steps in BUDGETS]
-        for name in (OURS, *PEERS)
-        for scheduler in (*THEIRS, LEVELS)
-    }
+    found = {pair: [errors(*pair, steps) for steps in BUDGETS] for pair in pairs}
     last, zero = ({key: [each[i] for each in of] for key, of in found.items()} for i in range(len(references)))
     return last, zero
 
@@ -110,23 +115,33 @@ def converged(model: Any, noise: Tensor, cfg: float, to_zero: bool) -> Tensor:
     return sampler(UniPC(order=3), flow=flow)(denoiser, start, sigmas, disable=True)
 
 
-def rows_of(errors: Errors) -> list[list[str]]:
-    """Each sampler on "simple", on its best of ComfyUI's schedulers, and on ours; the least of a budget in bold."""
-    rows = []
-    for name in (OURS, *PEERS):
-        best = best_of(errors, name)
-        rows += [(name, scheduler) for scheduler in dict.fromkeys(("simple", best, LEVELS))]
+def joined(errors: Errors, more: Errors) -> Errors:
+    """With the images of `more` too, where it has them."""
+    both = {pair: [torch.cat(each) for each in zip(errors[pair], more[pair], strict=True)] for pair in more}
+    return {**errors, **both}
+
+
+def best_of(errors: Errors) -> dict[str, str]:
+    """The best of ComfyUI's schedulers for each sampler."""
+    means = {pair: mean([rms(each) for each in of]) for pair, of in errors.items()}
+    return {name: min(THEIRS, key=lambda scheduler: means[name, scheduler]) for name in (OURS, *PEERS)}
+
+
+def shown(best: Mapping[str, str]) -> list[Pair]:
+    """Each sampler on "simple", on its best of ComfyUI's schedulers, and on ours."""
+    return [(name, scheduler) for name in best for scheduler in dict.fromkeys(("simple", best[name], LEVELS))]
+
+
+def rows_of(errors: Errors, best: Mapping[str, str]) -> list[list[str]]:
+    """What is shown, the least of a budget in bold."""
+    rows = shown(best)
     of = {row: [rms(each) for each in errors[row]] for row in rows}
     least = [min(of[row][i] for row in rows) for i in range(len(BUDGETS))]
 
-    def shown(error: float, i: int) -> str:
+    def text(error: float, i: int) -> str:
         return f"**{error:.4f}**" if error == least[i] else f"{error:.4f}"
 
-    return [[*row, *(shown(error, i) for i, error in enumerate(of[row])), f"{mean(of[row]):.4f}"] for row in rows]
-
-
-def best_of(errors: Errors, name: str) -> str:
-    return min(THEIRS, key=lambda scheduler: mean([rms(each) for each in errors[name, scheduler]]))
+    return [[*row, *(text(error, i) for i, error in enumerate(of[row])), f"{mean(of[row]):.4f}"] for row in rows]
 
 
 def rms(errors: Tensor) -> float:
@@ -143,39 +158,52 @@ def median(errors: Tensor) -> float:
     return float(errors.median())
 
 
-def ratios_of(errors: Errors, size: Callable[[Tensor], float] = rms) -> list[float]:
-    """Our sampler and levels over the best peer of each budget on its best scheduler."""
-    return [size(ours) / size(peer) for ours, peer in zip(errors[OURS, LEVELS], peers_of(errors, size), strict=True)]
-
-
-def peers_of(errors: Errors, size: Callable[[Tensor], float] = rms) -> list[Tensor]:
+def peers_of(errors: Errors, best: Mapping[str, str], size: Callable[[Tensor], float]) -> list[Tensor]:
     """The errors of the best peer of each budget on its best scheduler."""
-    best = [errors[name, best_of(errors, name)] for name in PEERS]
-    return [min(each, key=size) for each in zip(*best, strict=True)]
+    return [min(each, key=size) for each in zip(*(errors[name, best[name]] for name in PEERS), strict=True)]
 
 
-def over(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
-    """The ratio of two RMSEs of the same images, and its standard error."""
+def over(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> tuple[float, float]:
+    """The ratio of two RMSEs, and its standard error, of the images that both have; of budgets the geometric mean."""
+    count = min(map(len, (*ours, *theirs)))
+    ours, theirs = ([each[:count] for each in of] for of in (ours, theirs))
+    logs, shares = zip(*(_part(*each) for each in zip(ours, theirs, strict=True)), strict=True)
+    ratio = math.exp(sum(logs) / len(logs))
+    return ratio, ratio * float(torch.stack(shares).mean(0).std()) / math.sqrt(count)
+
+
+def _part(ours: Tensor, theirs: Tensor) -> tuple[float, Tensor]:
+    """The logarithm of a ratio, and how it moves with each image."""
     share = ours.square() / ours.square().mean() - theirs.square() / theirs.square().mean()
-    ratio = rms(ours) / rms(theirs)
-    return ratio, ratio * float(share.std()) / 2 / math.sqrt(len(share))
+    return math.log(rms(ours) / rms(theirs)), share / 2
 
 
-def summary(errors: Errors, to_zero: Errors, aim: float) -> str:
+def summary(errors: Errors, to_zero: Errors, best: Mapping[str, str], aim: float) -> str:
     """Our sampler and levels beside the best peer of each budget on its best scheduler; and beside Euler's."""
-    ratios = [over(ours, peer) for ours, peer in zip(errors[OURS, LEVELS], peers_of(errors), strict=True)]
+
+    def beside_best(errors: Errors, size: Callable[[Tensor], float] = rms) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(errors[OURS, LEVELS], peers_of(errors, best, size), strict=True))
+
+    ratios = [over([ours], [peer]) for ours, peer in beside_best(errors)]
+    one = min(PEERS, key=lambda name: mean([rms(each) for each in errors[name, best[name]]]))
+    column, deviation = over(errors[OURS, LEVELS], errors[one, best[one]])
     beside = [
-        (*over(ours, euler), scheduler, steps)
+        (*over([ours], [euler]), scheduler, steps)
         for scheduler in (*THEIRS, LEVELS)
         for ours, euler, steps in zip(errors[OURS, scheduler], errors["euler", scheduler], BUDGETS, strict=True)
     ]
     worst, error, where, steps = max(beside)
     worse = sum(ratio > 1.05 for ratio, *_ in beside)
-    means = [f"{mean(each):.2f}" for each in (ratios_of(errors), ratios_of(to_zero), ratios_of(errors, median))]
+    means = [
+        f"{mean([size(ours) / size(peer) for ours, peer in beside_best(of, size)]):.2f}"
+        for of, size in ((errors, rms), (to_zero, rms), (errors, median))
+    ]
     return (
-        f"`{OURS}` on `{LEVELS}` over the best of the others on its best scheduler, by calls: "
+        f"`{OURS}` on `{LEVELS}` over the best of the others, `{one}` on `{best[one]}`, in geometric mean "
+        f"**{column:.2f} ± {deviation:.2f}** (the aim was {aim:g}). Over whoever is best with so many calls, on its "
+        "best scheduler: "
         + ", ".join(f"{ratio:.2f} ± {error:.2f}" for ratio, error in ratios)
-        + f"; geometric mean **{means[0]}** (the aim was {aim:g}), of errors to the solution at σ = 0 {means[1]}, of "
+        + f"; geometric mean {means[0]}, of errors to the solution at σ = 0 {means[1]}, of "
         f"median latents {means[2]}. Over `euler` on the same levels it is at most {worst:.2f} ± {error:.2f} "
         f"({where}, {steps} calls), and above 1.05 in {worse} of {len(beside)} cells.\n"
     )
@@ -283,11 +311,12 @@ k_diffusion.sampling.sample_evodiff = sample_evodiff  # for a flow: sampler(EVOD
 ## Beside ComfyUI's samplers
 
 In ComfyUI {version}, by its KSampler on the CPU. The model is exact: a mixture of six Gaussians over latents of 4 × 8 ×
-8, in two classes, standard deviation 0.62, of which the prompt names one. Figures are RMSE, over {images} latents, to
-what {fine} steps of UniPC-3 make of the same noise with the same guidance, by steps, which are model calls. They end as
-a long run in ComfyUI does, with what the model denoises at its last level. Each sampler is on `simple`, on the best of
+8, in two classes, standard deviation 0.62, of which the prompt names one. Figures are RMSE to what
+{fine} steps of UniPC-3 make of the same noise with the same guidance, by steps, which are model calls. They end as a
+long run in ComfyUI does, with what the model denoises at its last level. Each sampler is on `simple`, on the best of
 ComfyUI's schedulers for it over all columns, and on `fewstep`; the last column is the geometric mean, and the least of
-a column is in bold. ± is one standard error, of the draw of latents: one that lands in another mode is most of an RMSE.
+a column is in bold. All ran on {images:,} latents; without guidance, those in the table on {more:,}: one that lands in
+another mode is most of an RMSE, and of 1,024 none or two may. ± is one standard error, of the draw of latents.
 `er_sde` draws noise, so that its images are others: its figures say no more than that. Below each table are also the
 mean of errors to the solution at σ = 0, and that of median latents. On Stable Diffusion's levels all end 0.004 from
 σ = 0, as the model is not asked below σ = 0.03. `fewstep` on a flow ends at its lowest level, with the noise of that,

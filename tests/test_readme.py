@@ -26,7 +26,7 @@ FIGURES = [
     ("quality.md", r"\| trained model, no guidance \| (?P<mean>\S+) .* (?P<won>\d+) of (?P<of>\d+) \|"),
     ("quality.md", r"\| trained model, guided \| (?P<mean>\S+) .* (?P<won>\d+) of (?P<of>\d+) \|"),
     ("quality.md", r"\| trained model, to its own distribution \| (?P<mean>\S+) .* (?P<won>\d+) of (?P<of>\d+) \|"),
-    ("comfyui.md", r"## Flux, shift 1.15, guidance 5\n[\s\S]*?by calls: (?P<few>[\d.]+) ± .* (?P<many>[\d.]+) ± [\d.]+; geometric mean \*\*(?P<mean>[\d.]+)\*\*"),  # noqa: E501
+    ("comfyui.md", r"## Flux, shift 1.15, guidance 5\n[\s\S]*?on its best scheduler: (?P<few>[\d.]+) ± .* (?P<many>[\d.]+) ± [\d.]+; geometric mean (?P<mean>[\d.]+),"),  # noqa: E501
     ("tune.md", r"\| all \| (?P<cells>\d+) \| (?P<mean>\S+) \|"),
 ]  # fmt: skip
 ROWS = re.findall(r"^\|.*\|.*\| ([*\d.]+) \| (.*) \|$", README, re.MULTILINE)

@@ -22,7 +22,8 @@ def errors(**special):
 
 
 def test_the_best_of_a_sampler_is_shown_once_and_the_least_is_bold():
-    rows = comfyui.rows_of(errors(euler__karras=0.5, dpmpp_2m__simple=0.25))
+    found = errors(euler__karras=0.5, dpmpp_2m__simple=0.25)
+    rows = comfyui.rows_of(found, comfyui.best_of(found))
     assert [row[1] for row in rows if row[0] == "euler"] == ["simple", "karras", "fewstep"]
     assert [row[1] for row in rows if row[0] == "dpmpp_2m"] == ["simple", "fewstep"]
     bold = [row[:2] for row in rows if "**" in row[2]]
@@ -32,18 +33,28 @@ def test_the_best_of_a_sampler_is_shown_once_and_the_least_is_bold():
 
 def test_ours_is_told_beside_the_best_peer_and_euler():
     found = errors(evodiff__fewstep=0.2, ipndm__beta=0.4, euler__normal=0.5, evodiff__normal=0.6)
-    told = comfyui.summary(found, errors(evodiff__fewstep=0.5), 0.7)
+    told = comfyui.summary(found, errors(evodiff__fewstep=0.5), comfyui.best_of(found), 0.7)
     assert "of errors to the solution at σ = 0 0.50, of median latents 0.50." in told
-    assert "by calls: 0.50 ± 0.00, " in told
-    assert "geometric mean **0.50** (the aim was 0.7)" in told
+    assert "over the best of the others, `ipndm` on `beta`, in geometric mean **0.50 ± 0.00** (the aim was 0.7)" in told
+    assert "on its best scheduler: 0.50 ± 0.00, " in told
+    assert "; geometric mean 0.50, of errors" in told
     assert f"at most 1.20 ± 0.00 (normal, {comfyui.BUDGETS[-1]} calls), and above 1.05 in 8 of 72 cells" in told
 
 
 def test_the_standard_error_of_a_ratio_is_that_of_its_logarithm():
     """Of mean squares 2 and 2, the shares of two images differ by half of theirs: 1/4 +- 1/4 of the logarithm."""
     ours, theirs = torch.tensor([1.0, 3.0]).sqrt(), torch.tensor([2.0, 2.0]).sqrt()
-    assert comfyui.over(ours, theirs) == pytest.approx((1.0, 0.25))
-    assert comfyui.over(3 * ours, theirs) == pytest.approx((3.0, 0.75))
+    assert comfyui.over([ours], [theirs]) == pytest.approx((1.0, 0.25))
+    assert comfyui.over([3 * ours], [theirs]) == pytest.approx((3.0, 0.75))
+    # The errors of the two budgets fall on different images, so that their mean is known.
+    assert comfyui.over([ours, ours.flip(0)], [theirs, 4 * theirs]) == pytest.approx((0.5, 0.0))
+
+
+def test_more_images_are_joined_where_they_were_measured():
+    """The ratio of a pair that has more images than another is of those that both have."""
+    found = comfyui.joined(errors(), {("evodiff", "karras"): [torch.zeros(3)] * len(comfyui.BUDGETS)})
+    assert {len(each) for each in found["evodiff", "karras"]} == {5}
+    assert comfyui.over(found["evodiff", "karras"][:1], found["euler", "karras"][:1]) == (1.0, 0.0)
 
 
 def test_the_page_is_this_text_and_has_every_sampler():
