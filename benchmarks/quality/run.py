@@ -70,6 +70,7 @@ ANYWHERE = {OURS, PUBLISHED, *USUAL}  # who runs on every grid
 HEAT = 4  # one in so many
 CONTENDS = 1.25  # of the best peer's RMSE, or Fréchet distance, in the heat: who is further behind runs no further
 INFORMED = "dpm-solver-v3-3"  # the peer that needs statistics
+LOWER_END = "-lower-final"  # the solver with its last step of order 1, as its authors and diffusers have it
 FRECHET_BUDGETS = (5, 6, 8)
 FRECHET_RESAMPLES = 50  # each takes as long as the distance itself
 POINTS, STATISTICS_SAMPLES = 60, 128  # of the statistics of DPM-Solver-v3
@@ -160,6 +161,7 @@ FULL = Plan(
         "f-dpm",
         "exp-heun",
         INFORMED,
+        *(f"{peer}{LOWER_END}" for peer in ("dpmpp-2m", "unipc-2", "unipc-3", "deis-3")),
     ),
     share=1,
     grids=99,
@@ -222,10 +224,9 @@ def _fill_schedule(
     heat, heats = _heat(problem), results.heats
     few = dataclasses.replace(problem, samples=min(QUALIFYING, heat.samples))
     everyone = list(candidates(name, plan, statistics))
-    entrants = [each for each in everyone if each.name != OURS or each.grid is None]
 
     def first(nfe: int, suits: set[str]) -> None:
-        for candidate in entrants:
+        for candidate in everyone:
             key = name, nfe, candidate.name, candidate.grid_name
             if _due(candidate.name, candidate.grid_name, suits) and heats.get(key) is None:
                 heats.add(_measured(few, name, candidate, nfe, exact[: few.samples], {}, resampled=0))
@@ -236,13 +237,11 @@ def _fill_schedule(
         suits = _suits(_ran(heats, name, nfe))
         first(nfe, suits)
         qualified = _qualified(_ran(heats, name, nfe))
-        for candidate in entrants:
+        for candidate in everyone:
             key = name, nfe, candidate.name, candidate.grid_name
             if key[2:] in qualified and not heats.holds(key, wanted, heat.many, heat.samples):
                 heats.add(_measured(heat, name, candidate, nfe, exact[: heat.samples], wanted, resampled=0))
-        contenders = _contenders(_ran(heats, name, nfe)) | {
-            (OURS, grid) for grid in (OWN_GRID, *suits, *OURS_ELSEWHERE)
-        }
+        contenders = _contenders(_ran(heats, name, nfe))
         for candidate in everyone:
             key = name, nfe, candidate.name, candidate.grid_name
             if key[2:] in contenders and not results.holds(key, wanted, problem.many):
@@ -280,13 +279,12 @@ def on_grids(ran: Sequence[Measurement], solver: str) -> dict[str, float]:
 
 
 def _qualified(ran: Sequence[Measurement]) -> set[tuple[str, str]]:
-    """Ours, and who is not far behind on the first samples."""
-    behind = {(each.solver, each.grid): rms(each.errors[:QUALIFYING]) for each in ran}
-    return {key for key in behind if key[0] == OURS} | _near(QUALIFIES, behind)
+    """Who is not far behind on the first samples."""
+    return _near(QUALIFIES, {(each.solver, each.grid): rms(each.errors[:QUALIFYING]) for each in ran})
 
 
 def _contenders(ran: Sequence[Measurement]) -> set[tuple[str, str]]:
-    """The peers near the best of a heat in any metric."""
+    """Who is near the best of a heat in any metric."""
     qualified = _qualified(ran)
     heat = {(each.solver, each.grid): each for each in ran if (each.solver, each.grid) in qualified}
     metrics = [{key: each.rmse for key, each in heat.items()}] + [
@@ -296,12 +294,15 @@ def _contenders(ran: Sequence[Measurement]) -> set[tuple[str, str]]:
 
 
 def _near(factor: float, values: Mapping[tuple[str, str], float]) -> set[tuple[str, str]]:
-    """Peers of at most `factor` times the least; and so among the grids of published EVODiff, which the page shows."""
+    """Ours on its own grid; peers of at most `factor` times the least of all, and published EVODiff and ours on other
+    grids of at most that times their own least, as the page shows these.
+    """
     peers = {key for key in values if key[0] != OURS}
     published = {key for key in peers if key[0] == PUBLISHED}
-    return {
+    ours = set(values) - peers
+    return {key for key in ours if key[1] == OWN_GRID} | {
         key
-        for among in (peers, published)
+        for among in (peers, published, ours)
         for key in among
         if values[key] <= factor * max(min(values[each] for each in among), NEGLIGIBLE)
     }
@@ -371,7 +372,7 @@ def _cell(name: str, results: Results, plan: Plan, ours: Measurement) -> Cell | 
     entered = product(peers, list(SETTINGS[schedule].grids)[: plan.grids])
     if not {each.key[2:] for each in heat}.issuperset(each for each in entered if _due(*each, suits)):
         return None
-    found = [results.get((schedule, nfe, *each)) for each in sorted(_contenders(heat))]
+    found = [results.get((schedule, nfe, *each)) for each in sorted(_contenders(heat)) if each[0] != OURS]
     measured = [peer for peer in found if peer is not None]
     if len(measured) < len(found):
         return None
@@ -404,10 +405,12 @@ def candidates(name: str, plan: Plan, statistics: EMS | None) -> Iterator[Candid
     schedule, grids = SETTINGS[name]
     peers: dict[str, Solver] = {PUBLISHED: EVODiff(mode="published")}
     for peer in plan.peers:
-        if peer != INFORMED:
-            peers[peer] = SOLVERS[peer].suited(isinstance(schedule, Flow))
-        elif statistics is not None:
-            peers[peer] = DPMSolverV3(statistics)
+        if peer == INFORMED:
+            if statistics is not None:
+                peers[peer] = DPMSolverV3(statistics)
+        else:
+            solver = SOLVERS[peer.removesuffix(LOWER_END)].suited(isinstance(schedule, Flow))
+            peers[peer] = dataclasses.replace(solver, final_order=1) if peer.endswith(LOWER_END) else solver
     for peer, solver in peers.items():
         for grid_name, grid in list(grids.items())[: plan.grids]:
             yield Candidate(peer, solver, grid_name, grid)
