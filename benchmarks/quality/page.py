@@ -18,6 +18,7 @@ from .run import (
     FRECHET_BUDGETS,
     HEAT,
     INFORMED,
+    LOWER_END,
     OURS_ELSEWHERE,
     POINTS,
     QUALIFIES,
@@ -72,6 +73,8 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
             ),
             budgets=budgets,
             peers=", ".join(plan.peers),
+            count=1 + len(plan.peers),
+            lower=LOWER_END,
             usual=", ".join(USUAL),
             qualifying=QUALIFYING,
             qualifies=QUALIFIES,
@@ -340,18 +343,12 @@ def _agreement(measured: Measurement) -> str:
 
 INTRODUCTION = """# Image quality
 
-For people who want to know how good images are, and for reviewers. You get EVODiff's default beside ten solvers on
+For people who want to know how good images are, and for reviewers. You get EVODiff's default beside {count} solvers on
 problems made of real images, cell by cell, with every loss; [evidence.md](evidence.md) says how to read such tables.
 
 EVODiff's default beside the field, on problems whose solution is known. This page is written by `{command}`; no figure
 in its tables is typed by hand. It is of the split "{split}". Solvers are developed on "dev" and reported on "report",
 which share neither classes nor noise: {splits}.
-
-**This page is older than the code.** EVODiff()'s own cells were measured before its steps trusted what each sample's
-answers say (`solvers/evodiff/trust.py`): since then it is better under guidance 7.5, and nearly the same on *mixture*
-and on the network without guidance. The peers' were measured with the last orders of their authors, before these were
-chosen for each run (`solvers/core/last_steps.py`). `python -m benchmarks.quality --again NAME` measures a solver anew;
-[stress.md](stress.md) is of today's.
 
 **Problems.** All are made of real images, in [-1, 1].
 
@@ -370,8 +367,10 @@ D(x/α; σ/α), the network's noise level clamped to the range that it was train
 grid are chosen in each cell, for each metric, after the fact: an oracle for the peers. {usual} and published EVODiff
 run on all grids first, on {qualifying} samples, the others where one of these three is within {qualifies:g} of the
 least RMSE. Those within {qualifies:g} of the least run in a heat, on one in {heat} of the samples, and those within
-{contends:g} of the best of that in some metric on all. All make exactly as many calls; Heun spends an odd one on a step
-of first order. On flows, peers that predict noise predict velocities.{informed}
+{contends:g} of the best of that in some metric on all; so does EVODiff() on other grids than its own, within as much of
+its own best. All make exactly as many calls; Heun spends an odd one on a step of first order. On flows, peers that
+predict noise predict velocities. The order of a last step is chosen by the run ([numerics.md](numerics.md)) or, where a
+name ends in {lower}, is 1, as its authors and diffusers have it: more error, mostly, and often less distance.{informed}
 
 - Peers: published EVODiff, {peers}.
 - Grids: {grids}. EVODiff's own is not among them; [least-variance.md](least-variance.md) has peers on it.
