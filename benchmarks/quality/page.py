@@ -367,10 +367,11 @@ D(x/α; σ/α), the network's noise level clamped to the range that it was train
 grid are chosen in each cell, for each metric, after the fact: an oracle for the peers. {usual} and published EVODiff
 run on all grids first, on {qualifying} samples, the others where one of these three is within {qualifies:g} of the
 least RMSE. Those within {qualifies:g} of the least run in a heat, on one in {heat} of the samples, and those within
-{contends:g} of the best of that in some metric on all; so does EVODiff() on other grids than its own, within as much of
-its own best. All make exactly as many calls; Heun spends an odd one on a step of first order. On flows, peers that
-predict noise predict velocities. The order of a last step is chosen by the run ([numerics.md](numerics.md)) or, where a
-name ends in {lower}, is 1, as its authors and diffusers have it: more error, mostly, and often less distance.{informed}
+{contends:g} of the best of that in RMSE or distance, but to training images, on all; so does EVODiff() on other grids
+than its own, within as much of its own best. All make exactly as many calls; Heun spends an odd one on a step of first
+order. On flows, peers that predict noise predict velocities. The order of a last step is chosen by the run
+([numerics.md](numerics.md)) or, where a name ends in {lower}, is 1, as its authors and diffusers have it: more error,
+mostly, and often less distance.{informed}
 
 - Peers: published EVODiff, {peers}.
 - Grids: {grids}. EVODiff's own is not among them; [least-variance.md](least-variance.md) has peers on it.

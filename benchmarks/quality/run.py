@@ -43,6 +43,7 @@ from fewstep.table import SOLVERS
 
 from ..problems import PROBLEMS, Problem, Source
 from ..problems.base import batches
+from ..problems.suite import DATA
 from .ratios import NEGLIGIBLE, OURS, PUBLISHED, Cell
 from .results import Distance, Key, Measurement, Results, rms
 
@@ -284,11 +285,13 @@ def _qualified(ran: Sequence[Measurement]) -> set[tuple[str, str]]:
 
 
 def _contenders(ran: Sequence[Measurement]) -> set[tuple[str, str]]:
-    """Who is near the best of a heat in any metric."""
+    """Who is near the best of a heat in any metric but the distance to training images, in which all are near."""
     qualified = _qualified(ran)
     heat = {(each.solver, each.grid): each for each in ran if (each.solver, each.grid) in qualified}
     metrics = [{key: each.rmse for key, each in heat.items()}] + [
-        {key: each.distances[to].value for key, each in heat.items()} for to in next(iter(heat.values())).distances
+        {key: each.distances[to].value for key, each in heat.items()}
+        for to in next(iter(heat.values())).distances
+        if to != DATA
     ]
     return set().union(*(_near(CONTENDS, metric) for metric in metrics))
 
