@@ -14,6 +14,7 @@ from ..problems.suite import DATA, EXACT, IDEAL_IMAGES, LOCAL_IMAGES, OWN, OWN_I
 from .ratios import NEGLIGIBLE, PUBLISHED, Cell, Ratio, against, apart, by_frechet, by_rmse, geometric_mean
 from .results import Measurement
 from .run import (
+    CONTENDERS,
     CONTENDS,
     FRECHET_BUDGETS,
     HEAT,
@@ -80,6 +81,7 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
             qualifies=QUALIFIES,
             heat=HEAT,
             contends=CONTENDS,
+            contenders=CONTENDERS,
             informed=informed,
             grids="; ".join(
                 f"{name}: {', '.join(list(SETTINGS[name].grids)[: plan.grids])}" for name in plan.schedules
@@ -366,10 +368,10 @@ D(x/α; σ/α), the network's noise level clamped to the range that it was train
 **Solvers.** `EVODiff()` runs on its own grid. Each peer runs on every one of a schedule's grids, and the best peer and
 grid are chosen in each cell, for each metric, after the fact: an oracle for the peers. {usual} and published EVODiff
 run on all grids first, on {qualifying} samples, the others where one of these three is within {qualifies:g} of the
-least RMSE. Those within {qualifies:g} of the least run in a heat, on one in {heat} of the samples, and those within
-{contends:g} of the best of that in RMSE or distance, but to training images, on all; so does EVODiff() on other grids
-than its own, within as much of its own best. All make exactly as many calls; Heun spends an odd one on a step of first
-order. On flows, peers that predict noise predict velocities. The order of a last step is chosen by the run
+least RMSE. Those within {qualifies:g} of the least run in a heat, on one in {heat} of the samples, and the {contenders}
+best of that in RMSE and in distance, but to training images, on all, if within {contends:g}; so does EVODiff() on other
+grids than its own, by its own best. All make exactly as many calls; Heun spends an odd one on a step of first order. On
+flows, peers that predict noise predict velocities. The order of a last step is chosen by the run
 ([numerics.md](numerics.md)) or, where a name ends in {lower}, is 1, as its authors and diffusers have it: more error,
 mostly, and often less distance.{informed}
 

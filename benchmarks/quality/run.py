@@ -70,6 +70,7 @@ USUAL = ("dpmpp-2m", "unipc-3", "ipndm-4")  # in log-SNR with and without correc
 ANYWHERE = {OURS, PUBLISHED, *USUAL}  # who runs on every grid
 HEAT = 4  # one in so many
 CONTENDS = 1.25  # of the best peer's RMSE, or Fréchet distance, in the heat: who is further behind runs no further
+CONTENDERS = 4  # by each of these, at most
 INFORMED = "dpm-solver-v3-3"  # the peer that needs statistics
 LOWER_END = "-lower-final"  # the solver with its last step of order 1, as its authors and diffusers have it
 FRECHET_BUDGETS = (5, 6, 8)
@@ -293,12 +294,12 @@ def _contenders(ran: Sequence[Measurement]) -> set[tuple[str, str]]:
         for to in next(iter(heat.values())).distances
         if to != DATA
     ]
-    return set().union(*(_near(CONTENDS, metric) for metric in metrics))
+    return set().union(*(_near(CONTENDS, metric, CONTENDERS) for metric in metrics))
 
 
-def _near(factor: float, values: Mapping[tuple[str, str], float]) -> set[tuple[str, str]]:
+def _near(factor: float, values: Mapping[tuple[str, str], float], most: int | None = None) -> set[tuple[str, str]]:
     """Ours on its own grid; peers of at most `factor` times the least of all, and published EVODiff and ours on other
-    grids of at most that times their own least, as the page shows these.
+    grids of at most that times their own least, as the page shows these; of each the `most` best.
     """
     peers = {key for key in values if key[0] != OURS}
     published = {key for key in peers if key[0] == PUBLISHED}
@@ -306,7 +307,7 @@ def _near(factor: float, values: Mapping[tuple[str, str], float]) -> set[tuple[s
     return {key for key in ours if key[1] == OWN_GRID} | {
         key
         for among in (peers, published, ours)
-        for key in among
+        for key in sorted(among, key=lambda key: (values[key], key))[:most]
         if values[key] <= factor * max(min(values[each] for each in among), NEGLIGIBLE)
     }
 

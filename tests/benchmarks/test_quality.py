@@ -85,6 +85,7 @@ def problems(monkeypatch):
     )
     monkeypatch.setattr(quality, "FRECHET_RESAMPLES", 3)
     monkeypatch.setattr(quality, "CONTENDS", math.inf)
+    monkeypatch.setattr(quality, "CONTENDERS", None)
     monkeypatch.setattr(quality, "QUALIFIES", math.inf)
     CALLS.clear()
 
@@ -166,6 +167,15 @@ def test_a_peer_runs_on_all_samples_where_it_is_near_the_best_of_a_heat_in_eithe
         for metric in metrics:
             expected |= near(1.2, {key: metric(each) for key, each in ran.items()})
         assert {each.key[2:] for each in (cell.ours, *cell.elsewhere, *cell.peers)} == expected
+
+
+def test_of_many_near_the_best_of_a_heat_the_best_run_on_all_samples():
+    """Of the peers, of published EVODiff and of ours each."""
+    values = {(name, str(i)): 1 + i / 100 for name in ("b", "c", OURS, PUBLISHED) for i in range(9)}
+    values[OURS, "own"] = 9
+    best = {("b", "0"), ("b", "1"), ("c", "0"), (PUBLISHED, "0"), (OURS, "own")}
+    own = {(name, str(i)) for name in (OURS, PUBLISHED) for i in range(4)}
+    assert quality._near(1.25, values, 4) == best | own
 
 
 def test_who_is_far_behind_on_the_first_samples_runs_in_no_heat(problems, tmp_path, monkeypatch):
