@@ -26,6 +26,7 @@ from .run import (
     QUALIFYING,
     SETTINGS,
     STATISTICS_SAMPLES,
+    SUIT,
     USUAL,
     Plan,
     on_grids,
@@ -82,6 +83,7 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
             heat=HEAT,
             contends=CONTENDS,
             contenders=CONTENDERS,
+            suit=SUIT,
             informed=informed,
             grids="; ".join(
                 f"{name}: {', '.join(list(SETTINGS[name].grids)[: plan.grids])}" for name in plan.schedules
@@ -367,13 +369,13 @@ D(x/α; σ/α), the network's noise level clamped to the range that it was train
 
 **Solvers.** `EVODiff()` runs on its own grid. Each peer runs on every one of a schedule's grids, and the best peer and
 grid are chosen in each cell, for each metric, after the fact: an oracle for the peers. {usual} and published EVODiff
-run on all grids first, on {qualifying} samples, the others where one of these three is within {qualifies:g} of the
-least RMSE. Those within {qualifies:g} of the least run in a heat, on one in {heat} of the samples, and the {contenders}
-best of that in RMSE and in distance, but to training images, on all, if within {contends:g}; so does EVODiff() on other
-grids than its own, by its own best. All make exactly as many calls; Heun spends an odd one on a step of first order. On
-flows, peers that predict noise predict velocities. The order of a last step is chosen by the run
-([numerics.md](numerics.md)) or, where a name ends in {lower}, is 1, as its authors and diffusers have it: more error,
-mostly, and often less distance.{informed}
+run on all grids first, on {qualifying} samples, the others on up to {suit} where one of these three is within
+{qualifies:g} of the least RMSE. Those within {qualifies:g} of the least run in a heat, on one in {heat} of the samples,
+and the {contenders} best of that in RMSE and in distance, but to training images, on all, if within {contends:g}; so
+does EVODiff() on other grids than its own, by its own best. All make exactly as many calls; Heun spends an odd one on a
+step of first order. On flows, peers that predict noise predict velocities. The order of a last step is chosen by the
+run ([numerics.md](numerics.md)) or, where a name ends in {lower}, is 1, as its authors and diffusers have it: more
+error, mostly, and often less distance.{informed}
 
 - Peers: published EVODiff, {peers}.
 - Grids: {grids}. EVODiff's own is not among them; [least-variance.md](least-variance.md) has peers on it.

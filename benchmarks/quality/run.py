@@ -36,6 +36,7 @@ from fewstep.grid import (
     time_quadratic,
     time_uniform,
 )
+from fewstep.sampling import plan as planned
 from fewstep.schedule import EDM, Flow, Schedule, VPLinear
 from fewstep.solvers import DPMSolverV3, EVODiff, Solver
 from fewstep.statistics import EMS, estimate_ems
@@ -66,6 +67,7 @@ CONVERGED = "converged"
 OWN_GRID = "own"
 QUALIFYING = 4  # samples that all run on first
 QUALIFIES = 2.0  # times the least RMSE there: who is further behind runs in no heat, a grid with no other peers
+SUIT = 5  # grids, at most
 USUAL = ("dpmpp-2m", "unipc-3", "ipndm-4")  # in log-SNR with and without correction, and in sigma
 ANYWHERE = {OURS, PUBLISHED, *USUAL}  # who runs on every grid
 HEAT = 4  # one in so many
@@ -231,7 +233,7 @@ def _fill_schedule(
         for candidate in everyone:
             key = name, nfe, candidate.name, candidate.grid_name
             if _due(candidate.name, candidate.grid_name, suits) and heats.get(key) is None:
-                heats.add(_measured(few, name, candidate, nfe, exact[: few.samples], {}, resampled=0))
+                _measure(heats, few, name, candidate, nfe, exact[: few.samples], {}, resampled=0)
 
     for nfe in plan.budgets:
         wanted = targets if nfe in FRECHET_BUDGETS else {}
@@ -242,12 +244,35 @@ def _fill_schedule(
         for candidate in everyone:
             key = name, nfe, candidate.name, candidate.grid_name
             if key[2:] in qualified and not heats.holds(key, wanted, heat.many, heat.samples):
-                heats.add(_measured(heat, name, candidate, nfe, exact[: heat.samples], wanted, resampled=0))
+                _measure(heats, heat, name, candidate, nfe, exact[: heat.samples], wanted, resampled=0)
         contenders = _contenders(_ran(heats, name, nfe))
         for candidate in everyone:
             key = name, nfe, candidate.name, candidate.grid_name
             if key[2:] in contenders and not results.holds(key, wanted, problem.many):
-                results.add(_measured(problem, name, candidate, nfe, exact, wanted, FRECHET_RESAMPLES))
+                _measure(results, problem, name, candidate, nfe, exact, wanted, FRECHET_RESAMPLES)
+
+
+def _measure(
+    results: Results,
+    problem: Problem,
+    name: str,
+    candidate: Candidate,
+    nfe: int,
+    exact: Tensor,
+    targets: Targets,
+    resampled: int,
+) -> None:
+    """Into `results`; once if the last step that is chosen is of order 1 anyway."""
+    plain = candidate.name.removesuffix(LOWER_END)
+    same: Key = (name, nfe, plain, candidate.grid_name)
+    twin = results.get(same)
+    if plain != candidate.name and twin and results.holds(same, targets, problem.many, len(exact)):
+        solvers = candidate.solver, dataclasses.replace(candidate.solver, final_order=None)
+        ends, chosen = (planned(SETTINGS[name].schedule, each, nfe=nfe, grid=candidate.grid)[1] for each in solvers)
+        if ends == chosen:
+            results.add(dataclasses.replace(twin, solver=candidate.name))
+            return
+    results.add(_measured(problem, name, candidate, nfe, exact, targets, resampled))
 
 
 def _heat(problem: Problem) -> Problem:
@@ -259,10 +284,14 @@ def _ran(heats: Results, schedule: str, nfe: int) -> list[Measurement]:
 
 
 def _suits(ran: Sequence[Measurement]) -> set[str]:
-    """The grids on which one of the usual peers is not far behind the best of them."""
-    found = [each for each in ran if each.solver in USUAL]
-    behind = {(each.solver, each.grid): rms(each.errors[:QUALIFYING]) for each in found}
-    return {grid for _, grid in _near(QUALIFIES, behind)}
+    """The best grids of the usual peers on which one of these is not far behind the best."""
+    behind: dict[str, float] = {}
+    for each in ran:
+        if each.solver in USUAL:
+            behind[each.grid] = min(behind.get(each.grid, math.inf), rms(each.errors[:QUALIFYING]))
+    least = max(min(behind.values(), default=0.0), NEGLIGIBLE)
+    best = sorted(behind, key=lambda grid: behind[grid])[:SUIT]
+    return {grid for grid in best if behind[grid] <= QUALIFIES * least}
 
 
 def _due(solver: str, grid: str, suits: set[str]) -> bool:
