@@ -18,8 +18,8 @@ from .run import (
     CONTENDS,
     FRECHET_BUDGETS,
     HEAT,
+    HIGHER_END,
     INFORMED,
-    LOWER_END,
     OURS_ELSEWHERE,
     POINTS,
     QUALIFIES,
@@ -76,7 +76,7 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
             budgets=budgets,
             peers=", ".join(plan.peers),
             count=1 + len(plan.peers),
-            lower=LOWER_END,
+            higher=HIGHER_END,
             usual=", ".join(USUAL),
             qualifying=QUALIFYING,
             qualifies=QUALIFIES,
@@ -374,8 +374,8 @@ run on all grids first, on {qualifying} samples, the others on up to {suit} wher
 and the {contenders} best of that in RMSE and in distance, but to training images, on all, if within {contends:g}; so
 does EVODiff() on other grids than its own, by its own best. All make exactly as many calls; Heun spends an odd one on a
 step of first order. On flows, peers that predict noise predict velocities. The order of a last step is chosen by the
-run ([numerics.md](numerics.md)) or, where a name ends in {lower}, is 1, as its authors and diffusers have it: more
-error, mostly, and often less distance.{informed}
+run ([numerics.md](numerics.md)), mostly 1; where a name ends in {higher} it is higher, and the grid one of the first
+three.{informed}
 
 - Peers: published EVODiff, {peers}.
 - Grids: {grids}. EVODiff's own is not among them; [least-variance.md](least-variance.md) has peers on it.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +36,6 @@ from fewstep.grid import (
     time_quadratic,
     time_uniform,
 )
-from fewstep.sampling import plan as planned
 from fewstep.schedule import EDM, Flow, Schedule, VPLinear
 from fewstep.solvers import DPMSolverV3, EVODiff, Solver
 from fewstep.statistics import EMS, estimate_ems
@@ -74,7 +73,10 @@ HEAT = 4  # one in so many
 CONTENDS = 1.25  # of the best peer's RMSE, or Fréchet distance, in the heat: who is further behind runs no further
 CONTENDERS = 4  # by each of these, at most
 INFORMED = "dpm-solver-v3-3"  # the peer that needs statistics
-LOWER_END = "-lower-final"  # the solver with its last step of order 1, as its authors and diffusers have it
+# The order of the last step is chosen by the run, mostly 1. These end in a higher one too, on the three usual grids.
+HIGHER_END = "-higher-final"
+HIGHER: Mapping[str, int] = {"dpmpp-2m": 2, "unipc-2": 2, "unipc-3": 2, "deis-3": 4}
+USUAL_GRIDS = 3
 FRECHET_BUDGETS = (5, 6, 8)
 FRECHET_RESAMPLES = 50  # each takes as long as the distance itself
 POINTS, STATISTICS_SAMPLES = 60, 128  # of the statistics of DPM-Solver-v3
@@ -165,7 +167,7 @@ FULL = Plan(
         "f-dpm",
         "exp-heun",
         INFORMED,
-        *(f"{peer}{LOWER_END}" for peer in ("dpmpp-2m", "unipc-2", "unipc-3", "deis-3")),
+        *(f"{peer}{HIGHER_END}" for peer in HIGHER),
     ),
     share=1,
     grids=99,
@@ -233,7 +235,7 @@ def _fill_schedule(
         for candidate in everyone:
             key = name, nfe, candidate.name, candidate.grid_name
             if _due(candidate.name, candidate.grid_name, suits) and heats.get(key) is None:
-                _measure(heats, few, name, candidate, nfe, exact[: few.samples], {}, resampled=0)
+                heats.add(_measured(few, name, candidate, nfe, exact[: few.samples], {}, resampled=0))
 
     for nfe in plan.budgets:
         wanted = targets if nfe in FRECHET_BUDGETS else {}
@@ -244,35 +246,12 @@ def _fill_schedule(
         for candidate in everyone:
             key = name, nfe, candidate.name, candidate.grid_name
             if key[2:] in qualified and not heats.holds(key, wanted, heat.many, heat.samples):
-                _measure(heats, heat, name, candidate, nfe, exact[: heat.samples], wanted, resampled=0)
+                heats.add(_measured(heat, name, candidate, nfe, exact[: heat.samples], wanted, resampled=0))
         contenders = _contenders(_ran(heats, name, nfe))
         for candidate in everyone:
             key = name, nfe, candidate.name, candidate.grid_name
             if key[2:] in contenders and not results.holds(key, wanted, problem.many):
-                _measure(results, problem, name, candidate, nfe, exact, wanted, FRECHET_RESAMPLES)
-
-
-def _measure(
-    results: Results,
-    problem: Problem,
-    name: str,
-    candidate: Candidate,
-    nfe: int,
-    exact: Tensor,
-    targets: Targets,
-    resampled: int,
-) -> None:
-    """Into `results`; once if the last step that is chosen is of order 1 anyway."""
-    plain = candidate.name.removesuffix(LOWER_END)
-    same: Key = (name, nfe, plain, candidate.grid_name)
-    twin = results.get(same)
-    if plain != candidate.name and twin and results.holds(same, targets, problem.many, len(exact)):
-        solvers = candidate.solver, dataclasses.replace(candidate.solver, final_order=None)
-        ends, chosen = (planned(SETTINGS[name].schedule, each, nfe=nfe, grid=candidate.grid)[1] for each in solvers)
-        if ends == chosen:
-            results.add(dataclasses.replace(twin, solver=candidate.name))
-            return
-    results.add(_measured(problem, name, candidate, nfe, exact, targets, resampled))
+                results.add(_measured(problem, name, candidate, nfe, exact, wanted, FRECHET_RESAMPLES))
 
 
 def _heat(problem: Problem) -> Problem:
@@ -402,7 +381,7 @@ def _cell(name: str, results: Results, plan: Plan, ours: Measurement) -> Cell | 
     heat = _ran(results.heats, schedule, nfe)
     # The statistics of the informed peer are not at hand for every problem.
     peers, suits = {PUBLISHED, *plan.peers} - {INFORMED}, _suits(heat)
-    entered = product(peers, list(SETTINGS[schedule].grids)[: plan.grids])
+    entered = ((peer, grid) for peer in peers for grid in _grids(peer, schedule, plan))
     if not {each.key[2:] for each in heat}.issuperset(each for each in entered if _due(*each, suits)):
         return None
     found = [results.get((schedule, nfe, *each)) for each in sorted(_contenders(heat)) if each[0] != OURS]
@@ -442,11 +421,23 @@ def candidates(name: str, plan: Plan, statistics: EMS | None) -> Iterator[Candid
             if statistics is not None:
                 peers[peer] = DPMSolverV3(statistics)
         else:
-            solver = SOLVERS[peer.removesuffix(LOWER_END)].suited(isinstance(schedule, Flow))
-            peers[peer] = dataclasses.replace(solver, final_order=1) if peer.endswith(LOWER_END) else solver
+            plain = peer.removesuffix(HIGHER_END)
+            solver = SOLVERS[plain].suited(isinstance(schedule, Flow))
+            peers[peer] = solver if plain == peer else _ending(solver, HIGHER[plain])
     for peer, solver in peers.items():
-        for grid_name, grid in list(grids.items())[: plan.grids]:
-            yield Candidate(peer, solver, grid_name, grid)
+        for grid_name in _grids(peer, name, plan):
+            yield Candidate(peer, solver, grid_name, grids[grid_name])
+
+
+def _grids(peer: str, schedule: str, plan: Plan) -> Sequence[str]:
+    """The names of those that a peer may run on."""
+    count = min(plan.grids, USUAL_GRIDS) if peer.endswith(HIGHER_END) else plan.grids
+    return list(SETTINGS[schedule].grids)[:count]
+
+
+def _ending(solver: Any, final_order: int) -> Solver:
+    found: Solver = dataclasses.replace(solver, final_order=final_order)
+    return found
 
 
 def _measured(

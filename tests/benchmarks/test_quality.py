@@ -491,10 +491,12 @@ def test_every_peer_runs_on_every_grid_with_every_budget(name):
             assert len(plan(quality.SETTINGS[name].schedule, solver, nfe=nfe, grid=grid)[1]) == nfe
 
 
-def test_a_solver_with_its_authors_last_step_is_that_with_one_of_order_1():
+def test_a_last_step_of_higher_order_is_a_peer_on_the_usual_grids():
     found = {each.name: each.solver for each in quality.candidates("VE", FULL, None)}
-    assert found["unipc-3-lower-final"] == fs.UniPC(order=3, final_order=1)
+    assert found["unipc-3-higher-final"] == fs.UniPC(order=3, final_order=2)
     assert found["unipc-3"] == fs.UniPC(order=3)
+    grids = [each.grid_name for each in quality.candidates("VE", FULL, None) if each.name == "deis-3-higher-final"]
+    assert grids == ["log-SNR", "ρ = 7", "ρ = 3"]
 
 
 def test_the_best_grid_of_a_solver_is_that_of_the_least_error_in_its_heats():
