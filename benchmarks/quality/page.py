@@ -14,9 +14,11 @@ from ..problems.suite import DATA, EXACT, IDEAL_IMAGES, LOCAL_IMAGES, OWN, OWN_I
 from .ratios import NEGLIGIBLE, PUBLISHED, Cell, Ratio, against, apart, by_frechet, by_rmse, geometric_mean
 from .results import Measurement
 from .run import (
+    CONTENDERS,
     CONTENDS,
     FRECHET_BUDGETS,
     HEAT,
+    HIGHER_END,
     INFORMED,
     OURS_ELSEWHERE,
     POINTS,
@@ -24,6 +26,7 @@ from .run import (
     QUALIFYING,
     SETTINGS,
     STATISTICS_SAMPLES,
+    SUIT,
     USUAL,
     Plan,
     on_grids,
@@ -72,11 +75,15 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
             ),
             budgets=budgets,
             peers=", ".join(plan.peers),
+            count=1 + len(plan.peers),
+            higher=HIGHER_END,
             usual=", ".join(USUAL),
             qualifying=QUALIFYING,
             qualifies=QUALIFIES,
             heat=HEAT,
             contends=CONTENDS,
+            contenders=CONTENDERS,
+            suit=SUIT,
             informed=informed,
             grids="; ".join(
                 f"{name}: {', '.join(list(SETTINGS[name].grids)[: plan.grids])}" for name in plan.schedules
@@ -340,18 +347,12 @@ def _agreement(measured: Measurement) -> str:
 
 INTRODUCTION = """# Image quality
 
-For people who want to know how good images are, and for reviewers. You get EVODiff's default beside ten solvers on
+For people who want to know how good images are, and for reviewers. You get EVODiff's default beside {count} solvers on
 problems made of real images, cell by cell, with every loss; [evidence.md](evidence.md) says how to read such tables.
 
 EVODiff's default beside the field, on problems whose solution is known. This page is written by `{command}`; no figure
 in its tables is typed by hand. It is of the split "{split}". Solvers are developed on "dev" and reported on "report",
 which share neither classes nor noise: {splits}.
-
-**This page is older than the code.** EVODiff()'s own cells were measured before its steps trusted what each sample's
-answers say (`solvers/evodiff/trust.py`): since then it is better under guidance 7.5, and nearly the same on *mixture*
-and on the network without guidance. The peers' were measured with the last orders of their authors, before these were
-chosen for each run (`solvers/core/last_steps.py`). `python -m benchmarks.quality --again NAME` measures a solver anew;
-[stress.md](stress.md) is of today's.
 
 **Problems.** All are made of real images, in [-1, 1].
 
@@ -368,10 +369,13 @@ D(x/α; σ/α), the network's noise level clamped to the range that it was train
 
 **Solvers.** `EVODiff()` runs on its own grid. Each peer runs on every one of a schedule's grids, and the best peer and
 grid are chosen in each cell, for each metric, after the fact: an oracle for the peers. {usual} and published EVODiff
-run on all grids first, on {qualifying} samples, the others where one of these three is within {qualifies:g} of the
-least RMSE. Those within {qualifies:g} of the least run in a heat, on one in {heat} of the samples, and those within
-{contends:g} of the best of that in some metric on all. All make exactly as many calls; Heun spends an odd one on a step
-of first order. On flows, peers that predict noise predict velocities.{informed}
+run on all grids first, on {qualifying} samples, the others on up to {suit} where one of these three is within
+{qualifies:g} of the least RMSE. Those within {qualifies:g} of the least run in a heat, on one in {heat} of the samples,
+and the {contenders} best of that in RMSE and in distance, but to training images, on all, if within {contends:g}; so
+does EVODiff() on other grids than its own, by its own best. All make exactly as many calls; Heun spends an odd one on a
+step of first order. On flows, peers that predict noise predict velocities. The order of a last step is chosen by the
+run ([numerics.md](numerics.md)), mostly 1; where a name ends in {higher} it is higher, and the grid one of the first
+three.{informed}
 
 - Peers: published EVODiff, {peers}.
 - Grids: {grids}. EVODiff's own is not among them; [least-variance.md](least-variance.md) has peers on it.

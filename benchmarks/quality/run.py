@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ from fewstep.table import SOLVERS
 
 from ..problems import PROBLEMS, Problem, Source
 from ..problems.base import batches
+from ..problems.suite import DATA
 from .ratios import NEGLIGIBLE, OURS, PUBLISHED, Cell
 from .results import Distance, Key, Measurement, Results, rms
 
@@ -65,11 +66,17 @@ CONVERGED = "converged"
 OWN_GRID = "own"
 QUALIFYING = 4  # samples that all run on first
 QUALIFIES = 2.0  # times the least RMSE there: who is further behind runs in no heat, a grid with no other peers
+SUIT = 5  # grids, at most
 USUAL = ("dpmpp-2m", "unipc-3", "ipndm-4")  # in log-SNR with and without correction, and in sigma
 ANYWHERE = {OURS, PUBLISHED, *USUAL}  # who runs on every grid
 HEAT = 4  # one in so many
 CONTENDS = 1.25  # of the best peer's RMSE, or Fréchet distance, in the heat: who is further behind runs no further
+CONTENDERS = 4  # by each of these, at most
 INFORMED = "dpm-solver-v3-3"  # the peer that needs statistics
+# The order of the last step is chosen by the run, mostly 1. These end in a higher one too, on the three usual grids.
+HIGHER_END = "-higher-final"
+HIGHER: Mapping[str, int] = {"dpmpp-2m": 2, "unipc-2": 2, "unipc-3": 2, "deis-3": 4}
+USUAL_GRIDS = 3
 FRECHET_BUDGETS = (5, 6, 8)
 FRECHET_RESAMPLES = 50  # each takes as long as the distance itself
 POINTS, STATISTICS_SAMPLES = 60, 128  # of the statistics of DPM-Solver-v3
@@ -160,6 +167,7 @@ FULL = Plan(
         "f-dpm",
         "exp-heun",
         INFORMED,
+        *(f"{peer}{HIGHER_END}" for peer in HIGHER),
     ),
     share=1,
     grids=99,
@@ -222,10 +230,9 @@ def _fill_schedule(
     heat, heats = _heat(problem), results.heats
     few = dataclasses.replace(problem, samples=min(QUALIFYING, heat.samples))
     everyone = list(candidates(name, plan, statistics))
-    entrants = [each for each in everyone if each.name != OURS or each.grid is None]
 
     def first(nfe: int, suits: set[str]) -> None:
-        for candidate in entrants:
+        for candidate in everyone:
             key = name, nfe, candidate.name, candidate.grid_name
             if _due(candidate.name, candidate.grid_name, suits) and heats.get(key) is None:
                 heats.add(_measured(few, name, candidate, nfe, exact[: few.samples], {}, resampled=0))
@@ -236,13 +243,11 @@ def _fill_schedule(
         suits = _suits(_ran(heats, name, nfe))
         first(nfe, suits)
         qualified = _qualified(_ran(heats, name, nfe))
-        for candidate in entrants:
+        for candidate in everyone:
             key = name, nfe, candidate.name, candidate.grid_name
             if key[2:] in qualified and not heats.holds(key, wanted, heat.many, heat.samples):
                 heats.add(_measured(heat, name, candidate, nfe, exact[: heat.samples], wanted, resampled=0))
-        contenders = _contenders(_ran(heats, name, nfe)) | {
-            (OURS, grid) for grid in (OWN_GRID, *suits, *OURS_ELSEWHERE)
-        }
+        contenders = _contenders(_ran(heats, name, nfe))
         for candidate in everyone:
             key = name, nfe, candidate.name, candidate.grid_name
             if key[2:] in contenders and not results.holds(key, wanted, problem.many):
@@ -258,10 +263,14 @@ def _ran(heats: Results, schedule: str, nfe: int) -> list[Measurement]:
 
 
 def _suits(ran: Sequence[Measurement]) -> set[str]:
-    """The grids on which one of the usual peers is not far behind the best of them."""
-    found = [each for each in ran if each.solver in USUAL]
-    behind = {(each.solver, each.grid): rms(each.errors[:QUALIFYING]) for each in found}
-    return {grid for _, grid in _near(QUALIFIES, behind)}
+    """The best grids of the usual peers on which one of these is not far behind the best."""
+    behind: dict[str, float] = {}
+    for each in ran:
+        if each.solver in USUAL:
+            behind[each.grid] = min(behind.get(each.grid, math.inf), rms(each.errors[:QUALIFYING]))
+    least = max(min(behind.values(), default=0.0), NEGLIGIBLE)
+    best = sorted(behind, key=lambda grid: behind[grid])[:SUIT]
+    return {grid for grid in best if behind[grid] <= QUALIFIES * least}
 
 
 def _due(solver: str, grid: str, suits: set[str]) -> bool:
@@ -280,29 +289,33 @@ def on_grids(ran: Sequence[Measurement], solver: str) -> dict[str, float]:
 
 
 def _qualified(ran: Sequence[Measurement]) -> set[tuple[str, str]]:
-    """Ours, and who is not far behind on the first samples."""
-    behind = {(each.solver, each.grid): rms(each.errors[:QUALIFYING]) for each in ran}
-    return {key for key in behind if key[0] == OURS} | _near(QUALIFIES, behind)
+    """Who is not far behind on the first samples."""
+    return _near(QUALIFIES, {(each.solver, each.grid): rms(each.errors[:QUALIFYING]) for each in ran})
 
 
 def _contenders(ran: Sequence[Measurement]) -> set[tuple[str, str]]:
-    """The peers near the best of a heat in any metric."""
+    """Who is near the best of a heat in any metric but the distance to training images, in which all are near."""
     qualified = _qualified(ran)
     heat = {(each.solver, each.grid): each for each in ran if (each.solver, each.grid) in qualified}
     metrics = [{key: each.rmse for key, each in heat.items()}] + [
-        {key: each.distances[to].value for key, each in heat.items()} for to in next(iter(heat.values())).distances
+        {key: each.distances[to].value for key, each in heat.items()}
+        for to in next(iter(heat.values())).distances
+        if to != DATA
     ]
-    return set().union(*(_near(CONTENDS, metric) for metric in metrics))
+    return set().union(*(_near(CONTENDS, metric, CONTENDERS) for metric in metrics))
 
 
-def _near(factor: float, values: Mapping[tuple[str, str], float]) -> set[tuple[str, str]]:
-    """Peers of at most `factor` times the least; and so among the grids of published EVODiff, which the page shows."""
+def _near(factor: float, values: Mapping[tuple[str, str], float], most: int | None = None) -> set[tuple[str, str]]:
+    """Ours on its own grid; peers of at most `factor` times the least of all, and published EVODiff and ours on other
+    grids of at most that times their own least, as the page shows these; of each the `most` best.
+    """
     peers = {key for key in values if key[0] != OURS}
     published = {key for key in peers if key[0] == PUBLISHED}
-    return {
+    ours = set(values) - peers
+    return {key for key in ours if key[1] == OWN_GRID} | {
         key
-        for among in (peers, published)
-        for key in among
+        for among in (peers, published, ours)
+        for key in sorted(among, key=lambda key: (values[key], key))[:most]
         if values[key] <= factor * max(min(values[each] for each in among), NEGLIGIBLE)
     }
 
@@ -368,10 +381,10 @@ def _cell(name: str, results: Results, plan: Plan, ours: Measurement) -> Cell | 
     heat = _ran(results.heats, schedule, nfe)
     # The statistics of the informed peer are not at hand for every problem.
     peers, suits = {PUBLISHED, *plan.peers} - {INFORMED}, _suits(heat)
-    entered = product(peers, list(SETTINGS[schedule].grids)[: plan.grids])
+    entered = ((peer, grid) for peer in peers for grid in _grids(peer, schedule, plan))
     if not {each.key[2:] for each in heat}.issuperset(each for each in entered if _due(*each, suits)):
         return None
-    found = [results.get((schedule, nfe, *each)) for each in sorted(_contenders(heat))]
+    found = [results.get((schedule, nfe, *each)) for each in sorted(_contenders(heat)) if each[0] != OURS]
     measured = [peer for peer in found if peer is not None]
     if len(measured) < len(found):
         return None
@@ -404,13 +417,27 @@ def candidates(name: str, plan: Plan, statistics: EMS | None) -> Iterator[Candid
     schedule, grids = SETTINGS[name]
     peers: dict[str, Solver] = {PUBLISHED: EVODiff(mode="published")}
     for peer in plan.peers:
-        if peer != INFORMED:
-            peers[peer] = SOLVERS[peer].suited(isinstance(schedule, Flow))
-        elif statistics is not None:
-            peers[peer] = DPMSolverV3(statistics)
+        if peer == INFORMED:
+            if statistics is not None:
+                peers[peer] = DPMSolverV3(statistics)
+        else:
+            plain = peer.removesuffix(HIGHER_END)
+            solver = SOLVERS[plain].suited(isinstance(schedule, Flow))
+            peers[peer] = solver if plain == peer else _ending(solver, HIGHER[plain])
     for peer, solver in peers.items():
-        for grid_name, grid in list(grids.items())[: plan.grids]:
-            yield Candidate(peer, solver, grid_name, grid)
+        for grid_name in _grids(peer, name, plan):
+            yield Candidate(peer, solver, grid_name, grids[grid_name])
+
+
+def _grids(peer: str, schedule: str, plan: Plan) -> Sequence[str]:
+    """The names of those that a peer may run on."""
+    count = min(plan.grids, USUAL_GRIDS) if peer.endswith(HIGHER_END) else plan.grids
+    return list(SETTINGS[schedule].grids)[:count]
+
+
+def _ending(solver: Any, final_order: int) -> Solver:
+    found: Solver = dataclasses.replace(solver, final_order=final_order)
+    return found
 
 
 def _measured(

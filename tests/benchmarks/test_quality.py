@@ -31,7 +31,6 @@ from benchmarks.quality.results import Distance, Measurement, Results
 from benchmarks.quality.run import FULL, QUICK, cells, fill, trial
 from fewstep.bench.metrics import Moments
 from fewstep.sampling import plan
-from fewstep.table import SOLVERS
 from smooth import smooth_pictures
 
 SHAPE = (3, 8, 8)
@@ -86,6 +85,7 @@ def problems(monkeypatch):
     )
     monkeypatch.setattr(quality, "FRECHET_RESAMPLES", 3)
     monkeypatch.setattr(quality, "CONTENDS", math.inf)
+    monkeypatch.setattr(quality, "CONTENDERS", None)
     monkeypatch.setattr(quality, "QUALIFIES", math.inf)
     CALLS.clear()
 
@@ -105,6 +105,20 @@ def everyone(schedule):
 def others(schedule):
     """The grids of ours besides its own."""
     return [*list(quality.SETTINGS[schedule].grids)[:2], *quality.OURS_ELSEWHERE]
+
+
+def ours(schedule):
+    return [(OURS, grid) for grid in ("own", *others(schedule))]
+
+
+def near(factor, values):
+    """Those within `factor` of the least of peers, of published EVODiff, and of ours; ours on its own grid always."""
+    peers = {key for key in values if key[0] != OURS}
+    found = {(OURS, "own")}
+    for among in (peers, {key for key in peers if key[0] == PUBLISHED}, set(values) - peers):
+        least = max(min(values[key] for key in among), NEGLIGIBLE)
+        found |= {key for key in among if values[key] <= factor * least}
+    return found
 
 
 def measurement(solver=OURS, grid="own", nfe=5, errors=(0.1, 0.2), frechet=None, frechets=()):
@@ -127,9 +141,9 @@ def test_each_cell_has_ours_and_every_peer_on_every_grid_and_is_measured_once(pr
         for each in (cell.ours, *cell.elsewhere, *cell.peers):
             assert {to: distance.samples for to, distance in each.distances.items()} == expected
         assert (cell.floor is not None) == (cell.problem == "smooth")
-    # 6 peers and ours on the first samples, in the heat where that has distances, too, and of a budget these and 3 more
-    # runs of ours, in two batches of 64 where 80 samples are drawn: calls are the budget's, odd or even.
-    once = 2 * (7 * (2 * 5 + 7) + 10 * (2 * 5 + 7))
+    # 6 peers and ours on 4 grids on the first samples, in the heat where that has distances, too, and of a budget, in
+    # two batches of 64 where 80 samples are drawn: calls are the budget's, odd or even.
+    once = 2 * (10 * (2 * 5 + 7) + 10 * (2 * 5 + 7))
     assert len(CALLS) == once
     fill_all(tmp_path)
     assert len(CALLS) == once
@@ -144,23 +158,28 @@ def test_a_peer_runs_on_all_samples_where_it_is_near_the_best_of_a_heat_in_eithe
     for cell in found:
         heats = Results(tmp_path / cell.problem).heats
         ran = {each.key[2:]: each for each in heats if (each.schedule, each.nfe) == (cell.schedule, cell.nfe)}
-        assert set(ran) == {*everyone(cell.schedule), (OURS, "own")}
-        del ran[OURS, "own"]
+        assert set(ran) == {*everyone(cell.schedule), *ours(cell.schedule)}
         assert all(len(each.errors) == 1 for each in ran.values())
         expected = set()
         metrics = [lambda measured: measured.rmse]
         if cell.ours.distances:
             metrics.append(lambda measured: measured.distances["exact"].value)
         for metric in metrics:
-            for among in (set(ran), {each for each in ran if each[0] == PUBLISHED}):
-                values = {each: metric(ran[each]) for each in among}
-                least = max(min(values.values()), NEGLIGIBLE)
-                expected |= {each for each, value in values.items() if value <= 1.2 * least}
-        assert {each.key[2:] for each in cell.peers} == expected
+            expected |= near(1.2, {key: metric(each) for key, each in ran.items()})
+        assert {each.key[2:] for each in (cell.ours, *cell.elsewhere, *cell.peers)} == expected
+
+
+def test_of_many_near_the_best_of_a_heat_the_best_run_on_all_samples():
+    """Of the peers, of published EVODiff and of ours each."""
+    values = {(name, str(i)): 1 + i / 100 for name in ("b", "c", OURS, PUBLISHED) for i in range(9)}
+    values[OURS, "own"] = 9
+    best = {("b", "0"), ("b", "1"), ("c", "0"), (PUBLISHED, "0"), (OURS, "own")}
+    own = {(name, str(i)) for name in (OURS, PUBLISHED) for i in range(4)}
+    assert quality._near(1.25, values, 4) == best | own
 
 
 def test_who_is_far_behind_on_the_first_samples_runs_in_no_heat(problems, tmp_path, monkeypatch):
-    """Ours and published EVODiff's better grids do, whatever they are. Others run where one of the usual does well."""
+    """The better grids of ours and of published EVODiff do. Others run where one of the usual does well."""
     left_out = set()
     monkeypatch.setattr(quality, "QUALIFIES", 1.2)
     fill_all(tmp_path)
@@ -171,11 +190,9 @@ def test_who_is_far_behind_on_the_first_samples_runs_in_no_heat(problems, tmp_pa
             usual = {key: error for key, error in errors.items() if key[0] in quality.USUAL}
             suits = {grid for (_, grid), error in usual.items() if error <= 1.2 * min(usual.values())}
             far = {key for key in everyone(schedule) if key[0] == "heun" and key[1] not in suits}
-            assert set(ran) == {*everyone(schedule), (OURS, "own")} - far
+            assert set(ran) == {*everyone(schedule), *ours(schedule)} - far
             left_out |= far
-            qualified = {(OURS, "own")}
-            for among in (set(ran) - {(OURS, "own")}, {key for key in ran if key[0] == PUBLISHED}):
-                qualified |= {key for key in among if errors[key] <= 1.2 * min(errors[each] for each in among)}
+            qualified = near(1.2, errors)
             if problem == "smooth" and nfe == 5:
                 assert {key for key, each in ran.items() if each.distances} == qualified
             whole = {each.key[2:] for each in Results(tmp_path / problem) if each.key[:2] == (schedule, nfe)}
@@ -219,7 +236,7 @@ def test_a_solver_is_measured_again_alone(problems, tmp_path):
     before = fill_all(tmp_path)
     CALLS.clear()
     assert fill_all(tmp_path, again=[OURS]) == before
-    assert len(CALLS) == 2 * ((2 * 5 + 7) + 4 * (2 * 5 + 7))
+    assert len(CALLS) == 2 * (4 * (2 * 5 + 7) + 4 * (2 * 5 + 7))
 
 
 def test_a_trial_puts_a_solver_in_our_place_and_stores_nothing(problems, tmp_path):
@@ -388,8 +405,8 @@ def test_distances_of_fewer_samples_are_measured_again(problems, tmp_path, monke
     )
     CALLS.clear()
     fill(None, tmp_path, PLAN, ["smooth"], lambda text: None)
-    # With 5 calls 6 peers and ours run in a heat of 40 samples, and these and 3 more in 3 batches of 64 at most.
-    assert len(CALLS) == 2 * 5 * (7 + 3 * 10)
+    # With 5 calls 6 peers and ours on 4 grids run in a heat of 40 samples, and then in 3 batches of 64 at most.
+    assert len(CALLS) == 2 * 5 * (10 + 3 * 10)
     monkeypatch.undo()
     after = Results(tmp_path / "smooth")
     ours = [after.get(cell.ours.key) for cell in before if cell.problem == "smooth"]
@@ -467,13 +484,19 @@ def test_a_wrong_choice_is_wrong_usage(pictures, tmp_path, option, value, choice
 
 @pytest.mark.parametrize("name", quality.SETTINGS)
 def test_every_peer_runs_on_every_grid_with_every_budget(name):
-    schedule, grids = quality.SETTINGS[name]
-    for peer in {*FULL.peers, *QUICK.peers} - {quality.INFORMED}:
-        entry = SOLVERS[peer]
-        solver = entry.on_flow if isinstance(schedule, fs.Flow) else entry.solver
-        for grid_name, grid in grids.items():
-            for nfe in FULL.budgets if grid_name != "DMN" else ():  # which is searched for, some seconds for each count
-                assert len(plan(schedule, solver, nfe=nfe, grid=grid)[1]) == nfe
+    everyone = [*quality.candidates(name, FULL, None), *quality.candidates(name, QUICK, None)]
+    assert {each.name for each in everyone} == {OURS, PUBLISHED, *FULL.peers, *QUICK.peers} - {quality.INFORMED}
+    for _, solver, grid_name, grid in everyone:
+        for nfe in FULL.budgets if grid_name != "DMN" else ():  # which is searched for, some seconds for each count
+            assert len(plan(quality.SETTINGS[name].schedule, solver, nfe=nfe, grid=grid)[1]) == nfe
+
+
+def test_a_last_step_of_higher_order_is_a_peer_on_the_usual_grids():
+    found = {each.name: each.solver for each in quality.candidates("VE", FULL, None)}
+    assert found["unipc-3-higher-final"] == fs.UniPC(order=3, final_order=2)
+    assert found["unipc-3"] == fs.UniPC(order=3)
+    grids = [each.grid_name for each in quality.candidates("VE", FULL, None) if each.name == "deis-3-higher-final"]
+    assert grids == ["log-SNR", "ρ = 7", "ρ = 3"]
 
 
 def test_the_best_grid_of_a_solver_is_that_of_the_least_error_in_its_heats():
