@@ -31,18 +31,16 @@ Errors = Mapping[tuple[str, str, str], Mapping[tuple[str, int], float]]
 
 
 def errors(problems: Iterable[str], records: Path = RECORDS) -> Errors:
-    """RMSE by problem and calls, of each schedule, solver and grid: peers on a part of the samples, ours on all.
+    """RMSE by problem and calls, of each schedule, solver and grid, on the samples that it ran on first.
 
-    Where a solver did not run, the best of three usual ones stands for it, which is far behind there (`quality.run`).
+    A grid on which it did not run is as much behind its best as the best of three usual ones is (`quality.run`).
     """
     found: dict[tuple[str, str, str], dict[tuple[str, int], float]] = {}
     for problem in problems:
         ran: dict[tuple[str, int], list[Measurement]] = {}
-        for path, ours in ((records / problem / "heats", False), (records / problem, True)):
-            for line in (path / "results.jsonl").read_text(encoding="utf-8").splitlines():
-                each = Measurement.read(line)
-                if each.nfe and (each.solver == OURS) == ours:
-                    ran.setdefault((each.schedule, each.nfe), []).append(each)
+        for line in (records / problem / "heats" / "results.jsonl").read_text(encoding="utf-8").splitlines():
+            each = Measurement.read(line)
+            ran.setdefault((each.schedule, each.nfe), []).append(each)
         for (schedule, calls), all_ran in ran.items():
             for solver in {each.solver for each in all_ran}:
                 for grid, error in on_grids(all_ran, solver).items():

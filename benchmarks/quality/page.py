@@ -448,8 +448,9 @@ column. Geometric mean and cells won, on the samples that both ran on. By RMSE:
 """
 GRIDS_NOTE = """### The best grid of each solver
 
-By the geometric mean of RMSE over the problems, of the heats, or the first samples where a grid did not qualify, or
-the best of the usual three where the solver did not run; few are up to {few} calls.
+By the geometric mean of RMSE over the problems, of the heats, or the first samples where a grid did not qualify; where
+the solver did not run, as much above its least error as the best of the usual three is above its. Few are up to {few}
+calls.
 """
 ASTRAY_NOTE = """### Samples that go astray
 

@@ -264,13 +264,18 @@ def _ran(heats: Results, schedule: str, nfe: int) -> list[Measurement]:
 
 def _suits(ran: Sequence[Measurement]) -> set[str]:
     """The best grids of the usual peers on which one of these is not far behind the best."""
-    behind: dict[str, float] = {}
+    behind = _usual(ran, lambda each: rms(each.errors[:QUALIFYING]))
+    best = sorted(behind, key=lambda grid: behind[grid])[:SUIT]
+    return {grid for grid in best if behind[grid] <= QUALIFIES * min(behind.values())}
+
+
+def _usual(ran: Sequence[Measurement], error: Callable[[Measurement], float]) -> dict[str, float]:
+    """The error of the best of the usual peers by grid."""
+    found: dict[str, float] = {}
     for each in ran:
         if each.solver in USUAL:
-            behind[each.grid] = min(behind.get(each.grid, math.inf), rms(each.errors[:QUALIFYING]))
-    least = max(min(behind.values(), default=0.0), NEGLIGIBLE)
-    best = sorted(behind, key=lambda grid: behind[grid])[:SUIT]
-    return {grid for grid in best if behind[grid] <= QUALIFIES * least}
+            found[each.grid] = min(found.get(each.grid, math.inf), max(error(each), NEGLIGIBLE))
+    return found
 
 
 def _due(solver: str, grid: str, suits: set[str]) -> bool:
@@ -279,13 +284,11 @@ def _due(solver: str, grid: str, suits: set[str]) -> bool:
 
 
 def on_grids(ran: Sequence[Measurement], solver: str) -> dict[str, float]:
-    """RMSE by grid, of the best of the usual peers where the solver did not run."""
-    usual: dict[str, float] = {}
-    for each in ran:
-        if each.solver in USUAL:
-            usual[each.grid] = min(usual.get(each.grid, math.inf), each.rmse)
+    """RMSE by grid; where the solver did not run, as much above its least as the best of the usual peers is there."""
+    usual = _usual(ran, lambda each: each.rmse)
     own = {each.grid: each.rmse for each in ran if each.solver == solver}
-    return {**usual, **own} if own else {}
+    least = min(usual.values(), default=math.inf)
+    return {**{grid: min(own.values()) * error / least for grid, error in usual.items()}, **own} if own else {}
 
 
 def _qualified(ran: Sequence[Measurement]) -> set[tuple[str, str]]:

@@ -19,8 +19,7 @@ def test_the_best_grid_has_the_least_geometric_mean_and_was_measured_everywhere(
         for nfe in (5, 6):
             add(tmp_path / problem / "heats", "ddim", "A", nfe, 0.2 * factor)
             add(tmp_path / problem / "heats", "ddim", "B", nfe, 0.1 * factor)
-            add(tmp_path / problem / "heats", "evodiff", "A", nfe, 0.5)  # of a part of the samples: not ours
-            add(tmp_path / problem, "evodiff", "own", nfe, 0.25)
+            add(tmp_path / problem / "heats", "evodiff", "own", nfe, 0.25)
             add(tmp_path / problem, "ddim", "B", nfe, 9.0)  # of contenders alone
     add(tmp_path / "one" / "heats", "ddim", "C", 5, 0.01)  # one cell, which is no comparison
     found = grids.errors(("one", "other"), tmp_path)

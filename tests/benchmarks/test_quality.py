@@ -499,6 +499,13 @@ def test_a_last_step_of_higher_order_is_a_peer_on_the_usual_grids():
     assert grids == ["log-SNR", "ρ = 7", "ρ = 3"]
 
 
+def test_a_grid_without_a_solver_is_as_far_behind_its_best_as_the_usual_peers_are():
+    ran = [measurement("unipc-3", "a", errors=[0.1]), measurement("unipc-3", "b", errors=[0.4])]
+    ran += [measurement("ipndm-4", "b", errors=[0.3]), measurement("heun", "a", errors=[0.5])]
+    assert quality.on_grids(ran, "heun") == {"a": 0.5, "b": pytest.approx(1.5)}
+    assert quality.on_grids(ran, "ddim") == {}
+
+
 def test_the_best_grid_of_a_solver_is_that_of_the_least_error_in_its_heats():
     def cell(nfe, **errors):
         heat = [measurement("heun", grid, nfe, errors=[e]) for grid, e in errors.items()]
