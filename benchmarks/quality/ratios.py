@@ -86,7 +86,8 @@ def against(cells: Sequence[Cell], solver: str, value: Callable[[Measurement], f
     """
     by_grid: dict[str, dict[str, list[float]]] = {}
     for cell in cells:
-        ours, theirs = ([each for each in cell.heat if each.solver == name] for name in (OURS, solver))
+        ours = [each for each in cell.heat if each.key == cell.ours.key]
+        theirs = [each for each in cell.heat if each.solver == solver]
         for own, peer in product(ours, theirs):
             size = min(len(own.errors), len(peer.errors))  # who did not qualify ran on few
             one, other = (value(dataclasses.replace(each, errors=each.errors[:size])) for each in (own, peer))
