@@ -16,6 +16,7 @@ from .results import Measurement
 from .run import (
     CONTENDERS,
     CONTENDS,
+    FORMER,
     FRECHET_BUDGETS,
     HEAT,
     HIGHER_END,
@@ -28,6 +29,7 @@ from .run import (
     STATISTICS_SAMPLES,
     SUIT,
     USUAL,
+    USUAL_GRIDS,
     Plan,
     on_grids,
 )
@@ -100,6 +102,10 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
     measured = [cell for cell in cells if cell.ours.distances]
     if measured:
         parts += ["### Fréchet distance, EVODiff() over the best peer\n", _distances(measured)]
+    if {PUBLISHED, *plan.peers} >= FORMER:
+        parts += [FORMER_NOTE.format(count=len(FORMER), grids=USUAL_GRIDS), _errors(_among_former(cells))]
+        if measured:
+            parts += ["By Fréchet distance:\n", _distances(_among_former(measured))]
     parts += [AGAINST, _errors_against(cells, (PUBLISHED, *plan.peers))]
     if measured:
         parts += ["By Fréchet distance:\n", _distances_against(measured, (PUBLISHED, *plan.peers))]
@@ -143,6 +149,10 @@ def _samples(counted: Iterable[tuple[str, int]]) -> str:
 def _errors(cells: Sequence[Cell]) -> str:
     found = {group: [by_rmse(cell) for cell in _of(cells, name)] for name, group in GROUPS.items()}
     return _summary(found, WORST_RMSE)
+
+
+def _among_former(cells: Sequence[Cell]) -> list[Cell]:
+    return [cell._replace(peers=list(cell.former)) for cell in cells]
 
 
 def _of(cells: Sequence[Cell], group: str) -> list[Cell]:
@@ -440,6 +450,10 @@ WHY = """## Where it loses, and why
   last step decides, from n = 0.2 down in one; even log-SNR, where the best peers are, has two calls there. A grid that
   falls less goes there too: a tenth less distance for half as much error again. The table is what
   `benchmarks/quality/distance_parts.py` prints.
+"""
+FORMER_NOTE = """### The same over the best of the field of 2023
+
+{count} of these solvers on the first {grids} grids of each schedule, as this page had them before.
 """
 AGAINST = """### EVODiff() over one solver on one grid
 

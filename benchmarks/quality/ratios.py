@@ -39,7 +39,8 @@ class Cell(NamedTuple):
     """What was measured of one problem, schedule and budget.
 
     Ours on its own grid, and on others as far as it was; the peers near the best; the converged solution if there are
-    distances; ours and all peers on all grids in the heat, on the first samples only.
+    distances; ours and all peers on all grids in the heat, on the first samples only; the peers near the best of the
+    field of 2023.
     """
 
     problem: str
@@ -51,6 +52,7 @@ class Cell(NamedTuple):
     peers: list[Measurement]
     floor: Measurement | None
     heat: Sequence[Measurement] = ()
+    former: Sequence[Measurement] = ()
 
     @property
     def published(self) -> list[Measurement]:

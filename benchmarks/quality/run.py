@@ -75,8 +75,10 @@ CONTENDERS = 4  # by each of these, at most
 INFORMED = "dpm-solver-v3-3"  # the peer that needs statistics
 # The order of the last step is chosen by the run, mostly 1. These end in a higher one too, on the three usual grids.
 HIGHER_END = "-higher-final"
-HIGHER: Mapping[str, int] = {"dpmpp-2m": 2, "unipc-2": 2, "unipc-3": 2, "deis-3": 4}
+HIGHER: Mapping[str, int] = {"dpmpp-2m": 2, "dpmpp-3m": 2, "unipc-2": 2, "unipc-3": 2, "deis-3": 4, INFORMED: 2}
 USUAL_GRIDS = 3
+# Whom this bench had before, on the usual grids: the field of 2023, told apart so that figures stay comparable.
+FORMER = {PUBLISHED, "ddim", "heun", "ipndm-4", *(f"{peer}{HIGHER_END}" for peer in HIGHER)}
 FRECHET_BUDGETS = (5, 6, 8)
 FRECHET_RESAMPLES = 50  # each takes as long as the distance itself
 POINTS, STATISTICS_SAMPLES = 60, 128  # of the statistics of DPM-Solver-v3
@@ -242,12 +244,14 @@ def _fill_schedule(
         first(nfe, set())
         suits = _suits(_ran(heats, name, nfe))
         first(nfe, suits)
-        qualified = _qualified(_ran(heats, name, nfe))
+        ran = _ran(heats, name, nfe)
+        qualified = _qualified(ran) | _qualified(_former(ran))
         for candidate in everyone:
             key = name, nfe, candidate.name, candidate.grid_name
             if key[2:] in qualified and not heats.holds(key, wanted, heat.many, heat.samples):
                 heats.add(_measured(heat, name, candidate, nfe, exact[: heat.samples], wanted, resampled=0))
-        contenders = _contenders(_ran(heats, name, nfe))
+        ran = _ran(heats, name, nfe)
+        contenders = _contenders(ran) | _contenders(_former(ran))
         for candidate in everyone:
             key = name, nfe, candidate.name, candidate.grid_name
             if key[2:] in contenders and not results.holds(key, wanted, problem.many):
@@ -260,6 +264,16 @@ def _heat(problem: Problem) -> Problem:
 
 def _ran(heats: Results, schedule: str, nfe: int) -> list[Measurement]:
     return sorted((each for each in heats if each.key[:2] == (schedule, nfe)), key=lambda each: each.key)
+
+
+def _former(ran: Sequence[Measurement]) -> list[Measurement]:
+    """Ours and the field of 2023."""
+    return [
+        each
+        for each in ran
+        if each.key[2:] == (OURS, OWN_GRID)
+        or (each.solver in FORMER and each.grid in list(SETTINGS[each.schedule].grids)[:USUAL_GRIDS])
+    ]
 
 
 def _suits(ran: Sequence[Measurement]) -> set[str]:
@@ -383,13 +397,16 @@ def _cell(name: str, results: Results, plan: Plan, ours: Measurement) -> Cell | 
     schedule, nfe = ours.schedule, ours.nfe
     heat = _ran(results.heats, schedule, nfe)
     # The statistics of the informed peer are not at hand for every problem.
-    peers, suits = {PUBLISHED, *plan.peers} - {INFORMED}, _suits(heat)
+    peers, suits = {PUBLISHED, *plan.peers} - {INFORMED, f"{INFORMED}{HIGHER_END}"}, _suits(heat)
     entered = ((peer, grid) for peer in peers for grid in _grids(peer, schedule, plan))
     if not {each.key[2:] for each in heat}.issuperset(each for each in entered if _due(*each, suits)):
         return None
-    found = [results.get((schedule, nfe, *each)) for each in sorted(_contenders(heat)) if each[0] != OURS]
-    measured = [peer for peer in found if peer is not None]
-    if len(measured) < len(found):
+    fields = [
+        [results.get((schedule, nfe, *each)) for each in sorted(_contenders(ran)) if each[0] != OURS]
+        for ran in (heat, _former(heat))
+    ]
+    measured, former = ([peer for peer in field if peer is not None] for field in fields)
+    if len(measured) < len(fields[0]) or len(former) < len(fields[1]):
         return None
     elsewhere = [results.get((schedule, nfe, OURS, grid)) for grid in _elsewhere(schedule, plan)]
     return Cell(
@@ -402,6 +419,7 @@ def _cell(name: str, results: Results, plan: Plan, ours: Measurement) -> Cell | 
         measured,
         results.get((schedule, 0, CONVERGED, OWN_GRID)),
         heat,
+        former,
     )
 
 
@@ -419,13 +437,11 @@ def candidates(name: str, plan: Plan, statistics: EMS | None) -> Iterator[Candid
         yield Candidate(OURS, EVODiff(), grid_name, grid)
     schedule, grids = SETTINGS[name]
     peers: dict[str, Solver] = {PUBLISHED: EVODiff(mode="published")}
+    informed = None if statistics is None else DPMSolverV3(statistics)
     for peer in plan.peers:
-        if peer == INFORMED:
-            if statistics is not None:
-                peers[peer] = DPMSolverV3(statistics)
-        else:
-            plain = peer.removesuffix(HIGHER_END)
-            solver = SOLVERS[plain].suited(isinstance(schedule, Flow))
+        plain = peer.removesuffix(HIGHER_END)
+        solver = informed if plain == INFORMED else SOLVERS[plain].suited(isinstance(schedule, Flow))
+        if solver is not None:
             peers[peer] = solver if plain == peer else _ending(solver, HIGHER[plain])
     for peer, solver in peers.items():
         for grid_name in _grids(peer, name, plan):
