@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import groupby, product
@@ -57,6 +58,7 @@ DISTANCES = {  # by what they are to
 HEADS = {EXACT: "Fréchet", DATA: "Fréchet, training images", OWN: "Fréchet, its own images"}
 WORST_RMSE, WORST_FRECHET = 1.15, 1.05
 FEW = 8  # calls
+NEVER = 2  # cells
 ASTRAY = 0.1  # an RMSE of one sample: a twentieth of the range of pixels
 NOTHING = "–"
 
@@ -109,7 +111,9 @@ def page(cells: Sequence[Cell], plan: Plan, split: str, command: str) -> str:
     parts += [AGAINST, _errors_against(cells, (PUBLISHED, *plan.peers))]
     if measured:
         parts += ["By Fréchet distance:\n", _distances_against(measured, (PUBLISHED, *plan.peers))]
-    parts += [GRIDS_NOTE.format(few=FEW), _best_grids(cells, (PUBLISHED, *plan.peers)), WHY]
+    parts += [WINNERS.format(below=NEVER), _winners(cells)]
+    parts += [GRIDS_NOTE.format(few=FEW), _best_grids(cells, (PUBLISHED, *plan.peers))]
+    parts.append(WHY.format(count=1 + len(plan.peers)))
     exact = _of(cells, "exact")
     if exact:
         parts += [ASTRAY_NOTE.format(astray=ASTRAY), _astray(exact, plan.budgets)]
@@ -190,6 +194,16 @@ def _against(columns: Mapping[str, Callable[[str], list[float]]], peers: Sequenc
         return f"{statistics.geometric_mean(ratios):.3f}: {won} of {len(ratios)}" if ratios else NOTHING
 
     return table(["solver", *columns], [[peer, *(text(of(peer)) for of in columns.values())] for peer in peers])
+
+
+def _winners(cells: Sequence[Cell]) -> str:
+    """A row for each solver and grid that is the best peer of some cells: in how many, by group."""
+    best = Counter((by_rmse(cell).peer.key[2:], cell.group) for cell in cells)
+    pairs = Counter(key for key, _ in best.elements())
+    often = [key for key, count in pairs.most_common() if count > NEVER]
+    rows = [[*key, *(str(best[key, group]) for group in GROUPS)] for key in often]
+    rows.append(["others", "", *(str(sum(best[key, group] for key in pairs if key not in often)) for group in GROUPS)])
+    return table(["best peer", "grid", *(group.title for group in GROUPS.values())], rows)
 
 
 def _best_grids(cells: Sequence[Cell], peers: Sequence[str]) -> str:
@@ -406,28 +420,33 @@ distribution, which is all that a solver can get right. Samples: {samples}. "Con
 distance with as many samples, the floor."""
 WHY = """## Where it loses, and why
 
+- **An oracle of many.** The best of {count} solvers on all grids, known afterwards, is about as near as EVODiff() is.
+  No one of them is: over each on its own best grid EVODiff() has the least error in the mean of every group, and the
+  best peer changes from cell to cell. Often it runs on EVODiff's own grid.
+- **Flows.** On the network's flow CAB-2 with θ = 0.5 on EVODiff's own grid is nearer. EVODiff's prior expects the more
+  surprise, and trusts its differences the less, the longer the mean step is; a flow's range is a third longer than the
+  others', and nothing is decided at its ends. Under guidance, where more surprise is right, the same rule is the better
+  one, so that it stays. `fewstep tune` finds what one model wants ([tune.md](tune.md)).
 - **Sharp against smooth.** The denoisers of single images decide within a narrow band of noise levels; the more of a
   run's calls fall into it, the fewer decide wrongly. Smooth ones, Gaussians and networks, change over the whole range.
   One grid cannot be the best for both: on a grid twice as steep as EVODiff's the error on *ideal* falls and that on
   *mixture* grows, on one half as steep the reverse ([least-variance.md](least-variance.md) has both in its ablation).
-  The oracle takes another peer, on another grid, for each: on VP even time for *ideal*, even log-SNR for *mixture*.
-  Below, EVODiff's rule has that choice too.
+  The oracle takes another peer, on another grid, for each. Below, EVODiff's rule has that choice too.
 - **Gaussians.** On the way from 5 to 8 calls the gain of second-order peers passes 1 and their error a minimum, so that
-  on VE and VP the best peer is better at 6 calls than at 8: the oracle finds the crossing. At 20 calls on VE both are
-  right to a twentieth of a grey level; the limit to the last step is what is left there.
+  on VE and VP the best peer is better at 6 calls than at 8: the oracle finds the crossing, as it does with F-DPM's at
+  12 calls on VP. At 20 calls on VE both are right to a twentieth of a grey level; the limit to the last step is what is
+  left there.
 - **Few samples decide.** From 12 calls on nearly all runs on *ideal* end at the solution's own image ("nearest"), and
   those on *blurred* near it; the error is that of the few that do not, and its ratio that of two small numbers: its
-  intervals say so. The table below counts them, and compares the others. On VP from 10 calls on, even time loses fewer
-  than our grid does: it spends more calls where images are told apart, and fewer on what they look like. Over the
-  samples that neither loses, EVODiff's error on *blurred* is there 0.04 to 0.54 of the peer's.
+  intervals say so. The table below counts them, and compares the others. On VP even time loses fewer than our grid
+  does: it spends more calls where images are told apart, and fewer on what they look like. Of 16 images of the network
+  one lies between two outcomes, and is most of the error from 10 calls on.
 - **Fréchet distances have a floor.** Samples of the converged solution are not at distance 0 either. Where both are
   near that floor no ratio can be much below 1; what the converged solution itself would get is below.
 - **Fréchet distance of sharp problems.** The least error and the least distance are different aims: an average of two
   images is nearer to both than either is to the other, and has too little contrast. The best peer by distance is mostly
-  one that extrapolates far, and now and then lands well: of 5 calls on the flow, DEIS-3 on even log-SNR is right on
-  *ideal* and *blurred-0.05*, with a call more 3.5 to 5 times as far away, and on *blurred-0.3* and *mixture* out in the
-  heats. Nobody can pick it in advance. It is the grid again: on a narrow one EVODiff() is as near in these cells (0.22
-  and 0.23).
+  one that extrapolates far, and now and then lands well, as DEIS-3 does on the flow of *ideal*. Nobody can pick it in
+  advance.
 - **Strong guidance, few calls.** At guidance 7.5 nobody is near the solution in 5 and 6 calls: the errors are a tenth
   of the range of pixels and more. There DDIM, which adds nothing, and published EVODiff on even time are nearer.
 - **Fréchet distance of the network.** To training images the converged solution itself is within a twentieth of the
@@ -459,6 +478,10 @@ AGAINST = """### EVODiff() over one solver on one grid
 
 What a change would bring. Each peer stays on one grid a schedule, the one that is best for it over all cells of a
 column. Geometric mean and cells won, on the samples that both ran on. By RMSE:
+"""
+WINNERS = """### Who the best peer is
+
+In how many cells, by RMSE; others are the best in {below} cells at most each. `focused` is EVODiff()'s own grid.
 """
 GRIDS_NOTE = """### The best grid of each solver
 
