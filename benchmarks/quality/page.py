@@ -187,13 +187,22 @@ def _distance(to: str, measured: Measurement) -> float | None:
 
 
 def _against(columns: Mapping[str, Callable[[str], list[float]]], peers: Sequence[str]) -> str:
-    """A row for each peer: the geometric mean of our ratios to it, and how many cells are won."""
+    """A row for each peer: the geometric mean of our ratios to it, and how many cells are won; and who is nearest."""
 
     def text(ratios: Sequence[float]) -> str:
         won = sum(ratio < 1 for ratio in ratios)
         return f"{statistics.geometric_mean(ratios):.3f}: {won} of {len(ratios)}" if ratios else NOTHING
 
-    return table(["solver", *columns], [[peer, *(text(of(peer)) for of in columns.values())] for peer in peers])
+    found = {title: {peer: of(peer) for peer in peers} for title, of in columns.items()}
+    nearest = []
+    for title, column in found.items():
+        most = max(map(len, column.values()))
+        many = {peer: statistics.geometric_mean(each) for peer, each in column.items() if 2 * len(each) >= most > 0}
+        if many:
+            peer = max(many, key=lambda each: many[each])
+            nearest.append(f"{title}: {peer}, {text(column[peer])}")
+    rows = [[peer, *(text(column[peer]) for column in found.values())] for peer in peers]
+    return table(["solver", *columns], rows) + f"\nThe nearest in at least half of the cells. {'; '.join(nearest)}.\n"
 
 
 def _winners(cells: Sequence[Cell]) -> str:
