@@ -37,7 +37,7 @@ from .problems.network import Reclocked
 from .problems.suite import OWN as OWN_SAMPLES
 from .problems.suite import OWN_IMAGES
 from .quality.results import Measurement, Results
-from .quality.run import FULL, SETTINGS, candidates, statistics_of
+from .quality.run import FULL, SETTINGS, candidates, former, statistics_of
 from .stress.measure import FOLDER, Bench
 from .stress.peers import PEERS
 from .stress.problems import NETWORK_SAMPLES as GALAXY_SAMPLES
@@ -208,7 +208,7 @@ def packaged_network(
         plans / f"{name}-{schedule_name}-solution.pt",
         lambda: solved(denoiser, schedule, noise * start.sigma, start, end, NETWORK_STEPS),
     )
-    peers = [each for each in _peers(name, schedule_name) if each.errors]
+    peers = [each for each in former(_peers(name, schedule_name)) if each.errors]
 
     def error(solver: Solver, calls: int) -> float:
         return rmse(sample(denoiser, noise, nfe=calls, solver=solver, schedule=schedule), exact)
@@ -371,15 +371,16 @@ NETWORK = """
 ## The packaged network
 
 RMSE to the converged solution, {samples} images of the report split of [quality.md](quality.md), tuned on other seeds.
-"Best peer" is the best of 9 solvers on the best of three grids, chosen in each cell afterwards, as recorded there.
+"Best peer" is the best of 9 solvers on the best of three grids, chosen in each cell afterwards: the field of 2023, as
+recorded there.
 """
 SETS = """
 ## Distances between sets
 
 The Fréchet distance of {samples} samples of the packaged network on VE to {own} of its converged solutions, in the
 packaged classifier's features. One plan is tuned for the error, one for the error of these features: `objective=` a
-function of the images. "Best peer" is the best of 9 solvers on the best of three grids by this distance: the {nearest}
-nearest of those recorded in [quality.md](quality.md), which are of fewer samples, ran on as many here.
+function of the images. "Best peer" is the best solver on its best grid by this distance: the {nearest} nearest of those
+recorded in [quality.md](quality.md), which are of fewer samples, ran on as many here.
 """
 OTHERS = """
 ## Models that are nothing like images

@@ -57,6 +57,7 @@ __all__ = [
     "candidates",
     "cells",
     "fill",
+    "former",
     "on_grids",
     "statistics_of",
     "trial",
@@ -245,13 +246,13 @@ def _fill_schedule(
         suits = _suits(_ran(heats, name, nfe))
         first(nfe, suits)
         ran = _ran(heats, name, nfe)
-        qualified = _qualified(ran) | _qualified(_former(ran))
+        qualified = _qualified(ran) | _qualified(former(ran))
         for candidate in everyone:
             key = name, nfe, candidate.name, candidate.grid_name
             if key[2:] in qualified and not heats.holds(key, wanted, heat.many, heat.samples):
                 heats.add(_measured(heat, name, candidate, nfe, exact[: heat.samples], wanted, resampled=0))
         ran = _ran(heats, name, nfe)
-        contenders = _contenders(ran) | _contenders(_former(ran))
+        contenders = _contenders(ran) | _contenders(former(ran))
         for candidate in everyone:
             key = name, nfe, candidate.name, candidate.grid_name
             if key[2:] in contenders and not results.holds(key, wanted, problem.many):
@@ -266,7 +267,7 @@ def _ran(heats: Results, schedule: str, nfe: int) -> list[Measurement]:
     return sorted((each for each in heats if each.key[:2] == (schedule, nfe)), key=lambda each: each.key)
 
 
-def _former(ran: Sequence[Measurement]) -> list[Measurement]:
+def former(ran: Sequence[Measurement]) -> list[Measurement]:
     """Ours and the field of 2023."""
     return [
         each
@@ -403,10 +404,10 @@ def _cell(name: str, results: Results, plan: Plan, ours: Measurement) -> Cell | 
         return None
     fields = [
         [results.get((schedule, nfe, *each)) for each in sorted(_contenders(ran)) if each[0] != OURS]
-        for ran in (heat, _former(heat))
+        for ran in (heat, former(heat))
     ]
-    measured, former = ([peer for peer in field if peer is not None] for field in fields)
-    if len(measured) < len(fields[0]) or len(former) < len(fields[1]):
+    measured, older = ([peer for peer in field if peer is not None] for field in fields)
+    if len(measured) < len(fields[0]) or len(older) < len(fields[1]):
         return None
     elsewhere = [results.get((schedule, nfe, OURS, grid)) for grid in _elsewhere(schedule, plan)]
     return Cell(
@@ -419,7 +420,7 @@ def _cell(name: str, results: Results, plan: Plan, ours: Measurement) -> Cell | 
         measured,
         results.get((schedule, 0, CONVERGED, OWN_GRID)),
         heat,
-        former,
+        older,
     )
 
 
