@@ -19,7 +19,7 @@ from fewstep.bench.markdown import table
 from .command import Out, write
 from .quality.ratios import NEGLIGIBLE, OURS
 from .quality.results import Measurement
-from .quality.run import FULL, OWN_GRID, SETTINGS, SINGLE_IMAGES, on_grids
+from .quality.run import FULL, OWN_GRID, SETTINGS, SINGLE_IMAGES, finished, on_grids
 
 __all__ = ["RANGES", "best", "errors", "page"]
 
@@ -64,14 +64,16 @@ def best(found: Errors, schedule: str, solver: str, calls: tuple[int, ...]) -> l
     return sorted(((grid, mean / least) for grid, mean in means.items()), key=lambda each: each[1])
 
 
-def page(found: Errors) -> str:
-    """The page as Markdown."""
+def page(records: Path = RECORDS) -> str:
+    """The page as Markdown, of the problems that were measured in full."""
+    problems = finished(records, FULL)
+    found = errors(problems, records)
     solvers = [OURS, *dict.fromkeys(solver for _, solver, _ in sorted(found) if solver != OURS)]
     grids = []
     for schedule, setting in SETTINGS.items():
         names = (name for name in setting.grids if any(key[::2] == (schedule, name) for key in found))
         grids.append(f"- {schedule}: {', '.join(names)}")
-    parts = [INTRODUCTION.format(problems=len(FULL.problems), grids="\n".join(grids))]
+    parts = [INTRODUCTION.format(problems=", ".join(f"*{name}*" for name in problems), grids="\n".join(grids))]
     for schedule in SETTINGS:
         rows = [
             [solver, *(_cell(best(found, schedule, solver, calls)) for calls in RANGES.values())] for solver in solvers
@@ -99,8 +101,8 @@ INTRODUCTION = """# Which grid for which solver
 For people who have chosen a solver and ask on which noise levels to run it. You get the grid on which each erred least,
 by the range of noise and the number of calls, and what the next best costs.
 
-Each cell is the grid of the least RMSE to the solution, in geometric mean over the {problems} problems of
-[quality.md](quality.md) and the calls of its column; in brackets the next best grid, and how often the least error is
+Each cell is the grid of the least RMSE to the solution, in geometric mean over the calls of its column and these
+problems of [quality.md](quality.md): {problems}. In brackets are the next best grid, and how often the least error is
 left there. Where that is near 1, either will do. Written by `make grids` from the records of `make quality`. Measured
 are, besides the grid of `EVODiff()` itself, `focused(center=3, rise=1, fall=1)` with it ("`focused`, narrow"),
 and for all:
@@ -113,7 +115,7 @@ def main(
     records: Annotated[Path, typer.Option(help="The records of benchmarks.quality.")] = RECORDS, out: Out = None
 ) -> None:
     """Rank the grids for every solver, and write docs/grids.md."""
-    write(out, lambda: page(errors(FULL.problems, records)))
+    write(out, lambda: page(records))
 
 
 if __name__ == "__main__":

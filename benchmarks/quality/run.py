@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -57,6 +58,7 @@ __all__ = [
     "candidates",
     "cells",
     "fill",
+    "finished",
     "former",
     "on_grids",
     "statistics_of",
@@ -391,6 +393,12 @@ def cells(folder: Path, plan: Plan) -> list[Cell]:
             if ours is not None and (cell := _cell(name, results, plan, ours)) is not None:
                 found.append(cell)
     return found
+
+
+def finished(folder: Path, plan: Plan) -> list[str]:
+    """The problems that `folder` holds every cell of."""
+    found = Counter(cell.problem for cell in cells(folder, plan))
+    return [name for name in plan.problems if found[name] == len(plan.schedules) * len(plan.budgets)]
 
 
 def _cell(name: str, results: Results, plan: Plan, ours: Measurement) -> Cell | None:
