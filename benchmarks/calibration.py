@@ -25,7 +25,7 @@ from fewstep.solvers.evodiff.variance import PRIOR
 
 from .command import Out, write
 from .quality.results import Measurement
-from .quality.run import FULL, OWN_GRID, SETTINGS
+from .quality.run import FULL, OWN_GRID, SETTINGS, finished
 
 __all__ = ["foretold", "page", "prior_run"]
 
@@ -70,7 +70,7 @@ def measured(problem: str) -> Mapping[tuple[str, int], float]:
 
 def page() -> str:
     """The page as Markdown."""
-    found = {problem: measured(problem) for problem in FULL.problems}
+    found = {problem: measured(problem) for problem in finished(RECORDS, FULL)}
     parts = [INTRODUCTION]
     for name, setting in SETTINGS.items():
         told = {nfe: foretold(setting.schedule, nfe) for nfe in FULL.budgets}
