@@ -429,9 +429,9 @@ distribution, which is all that a solver can get right. Samples: {samples}. "Con
 distance with as many samples, the floor."""
 WHY = """## Where it loses, and why
 
-- **An oracle of many.** The best of {count} solvers on all grids, known afterwards, is about as near as EVODiff() is.
-  No one of them is: over each on its own best grid EVODiff() has the least error in the mean of every group, and the
-  best peer changes from cell to cell. Often it runs on EVODiff's own grid.
+- **An oracle of many.** The best of {count} solvers on all grids, known afterwards, is about as near as EVODiff(). The
+  best peer changes from cell to cell, and is often on EVODiff's own grid. Over any one of them on its own best grid
+  EVODiff() has half of the error, but under strong guidance.
 - **Flows.** On the network's flow CAB-2 with θ = 0.5 on EVODiff's own grid is nearer. EVODiff's prior expects the more
   surprise, and trusts its differences the less, the longer the mean step is; a flow's range is a third longer than the
   others', and nothing is decided at its ends. Under guidance, where more surprise is right, the same rule is the better
@@ -456,8 +456,13 @@ WHY = """## Where it loses, and why
   images is nearer to both than either is to the other, and has too little contrast. The best peer by distance is mostly
   one that extrapolates far, and now and then lands well, as DEIS-3 does on the flow of *ideal*. Nobody can pick it in
   advance.
-- **Strong guidance, few calls.** At guidance 7.5 nobody is near the solution in 5 and 6 calls: the errors are a tenth
-  of the range of pixels and more. There DDIM, which adds nothing, and published EVODiff on even time are nearer.
+- **Strong guidance.** At guidance 7.5 nobody is near the solution in 5 and 6 calls: the errors are a tenth of the range
+  of pixels and more. From 8 calls on UniPC-2 on EVODiff's own grid is nearer on VE and VP, at 15 calls by half. There
+  EVODiff() takes back part of each step: a change that is larger than its prior allows is trusted less
+  (`solvers/evodiff/trust.py`). On the network these changes go on; on guided problems that are nothing like images they
+  do not, and whoever trusts them is far off ([stress.md](stress.md)). The two cannot be told apart by what a run sees,
+  as far as was tried. `fewstep tune` measures which of them a model is, and takes 0.6 of the default's error at
+  guidance 7.5 ([tune.md](tune.md)).
 - **Fréchet distance of the network.** To training images the converged solution itself is within a twentieth of the
   best peer: the network is further from them than a solver takes it. To the network's own distribution EVODiff() loses
   at 5 calls, and is level at 6 and 8, though its images are the nearest to the solution. Where the distance comes from,
