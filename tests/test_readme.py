@@ -23,6 +23,8 @@ FIGURES = [
     ("stress.md", r"\| exact \| DDIM or 2M, the same nodes, all levels \| (?P<cells>\d+) \| (?P<mean>\S+) \| (?P<worst>\S+) \| (?P<above>\d+)%"),  # noqa: E501
     ("stress.md", r"\| exact \| the best peer at its best levels, own levels \| (?P<cells>\d+) \| (?P<mean>\S+) \| \S+ \| (?P<above>\d+)%"),  # noqa: E501
     ("stress.md", r"\| networks \| DDIM or 2M, the same nodes, all levels \| (?P<cells>\d+) \| (?P<mean>\S+) \| \S+ \| (?P<above>\d+)%"),  # noqa: E501
+    ("quality.md", r"The nearest in at least half of the cells\. .*; trained model, no guidance: ipndm-4, (?P<mean>[\d.]+): (?P<won>\d+) of (?P<of>\d+);"),  # noqa: E501
+    ("quality.md", r"The nearest in at least half of the cells\. .*; trained model, guided: unipc-2, (?P<mean>[\d.]+): (?P<won>\d+) of (?P<of>\d+)\."),  # noqa: E501
     ("quality.md", r"\| trained model, no guidance \| (?P<mean>\S+) .* (?P<won>\d+) of (?P<of>\d+) \|"),
     ("quality.md", r"\| trained model, guided \| (?P<mean>\S+) .* (?P<won>\d+) of (?P<of>\d+) \|"),
     ("quality.md", r"\| trained model, to its own distribution \| (?P<mean>\S+) .* (?P<won>\d+) of (?P<of>\d+) \|"),

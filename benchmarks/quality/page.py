@@ -457,12 +457,11 @@ WHY = """## Where it loses, and why
   one that extrapolates far, and now and then lands well, as DEIS-3 does on the flow of *ideal*. Nobody can pick it in
   advance.
 - **Strong guidance.** At guidance 7.5 nobody is near the solution in 5 and 6 calls: the errors are a tenth of the range
-  of pixels and more. From 8 calls on UniPC-2 on EVODiff's own grid is nearer on VE and VP, at 15 calls by half. There
-  EVODiff() takes back part of each step: a change that is larger than its prior allows is trusted less
-  (`solvers/evodiff/trust.py`). On the network these changes go on; on guided problems that are nothing like images they
-  do not, and whoever trusts them is far off ([stress.md](stress.md)). The two cannot be told apart by what a run sees,
-  as far as was tried. `fewstep tune` measures which of them a model is, and takes 0.6 of the default's error at
-  guidance 7.5 ([tune.md](tune.md)).
+  of pixels and more. With 15 and 20 calls UniPC on EVODiff's own grid is nearer, at 20 by half. There EVODiff() takes
+  back part of each step: a change that is larger than its prior allows is trusted less (`solvers/evodiff/trust.py`). On
+  the network these changes go on; on guided problems that are nothing like images they do not ([stress.md](stress.md)),
+  and no measure was found that tells the two apart while a run goes on. `fewstep tune` measures which of them a model
+  is, and takes 0.6 of the default's error at guidance 7.5 ([tune.md](tune.md)).
 - **Fréchet distance of the network.** To training images the converged solution itself is within a twentieth of the
   best peer: the network is further from them than a solver takes it. To the network's own distribution EVODiff() loses
   at 5 calls, and is level at 6 and 8, though its images are the nearest to the solution. Where the distance comes from,
