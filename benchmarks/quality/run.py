@@ -433,10 +433,11 @@ def _cell(name: str, results: Results, plan: Plan, ours: Measurement) -> Cell | 
 
 
 def _elsewhere(schedule: str, plan: Plan) -> Mapping[str, Grid]:
-    """The other grids of ours."""
+    """The other grids of ours, whose own is `focused`."""
     if not plan.elsewhere:
         return {}
-    return {**dict(list(SETTINGS[schedule].grids.items())[: plan.grids]), **OURS_ELSEWHERE}
+    grids = list(SETTINGS[schedule].grids.items())[: plan.grids]
+    return {name: grid for name, grid in [*grids, *OURS_ELSEWHERE.items()] if grid is not focused}
 
 
 def candidates(name: str, plan: Plan, statistics: EMS | None) -> Iterator[Candidate]:
