@@ -40,11 +40,12 @@ def errors(problems: Iterable[str], records: Path = RECORDS) -> Errors:
         ran: dict[tuple[str, int], list[Measurement]] = {}
         for line in (records / problem / "heats" / "results.jsonl").read_text(encoding="utf-8").splitlines():
             each = Measurement.read(line)
-            if (each.solver, each.grid) != (OURS, "focused"):  # its own, once more
-                ran.setdefault((each.schedule, each.nfe), []).append(each)
+            ran.setdefault((each.schedule, each.nfe), []).append(each)
         for (schedule, calls), all_ran in ran.items():
             for solver in {each.solver for each in all_ran}:
                 for grid, error in on_grids(all_ran, solver).items():
+                    if (solver, grid) == (OURS, "focused"):  # its own, once more
+                        continue
                     found.setdefault((schedule, solver, grid), {})[problem, calls] = max(error, NEGLIGIBLE)
     return found
 
