@@ -105,9 +105,9 @@ by the range of noise and the number of calls, and what the next best costs.
 
 Each cell is the grid of the least RMSE to the solution, in geometric mean over the calls of its column and these
 problems of [quality.md](quality.md): {problems}. In brackets are the next best grid, and how often the least error is
-left there. Where that is near 1, either will do. A solver ran where one of three usual ones is within twice the least
-error; elsewhere it is taken to be as far behind its best as these are. Written by `make grids` from the records of
-`make quality`. Measured are, besides the grid of `EVODiff()` itself, which is `focused`,
+left there. Where that is near 1, either will do. Errors are of the heats. A grid on which the solver ran on the first
+samples alone is taken to be as far behind its best as it is on these, one without it as far as the best of three usual
+solvers is. Written by `make grids` from the records of `make quality`. Measured are, besides the grid of `EVODiff()` itself, which is `focused`,
 `focused(center=3, rise=1, fall=1)` with it ("`focused`, narrow"), and for all:
 
 {grids}

@@ -301,11 +301,24 @@ def _due(solver: str, grid: str, suits: set[str]) -> bool:
 
 
 def on_grids(ran: Sequence[Measurement], solver: str) -> dict[str, float]:
-    """RMSE by grid; where the solver did not run, as much above its least as the best of the usual peers is there."""
-    usual = _usual(ran, lambda each: each.rmse)
-    own = {each.grid: each.rmse for each in ran if each.solver == solver}
-    least = min(usual.values(), default=math.inf)
-    return {**{grid: min(own.values()) * error / least for grid, error in usual.items()}, **own} if own else {}
+    """RMSE by grid, as far as the solver ran on as many samples as anywhere, which are compared.
+
+    Where it ran on the first few alone it is as much above its least as it is there; where it did not run, as much as
+    the best of the usual peers is.
+    """
+
+    def first(each: Measurement) -> float:
+        return max(rms(each.errors[:QUALIFYING]), NEGLIGIBLE)
+
+    own = [each for each in ran if each.solver == solver]
+    if not own:
+        return {}
+    most = max(len(each.errors) for each in own)
+    whole = {each.grid: each.rmse for each in own if len(each.errors) == most}
+    usual = _usual(ran, first)
+    behind = {grid: error / min(usual.values()) for grid, error in usual.items()}
+    behind |= {each.grid: first(each) / min(map(first, own)) for each in own}
+    return {**{grid: min(whole.values()) * ratio for grid, ratio in behind.items()}, **whole}
 
 
 def _qualified(ran: Sequence[Measurement]) -> set[tuple[str, str]]:

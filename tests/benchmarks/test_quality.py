@@ -507,10 +507,13 @@ def test_a_last_step_of_higher_order_is_a_peer_on_the_usual_grids():
     assert grids == ["log-SNR", "ρ = 7", "ρ = 3"]
 
 
-def test_a_grid_without_a_solver_is_as_far_behind_its_best_as_the_usual_peers_are():
-    ran = [measurement("unipc-3", "a", errors=[0.1]), measurement("unipc-3", "b", errors=[0.4])]
-    ran += [measurement("ipndm-4", "b", errors=[0.3]), measurement("heun", "a", errors=[0.5])]
-    assert quality.on_grids(ran, "heun") == {"a": 0.5, "b": pytest.approx(1.5)}
+def test_grids_are_compared_on_as_many_samples():
+    """One that ran on the first four alone, or that did not run, is as far behind as is known of it."""
+    ran = [measurement("unipc-3", "a", errors=[0.1]), measurement("unipc-3", "c", errors=[0.4])]
+    ran += [measurement("ipndm-4", "c", errors=[0.3]), measurement("heun", "a", errors=[0.5] * 4 + [1.0] * 4)]
+    ran += [measurement("heun", "b", errors=[1.0] * 4)]
+    whole = math.sqrt((0.25 + 1) / 2)
+    assert quality.on_grids(ran, "heun") == pytest.approx({"a": whole, "b": 2 * whole, "c": 3 * whole})
     assert quality.on_grids(ran, "ddim") == {}
 
 
