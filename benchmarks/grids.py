@@ -107,8 +107,8 @@ Each cell is the grid of the least RMSE to the solution, in geometric mean over 
 problems of [quality.md](quality.md): {problems}. In brackets are the next best grid, and how often the least error is
 left there. Where that is near 1, either will do. Errors are of the heats. A grid on which the solver ran on the first
 samples alone is taken to be as far behind its best as it is on these, one without it as far as the best of three usual
-solvers is. Written by `make grids` from the records of `make quality`. Measured are, besides the grid of `EVODiff()` itself, which is `focused`,
-`focused(center=3, rise=1, fall=1)` with it ("`focused`, narrow"), and for all:
+solvers is. Written by `make grids` from the records of `make quality`. Measured are, besides `EVODiff()` on its own,
+which is `focused`, and on `focused(center=3, rise=1, fall=1)` ("`focused`, narrow"), all on:
 
 {grids}
 """
