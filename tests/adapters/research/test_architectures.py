@@ -114,8 +114,9 @@ def test_answers_are_the_authors(index):
     flat = answer.double().flatten()
     found = flat[:: max(1, len(flat) // 24)]
     expected = torch.tensor(row["values"], dtype=torch.float64)
-    # Both in float32, in sums of up to some thousand numbers of size 1: a hundredth of 1e-5 was seen.
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * row["largest"])
+    # Both in float32, in sums of up to some thousand numbers of size 1: a hundredth of 1e-5 was seen, and on one
+    # processor (AMD EPYC, AVX-512), whose convolutions sum otherwise, 1e-5.
+    torch.testing.assert_close(found, expected, rtol=0, atol=3e-5 * row["largest"])
 
 
 def test_weights_of_another_network_are_named():

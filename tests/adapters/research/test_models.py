@@ -224,7 +224,9 @@ def test_with_batch_an_image_is_the_same_whatever_it_is_batched_with(folders, na
 
     labels = [0, 1, 2, 1, 0]
     whole = answer(x, labels)
-    assert torch.equal(whole, torch.cat([answer(x[:2], labels[:2]), answer(x[2:], labels[2:])]))
+    # To the last bit on most processors; on some the place in a batch decides how a product is rounded.
+    apart = torch.cat([answer(x[:2], labels[:2]), answer(x[2:], labels[2:])])
+    torch.testing.assert_close(whole, apart, rtol=0, atol=TOLERANCE)
     free = load_model(folders / name)
     torch.testing.assert_close(
         whole, (free.conditioned(labels) if free.classes else free)(x, t), rtol=0, atol=TOLERANCE * 10

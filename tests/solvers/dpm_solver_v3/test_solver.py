@@ -139,7 +139,8 @@ def test_one_number_for_all_elements_equals_the_same_for_each():
     shared = fs.EMS(lam, lam.sigmoid(), lam.sin() / 3, lam.cos() / 5)
     each = fs.EMS(lam, *(getattr(shared, c).reshape(-1, 1, 1, 1).expand(-1, 2, 4, 4) for c in "lsb"))
     got = [run(fs.DPMSolverV3(statistics, corrector_pseudo=True), fs.EDM()) for statistics in (shared, each)]
-    torch.testing.assert_close(*got, rtol=1e-13, atol=1e-13)
+    # A table is looked up in another order of sums; noise of 80 rounds to 1e-14, in each of the steps.
+    torch.testing.assert_close(*got, rtol=1e-12, atol=1e-12)
 
 
 # The corrector

@@ -12,6 +12,7 @@ import fewstep as fs
 from fewstep.grid import trailing
 from fewstep.sampling import plan
 from fewstep.schedule import DATA_STD
+from fewstep.solvers.evodiff import differences
 from fewstep.solvers.evodiff import variance as evodiff_variance
 from fewstep.solvers.evodiff.path_prior import PathPrior, Paths
 
@@ -82,7 +83,7 @@ def followed(nodes, stages):
 def unbounded(monkeypatch):
     """The rows as the prior asks for them."""
     for bound in ("LEAD", "REST"):
-        monkeypatch.setattr(evodiff_variance, bound, 1e300)
+        monkeypatch.setattr(differences, bound, 1e300)
 
 
 @pytest.mark.usefixtures("unbounded")
