@@ -38,9 +38,8 @@ BUDGETS = (4, 5, 6, 8, 10, 12, 15, 20)
 # One that lands in another mode decides a cell of few: the largest ratio to Euler's error has a standard error of a
 # quarter with 64, of a twentieth with these.
 IMAGES = 1024
-MORE = {
-    1.0: 8 * IMAGES
-}  # by guidance, of what a table shows; with guidance few stray, and a call costs three times this
+# In all, by guidance, of what a table shows; a call with guidance costs three times one without.
+MORE = {1.0: 8 * IMAGES}
 FINE = 400  # levels of the converged solution
 NEARLY_ZERO = 1e-3  # sigma / alpha
 AIM = {1.0: 0.7, 5.0: 1.0}  # of the best peer's error, by guidance
