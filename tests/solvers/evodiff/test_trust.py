@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 import fewstep as fs
 from benchmarks.numerics import state_tensors
 from fewstep.schedule import DATA_STD, Node
-from fewstep.solvers.evodiff import trust
 from fewstep.solvers.evodiff import variance as evodiff_variance
 from fewstep.solvers.evodiff.trust import SLACK, TRUSTED, Moved, TrustingStage
 
@@ -22,8 +21,15 @@ from fewstep.solvers.evodiff.trust import SLACK, TRUSTED, Moved, TrustingStage
 class Alike(TrustingStage):
     """z = s = 1 in every sample."""
 
-    def _trust(self, differences, resolved):
-        return torch.ones_like(resolved), torch.ones_like(resolved)
+    def _trust(self, differences, found):
+        return torch.ones_like(found), torch.ones_like(found)
+
+
+class Distrusting(TrustingStage):
+    """z = s = 0 in every sample."""
+
+    def _trust(self, differences, found):
+        return torch.zeros_like(found), torch.zeros_like(found)
 
 
 def planned(schedule=None, steps=6, extra=False):
@@ -51,13 +57,14 @@ def by_hand(stage, x, answers, first):
     foretold = sum((w * each for w, each in zip(stage.foretold, d[1:], strict=False)), np.zeros_like(d[0]))
     nsr = stage.node.sigma / stage.node.alpha
     rho = np.sqrt(np.mean((x - stage.node.alpha * answers[0]) ** 2)) / stage.node.sigma / first
-    v = max(stage.data_std**2, nsr**2 * (1 / rho**2 - 1)) / (1 + max(0.0, rho**2 - 1) / SLACK**2)
-    left = max(np.mean((d[0] - foretold) ** 2), 1e-30)
-    slack = SLACK**2 * np.mean(d[0] ** 2) if stage.foretold else 0.0
-    z = min(1.0, ((TRUSTED * stage.surprise) ** 2 * v + slack) / left)
+    v = max(stage.data_std**2, nsr**2 * (1 / rho**2 - 1))
+    z = (TRUSTED * stage.surprise) ** 2 * v / max(np.mean((d[0] - foretold) ** 2), 1e-30)
     s = 0.0
     if stage.foretold:
-        s = float(np.clip(np.mean(d[0] * foretold) / ((1 - SLACK) * np.mean(foretold**2)), 0, 1))
+        along, size = np.mean(d[0] * foretold) / (1 - SLACK), np.mean(foretold**2)
+        z += max(0.0, along) / (size + rho**4 * max(0.0, np.mean(d[0] ** 2) - size))
+        s = float(np.clip(along / size, 0, 1))
+    z = min(1.0, z / (1 + max(0.0, rho**2 - 1) / SLACK**2))
     return z, s
 
 
@@ -127,25 +134,46 @@ def test_what_is_explained_allows_more():
     assert z == pytest.approx(((TRUSTED * stage.surprise) * s / 10) ** 2, rel=1e-9)
 
 
-def test_a_state_that_is_off_allows_less():
-    """Off by SLACK of the noise, half; what is foretold to SLACK goes on as it did."""
-    stage = planned()[2]
-    newest, older = noise(2, 1, 20000)
-    z = []
-    for rho in (1.0, math.sqrt(1 + SLACK**2)):
-        noisy = torch.full((1, 1), math.sqrt(20000) * rho, dtype=torch.float64)
-        first = torch.full_like(noisy, math.sqrt(20000))
-        z.append(stage._trust((100 * newest, older), first / noisy)[0].item())
-    foretold = stage.foretold[0] * older
-    slack = SLACK**2 * (100 * newest).square().mean() / (100 * newest - foretold).square().mean()
-    assert 0 < z[0] - slack < 1
-    assert (z[1] - slack) / (z[0] - slack) == pytest.approx(0.5, rel=1e-9)
+def z_of(stage, rho, newest, older):
+    """z of one sample, (N,), whose newest two differences these are."""
+    found = torch.full((1, 1), rho**2, dtype=torch.float64)
+    return stage._trust((newest[None], older[None]), found)[0].item()
+
+
+def test_a_state_that_is_off_is_trusted_less():
+    """Off by SLACK of the noise, half as much, be it allowed or foretold."""
+    *_, first, later = planned()[:3]
+    newest, older = noise(2, 20000)
+    for stage, change in ((first, 10 * newest), (later, 0.3 * later.foretold[0] * older)):
+        on = z_of(stage, 1.0, change, older)
+        assert 0 < on < 1
+        assert z_of(stage, math.sqrt(1 + SLACK**2), change, older) == pytest.approx(on / 2, rel=1e-9)
+
+
+def test_a_change_goes_on_as_it_came():
+    """Whatever the prior allows: in full if as foretold or, but for SLACK, as far as it went along with that."""
+    stage = planned()[2]._replace(surprise=0.0)
+    (foretold,), older = stage.foretold, noise(20000)
+    for share in (1.0, 0.8, 0.6, 0.3, 0.1):
+        assert z_of(stage, 1.0, share * foretold * older, older) == pytest.approx(min(1, share / (1 - SLACK)), rel=1e-9)
+    assert z_of(stage, 1.0, -foretold * older, older) == 0
+    across = noise(20000, seed=1)
+    across -= older * (across @ older) / (older @ older)
+    assert z_of(stage, 1.0, across, older) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_change_that_outgrows_what_was_foretold_goes_on_only_where_answers_explain_the_noise():
+    """As data larger than the prior's have it; a sample that is just decided explains nothing."""
+    stage = planned()[2]._replace(surprise=0.0)
+    (foretold,), older = stage.foretold, noise(20000)
+    grown = 5 * foretold * older
+    assert z_of(stage, 1.0, grown, older) == pytest.approx(1 / 5 / (1 - SLACK), rel=1e-9)
+    assert z_of(stage, 0.9, grown, older) == pytest.approx(5 / (1 + 0.9**4 * 24) / (1 - SLACK), rel=1e-9)
+    assert z_of(stage, 0.5, grown, older) == 1
 
 
 @pytest.mark.parametrize("schedule", [fs.EDM(), fs.VPLinear(), fs.Flow()], ids=lambda s: type(s).__name__)
-def test_without_trust_it_is_ddim(schedule, monkeypatch):
-    monkeypatch.setattr(trust, "TRUSTED", 0.0)
-    monkeypatch.setattr(trust, "SLACK", 1e-20)
+def test_without_trust_it_is_ddim(schedule):
     nodes = fs.focused(schedule, 6)
     stages = evodiff_variance.stages(nodes, False, DATA_STD, corrected=False)
     x = noise(8, 3, 4)
@@ -154,7 +182,8 @@ def test_without_trust_it_is_ddim(schedule, monkeypatch):
         return torch.tanh(x + node.sigma)
 
     ddim = run(fs.DDIM().plan(schedule, nodes), x, denoiser)[0]
-    torch.testing.assert_close(run(stages, x, denoiser)[0], ddim, rtol=1e-13, atol=1e-13)
+    none = [Distrusting(*stage) for stage in stages]
+    torch.testing.assert_close(run(none, x, denoiser)[0], ddim, rtol=1e-13, atol=1e-13)
     free = [Alike(*stage) for stage in stages]
     assert (run(free, x, denoiser)[0] - ddim).abs().max() > 1e-3
 

@@ -227,7 +227,7 @@ def test_how_far_the_last_prediction_goes_is_bounded():
     alpha = nodes[-1].alpha
     full, mean = (last_weights(nodes, restored=restored) for restored in (1.0, 0.0))
     assert full[1] == pytest.approx(6 * mean[1], rel=1e-9)
-    assert 0 < abs(mean[1]) < 0.1 * alpha
+    assert 0 < abs(mean[1]) < 0.2 * alpha
 
 
 @over_schedules
@@ -296,9 +296,9 @@ def test_nodes_beyond_the_prior_do_no_harm(schedule, grid):
         got = fs.sample(denoiser, x, nfe=nfe, solver=solver, schedule=schedule, grid=grid)
         return (got - exact).square().mean().sqrt().item()
 
-    for nfe in (8, 16, 32, 64):
+    for nfe in (8, 16, 32, 64, 256):
         assert error(nfe, fs.EVODiff()) < error(nfe, fs.DDIM())
-    assert error(64, fs.EVODiff()) < 1.15 * error(64, fs.UniPC(order=2))
+    assert error(256, fs.EVODiff()) < 1.15 * error(256, fs.UniPC(order=2))
 
 
 @pytest.mark.parametrize("schedule", [fs.EDM(0.03, 15.0), fs.Flow(), fs.Flow(3.0)], ids=repr)

@@ -31,6 +31,7 @@ Functional = NDArray[np.float64]
 
 KNOT = 0.15  # the longest distance of knots, in lam
 FAR = 7.0  # |lam| beyond which nothing moves: signal or noise of a thousandth
+DECIDING = 5.0  # |lam| beyond which hardly anything is decided, however long the steps
 JITTER = 1e-10  # keeps the correlations of close knots positive definite
 
 
@@ -55,8 +56,8 @@ class PathPrior:
 
 
 def mean_step(lams: Sequence[float]) -> float:
-    """The mean distance of the places that the prior has for these."""
-    first, last = np.clip([lams[0], lams[-1]], -FAR, FAR).tolist()
+    """Of these, as far as they lie within DECIDING: how long the steps are of a run that begins and ends anywhere."""
+    first, last = np.clip([lams[0], lams[-1]], -DECIDING, DECIDING).tolist()
     return float(last - first) / max(1, len(lams) - 1)
 
 
@@ -65,8 +66,8 @@ class Paths:
 
     state[i] is y at node i on the path; `answer(i, y)` what the denoiser says there at any y. Both in units of s, by
     the root of the mode's share of the energy. wiener[i] is J there, (modes, 1). place[i] is where the prior has node
-    i, lam as far as FAR: `share(i)`, n_t / n_s of the step from node i, is of these places. phi goes by `step`, the
-    mean distance of places, here or, if these are a part of a run, in all of it.
+    i, lam as far as FAR: `share(i)`, n_t / n_s of the step from node i, is of these places. phi goes by `step`,
+    the `mean_step` here or, if these are a part of a run, in all of it.
     """
 
     def __init__(self, prior: PathPrior, lams: Sequence[float], step: float | None = None):

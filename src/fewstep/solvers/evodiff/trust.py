@@ -5,22 +5,25 @@ With the answers m_j, newest first, their differences d_j = m_j - m_j+1, and num
     here      code         what it is
     P         change       what d_0 was foretold to be, sum_j foretold_j d_j+1; nothing before the third call
     E         surprise     the root mean square that the prior expects of d_0 - P, for data of standard deviation 1
-    rho       1 / resolved the noise that the answer finds in x, |x - alpha m_0| / sigma, over the first call's
-    v         allowed      the variance of the data, data_std^2, or what rho says of it: n^2 (1 / rho^2 - 1), n = nsr;
-                           where rho > 1, data_std^2 / (1 + (rho^2 - 1) / SLACK^2)
+    rho       root(found)  the noise that the answer finds in x, |x - alpha m_0| / sigma, over the first call's
+    v         allowed      the variance of the data: data_std^2 or, if more, what rho says of it, n^2 (1 / rho^2 - 1),
+                           n = nsr
 
-    z = min(1, ((TRUSTED E)^2 v + SLACK^2 |d_0|^2) / |d_0 - P|^2)          all |.|^2 are means over the elements
-    s = <d_0, P> / ((1 - SLACK) |P|^2), within [0, 1]
+    z = min(1, ((TRUSTED E)^2 v / |d_0 - P|^2 + w) / (1 + max(0, rho^2 - 1) / SLACK^2))
+    w = max(0, <d_0, P>) / ((1 - SLACK) (|P|^2 + rho^4 max(0, |d_0|^2 - |P|^2)))
+    s = <d_0, P> / ((1 - SLACK) |P|^2), within [0, 1]                        all |.|^2 are means over the elements
 
 Rows are split: what the last two answers alone would weigh, the lead, and what all answers have beyond that, the rest,
 which counts s times. All that a prediction adds to DDIM's counts z times as well. A correction, whose lead is the
 trapezoid rule's, is what holds guided answers together, and counts in full. But over a step from pure noise it may have
 a lead above 0, beyond its newest answer: that much is foretold, and counts z times. Why:
 
-- z: a change that is much larger than the prior allows comes of strong guidance, or of errors of the network, and
-  does not go on. Where it was foretold to a quarter it is trusted, whatever its size.
-- v: Gaussian data leave rho = n / sqrt(s^2 + n^2) of the noise, so that what an answer has explained tells how large
-  the data are. Guidance and errors explain nothing: there rho stays at 1, and v is data_std^2.
+- v: a change that is much larger than the prior allows comes of strong guidance, or of errors of the network. Gaussian
+  data leave rho = n / sqrt(s^2 + n^2) of the noise, so that what an answer has explained tells how large the data are.
+  Guidance and errors explain nothing: there rho stays at 1, and v is data_std^2.
+- w: whatever its size, a change that came as it was foretold goes on, by as much as it did. One that is larger than
+  foretold may be of a sample that is just decided, and then it is over: there w is the projection of what was foretold
+  on what came. Unless the answers explain the noise, rho < 1, as data larger than the prior's do: they go on growing.
 - rho > 1: what an answer leaves of x, and what it misses of x_0, are orthogonal, so that on the path it finds no more
   noise than there is. An x in which it finds more is off the path, by n sqrt(rho^2 - 1) or more: a step was so long
   that the sample was decided within it. The answer is of that decision, and its change does not go on. Gaussian data
@@ -97,7 +100,7 @@ class TrustingStage(NamedTuple):
             moved = denoised * self.move
             return (x * self.scale).add_(moved), Moved(moved, denoised, (), noise)
         differences = (denoised - state.newest, *state.differences)
-        z, share = self._trust(differences, state.noise / noise.clamp_(min=TINY))
+        z, share = self._trust(differences, noise.div_(state.noise.clamp(min=TINY)).square_())
         moved = denoised * self.move
         if self.correct:
             x = (x - state.moved).add_(denoised, alpha=self.gain)
@@ -115,23 +118,24 @@ class TrustingStage(NamedTuple):
         out = x.mul_(self.scale) if self.correct else x * self.scale
         return out.add_(moved), Moved(moved, denoised, differences[: self.keep], state.noise)
 
-    def _trust(self, differences: Sequence[Tensor], resolved: Tensor) -> tuple[Tensor, Tensor]:
-        """z and s, (B, 1, ...); s where there is something foretold."""
-        d = differences[0]
-        allowed = resolved.square().sub_(1).mul_(self.node.nsr**2).clamp_(min=self.data_std**2)
-        allowed.div_(resolved.pow(-2).sub_(1).clamp_(min=0).div_(SLACK**2).add_(1))
-        allowed.mul_((TRUSTED * self.surprise) ** 2 * d[0].numel())
-        came = _size(d).square()
+    def _trust(self, differences: Sequence[Tensor], found: Tensor) -> tuple[Tensor, Tensor]:
+        """z and s, (B, 1, ...), from rho^2; s where there is something foretold."""
+        d, variance = differences[0], self.node.nsr**2
+        off_path = found.clamp(min=1).sub_(1).mul_(1 / SLACK**2).add_(1)
+        allowed = found.clamp(min=TINY).reciprocal_().sub_(1).clamp_(min=self.data_std**2 / variance)
+        allowed.mul_((TRUSTED * self.surprise) ** 2 * variance * d[0].numel())
+        came = _size(d).square_()
         if not self.foretold:
-            return (allowed / came.clamp_(min=TINY)).clamp_(max=1), came
+            return allowed.div_(came.clamp(min=TINY)).div_(off_path).clamp_(max=1), came
         change = differences[1] * self.foretold[0]
         for weight, difference in zip(self.foretold[1:], differences[2:], strict=False):
             change.add_(difference, alpha=weight)
-        along, size = Inner(d, None).dot(d, change), _size(change).square()
-        # |d - change|^2; where it cancels, z is 1 by the slack.
-        beyond = came + size - 2 * along
-        z = allowed.add_(came, alpha=SLACK**2).div_(beyond.clamp_(min=TINY)).clamp_(max=1)
-        return z, along.div_(size.mul_(1 - SLACK).clamp_(min=TINY)).clamp_(0, 1)
+        along, size = Inner(d, None).dot(d, change), _size(change).square_()
+        z = allowed.div_((came + size).sub_(along, alpha=2).clamp_(min=TINY))  # by |d - change|^2
+        along.div_(1 - SLACK).clamp_(min=0)
+        grown = came.sub_(size).clamp_(min=0)
+        z.add_(along / size.addcmul(found.square_(), grown).clamp_(min=TINY)).div_(off_path).clamp_(max=1)
+        return z, along.div_(size.clamp_(min=TINY)).clamp_(max=1)
 
 
 def _size(x: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ HISTORY = 4  # predictions that a row weighs
 PRIOR = PathPrior()
 REACH = 0.25  # chosen on the development problems of docs/quality.md
 RESTORED = 0.5  # half-way between least error and full variance
-LAST_REACH = 5.0  # for grids where the prior hardly expects a difference; `focused` has 4.7 for 2 calls on a flow
+LAST_REACH = 5.0  # for grids where the prior hardly expects a difference; `focused` has 3.2 for 2 calls on a flow
 # The least surprise that is expected, of a step's length and the data's: the prior spreads changes evenly over the
 # levels, and data of one scale have all of theirs at one. Chosen on the development problems of docs/stress.md.
 ONE_SCALE = 0.2
