@@ -387,7 +387,7 @@ OTHERS = """
 
 Exact denoisers, networks of galaxies and boosted trees, of the report split of [stress.md](stress.md), each on its
 schedules. "Best peer" is the best of {peers} solvers at the best levels, chosen in each cell afterwards. The error is
-over {samples} samples, {trees} for trees, {networks} for networks; the geometric mean is over cells. Few samples of a
+over {samples:,} samples, {trees} for trees, {networks} for networks; the geometric mean is over cells. Few samples of a
 mixture end between two components, and they are most of the error of their cell.
 """
 READING = f"""

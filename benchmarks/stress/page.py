@@ -36,6 +36,7 @@ def page(exact: Measured, networks: Measured, split: str, command: str) -> str:
             command=command,
             split=split,
             problems=len(exact.bench.problems),
+            samples=SAMPLES,
             worse=WORSE,
             negligible=NEGLIGIBLE,
             peers=fill(", ".join(PEERS), 119),
@@ -138,7 +139,8 @@ standard deviation, `data_std`; elsewhere they keep that of images. [quality.md]
 images. Written by `{command}`.
 
 A cell is a problem, a schedule, a kind of noise levels and a number of calls. The error is the RMSE to the converged
-solution from the same noise, between the same ends. The {problems} exact problems have denoisers in closed form:
+solution from the same noise, between the same ends. The {problems} exact problems have denoisers in closed form, and
+{samples:,} samples in each cell:
 
 - **guided**: a mixture of 4 narrow Gaussians in 48 dimensions; the class is one of them, or two; guidance 1 to 7.5.
 - **mixture**: the same without classes. **range**: on the noise levels of Stable Diffusion in ComfyUI, 0.03 to 14.6,
@@ -166,10 +168,10 @@ its best levels" are chosen in each cell afterwards, which nobody could in advan
 above {worse} counts as worse. Errors below {negligible:g} of the data's standard deviation count as that.
 """
 LOSSES = """Where data are sharp modes, the map from noise to image jumps between them, and a sample that starts beside
-a jump lands elsewhere by any error, however small. One of {samples} that does weighs more in the RMSE than all the rest
-together, whichever solver it happens to. Of the {lost} cells above {worse}, {elsewhere} have more samples off by over
-{far} standard deviations than the better of DDIM and 2M has; in {better} of these the median sample is no worse than
-theirs. The {shown} worst:
+a jump lands elsewhere by any error, however small. One of {samples:,} that does weighs more in the RMSE than all the
+rest together, whichever solver it happens to. Of the {lost} cells above {worse}, {elsewhere} have more samples off by
+over {far} standard deviations than the better of DDIM and 2M has; in {better} of these the median sample is no worse
+than theirs. The {shown} worst:
 """
 BESIDE = f"""Every solver over the better of DDIM and 2M on the same nodes: geometric mean / worst / share of cells
 above {WORSE}.

@@ -41,8 +41,8 @@ ALL = tuple(LEVELS)
 USUAL = (OWN, "Karras", "log-SNR")
 SPLITS = {"dev": 0, "report": 1_000_000}  # the first seed
 TREES_CONVERGED = 5e-3  # they jump: the order is 1 at best
-# Where samples may end elsewhere, one or two of 128 would be most of a cell's error.
-SAMPLES, TREE_SAMPLES, NETWORK_SAMPLES = 1000, 128, 16
+# Where samples may end elsewhere, one or two of 1,000 would be most of a cell's error.
+SAMPLES, TREE_SAMPLES, NETWORK_SAMPLES = 8000, 128, 16
 STANDARD: Mapping[str, VPLinear | Flow | EDM] = {"VP": VPLinear(), "flow": Flow(3.0), "EDM": EDM()}
 STABLE_DIFFUSION = EDM(0.0292, 14.61)  # sigmas of its betas
 WIDE = EDM(0.002, 150.0)
@@ -121,7 +121,7 @@ def exact(split: str) -> Mapping[str, Problem]:
     def add(
         name: str, family: str, law: Law, dim: int, std: float, schedules: Mapping[str, Schedule], **rest: Any
     ) -> None:
-        found[name] = Problem(name, family, law, (dim,), std, seed + 1000 * (1 + len(found)), schedules, **rest)
+        found[name] = Problem(name, family, law, (dim,), std, seed + SAMPLES * (1 + len(found)), schedules, **rest)
 
     # Guided sharp mixtures: a class of one component, and of two.
     for label, members, std in (("one", 1, 0.2), ("pair", 2, 0.05)):
