@@ -38,6 +38,7 @@ def tuned(denoiser, nfe=(5,), seeds=SEEDS, most=1500, **rest):
     return fs.tune(denoiser, shape=SHAPE, nfe=nfe, seeds=range(seeds), most=most, dtype=torch.float64, **rest)
 
 
+@pytest.mark.filterwarnings("ignore:the reference is off by")  # 8 tuned calls come near it
 @pytest.mark.parametrize("schedule", [fs.EDM(), fs.VPLinear(), fs.Flow()], ids=str)
 def test_it_is_better_on_seeds_that_it_never_saw(schedule):
     """One Gaussian, whose solution is known; a mixture's few samples between two components decide its error."""

@@ -122,20 +122,20 @@ class TrustingStage(NamedTuple):
         """z and s, (B, 1, ...), from rho^2; s where there is something foretold."""
         d, variance = differences[0], self.node.nsr**2
         off_path = found.clamp(min=1).sub_(1).mul_(1 / SLACK**2).add_(1)
-        allowed = found.clamp(min=TINY).reciprocal_().sub_(1).clamp_(min=self.data_std**2 / variance)
+        allowed = found.clamp(min=TINY).reciprocal().sub(1).clamp_(min=self.data_std**2 / variance)
         allowed.mul_((TRUSTED * self.surprise) ** 2 * variance * d[0].numel())
-        came = _size(d).square_()
+        came = _size(d).square()
         if not self.foretold:
             return allowed.div_(came.clamp(min=TINY)).div_(off_path).clamp_(max=1), came
         change = differences[1] * self.foretold[0]
         for weight, difference in zip(self.foretold[1:], differences[2:], strict=False):
             change.add_(difference, alpha=weight)
-        along, size = Inner(d, None).dot(d, change), _size(change).square_()
+        along, size = Inner(d, None).dot(d, change), _size(change).square()
         z = allowed.div_((came + size).sub_(along, alpha=2).clamp_(min=TINY))  # by |d - change|^2
         along.div_(1 - SLACK).clamp_(min=0)
         grown = came.sub_(size).clamp_(min=0)
-        z.add_(along / size.addcmul(found.square_(), grown).clamp_(min=TINY)).div_(off_path).clamp_(max=1)
-        return z, along.div_(size.clamp_(min=TINY)).clamp_(max=1)
+        z.add_(along / size.addcmul(found.square(), grown).clamp_(min=TINY)).div_(off_path).clamp_(max=1)
+        return z, along.div(size.clamp_(min=TINY)).clamp_(max=1)
 
 
 def _size(x: Tensor) -> Tensor:
