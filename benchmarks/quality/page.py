@@ -429,13 +429,14 @@ distribution, which is all that a solver can get right. Samples: {samples}. "Con
 distance with as many samples, the floor."""
 WHY = """## Where it loses, and why
 
-- **An oracle of many.** The best of {count} solvers on all grids, known afterwards, is about as near as EVODiff(). The
-  best peer changes from cell to cell, and is often on EVODiff's own grid. Over any one of them on its own best grid
-  EVODiff() has half of the error, but under strong guidance.
-- **Flows.** On the network's flow CAB-2 with θ = 0.5 on EVODiff's own grid is nearer. EVODiff's prior expects the more
-  surprise, and trusts its differences the less, the longer the mean step is; a flow's range is a third longer than the
-  others', and nothing is decided at its ends. Under guidance, where more surprise is right, the same rule is the better
-  one, so that it stays. `fewstep tune` finds what one model wants ([tune.md](tune.md)).
+- **An oracle of many.** The best of {count} solvers on all grids, known afterwards, is as near as EVODiff() on exact
+  problems, and a fifth to a quarter further on the network. The best peer changes from cell to cell, and is mostly on
+  EVODiff's own grid. Over any one of them on its own best grid EVODiff() has half of the error, under guidance two
+  thirds.
+- **Flows of single images.** DEIS-3 and CAB-2 with θ = 0.5 are nearer on EVODiff's own grid: what extrapolates further
+  lands right more often where answers jump. A flow begins at n = 1000 in place of 80 to 150, and so do the nodes of
+  that grid. From n = 150 on, EVODiff() has 5 to 11 % less error on *ideal* in 5 to 8 calls, but 40 % more on the
+  network in 15, so that it stays ([least-variance.md](least-variance.md)).
 - **Sharp against smooth.** The denoisers of single images decide within a narrow band of noise levels; the more of a
   run's calls fall into it, the fewer decide wrongly. Smooth ones, Gaussians and networks, change over the whole range.
   One grid cannot be the best for both: on a grid twice as steep as EVODiff's the error on *ideal* falls and that on
@@ -449,7 +450,7 @@ WHY = """## Where it loses, and why
   those on *blurred* near it; the error is that of the few that do not, and its ratio that of two small numbers: its
   intervals say so. The table below counts them, and compares the others. On VP even time loses fewer than our grid
   does: it spends more calls where images are told apart, and fewer on what they look like. Of 16 images of the network
-  one lies between two outcomes, and is most of the error from 10 calls on.
+  one lies between two outcomes, and is about half of the squared error from 10 to 15 calls.
 - **Fréchet distances have a floor.** Samples of the converged solution are not at distance 0 either. Where both are
   near that floor no ratio can be much below 1; what the converged solution itself would get is below.
 - **Fréchet distance of sharp problems.** The least error and the least distance are different aims: an average of two
@@ -457,11 +458,10 @@ WHY = """## Where it loses, and why
   one that extrapolates far, and now and then lands well, as DEIS-3 does on the flow of *ideal*. Nobody can pick it in
   advance.
 - **Strong guidance.** At guidance 7.5 nobody is near the solution in 5 and 6 calls: the errors are a tenth of the range
-  of pixels and more. With 15 and 20 calls UniPC on EVODiff's own grid is nearer, at 20 by half. There EVODiff() takes
-  back part of each step: a change that is larger than its prior allows is trusted less (`solvers/evodiff/trust.py`). On
-  the network these changes go on; on guided problems that are nothing like images they do not ([stress.md](stress.md)),
-  and no measure was found that tells the two apart while a run goes on. `fewstep tune` measures which of them a model
-  is, and takes 0.6 of the default's error at guidance 7.5 ([tune.md](tune.md)).
+  of pixels and more. With 12 calls and more UniPC on EVODiff's own grid is level on VE and VP: the median images of the
+  two differ by a quarter at most, and one or two of 16 that land elsewhere are most of the error, as those of 15 calls
+  on VP. On flows EVODiff() leaves less, half as much at 20 calls. `fewstep tune` measures what one model wants
+  ([tune.md](tune.md)).
 - **Fréchet distance of the network.** To training images the converged solution itself is within a twentieth of the
   best peer: the network is further from them than a solver takes it. To the network's own distribution EVODiff() loses
   at 5 calls, and is level at 6 and 8, though its images are the nearest to the solution. Where the distance comes from,
