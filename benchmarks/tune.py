@@ -1,9 +1,13 @@
-"""The page docs/tune.md: how to tune a model, what it costs, and what it gains on models of many kinds."""
+"""The page docs/tune.md: how to tune a model, what it costs, and what it gains on models of many kinds.
+
+    python -m benchmarks.tune --kinds networks,trees --data cifar10.npz --out docs/tune.md
+
+Plans and distances between sets are kept in benchmarks/records/tune: what is there is not tuned again.
+"""
 
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +42,7 @@ from .problems.suite import OWN as OWN_SAMPLES
 from .problems.suite import OWN_IMAGES
 from .quality.results import Measurement, Results
 from .quality.run import FULL, SETTINGS, candidates, former, statistics_of
-from .stress.measure import FOLDER, Bench
+from .stress.measure import FOLDER, Bench, Kept
 from .stress.peers import PEERS
 from .stress.problems import NETWORK_SAMPLES as GALAXY_SAMPLES
 from .stress.problems import OWN, SAMPLES, TREE_SAMPLES, Problem, problems
@@ -57,7 +61,7 @@ PROBLEMS: Mapping[str, tuple[str, ...]] = {
     "posteriors": ("posterior, 0.3", "posterior, 3"),
 }
 KINDS = {"networks": "networks of galaxies", "trees": "boosted trees"}
-PLANS = Path(tempfile.gettempdir()) / "fewstep-plans"
+PLANS = Path(__file__).parent / "records" / "tune"
 FIRST_SEED = 500_000  # of the samples that are tuned on, those of the bench left alone
 SEEDS = 32
 GUIDANCES = (None, 1.5, 4.0, 7.5)
@@ -111,7 +115,7 @@ def sets(made: Source, plans: Path) -> str:
     """
     folder, schedule = plans / "sets", SETTINGS["VE"].schedule
     problem = replace(PACKAGED["model"].make("model", made), many=SETS_SAMPLES)
-    results = Results(folder, problem.fingerprint)
+    results, kept = Results(folder, problem.fingerprint), Kept(folder / "distances.jsonl")
     target = results.moments(OWN_SAMPLES, problem.targets[OWN_SAMPLES])
     field = {(each.name, each.grid_name): each for each in candidates("VE", FULL, statistics_of(problem, results))}
     denoiser = problem.denoiser(schedule, ())
@@ -124,12 +128,12 @@ def sets(made: Source, plans: Path) -> str:
     peers = [each for each in _peers("model", "VE") if each.distances]
 
     def distance(name: str, calls: int, solver: Solver, grid: Grid | None = None) -> float:
-        def found() -> Tensor:
+        def found() -> float:
             parts = batches(problem.seeds(problem.many))
             images = torch.cat([problem.drawn(schedule, part, solver, calls, grid) for part in parts])
-            return torch.tensor(frechet_distance(target, Moments.of(problem.features(images))))
+            return frechet_distance(target, Moments.of(problem.features(images)))
 
-        return float(_once(folder / f"{name}, {calls} calls.pt", found))
+        return kept.once((name, str(calls)), found)
 
     rows = []
     for calls in SETS_CALLS:
