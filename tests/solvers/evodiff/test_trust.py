@@ -239,6 +239,23 @@ def test_a_plan_and_a_state_survive_pickling():
     assert torch.equal(stages[2](state, x.clone(), newest)[0], stages[2](again, x.clone(), newest)[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("schedule", [fs.EDM(), fs.VPLinear(), fs.Flow()], ids=lambda s: type(s).__name__)
+def test_an_answer_that_leaves_no_noise_is_survived(schedule, dtype):
+    """In the first call, in later ones, or in all but for rounding; and none that changes."""
+    x = noise(64, 2, seed=5).to(dtype)
+    for steps, (first, later) in itertools.product((4, 20), itertools.product((0.0, 1e-3, 1.0), repeat=2)):
+        stages = planned(schedule, steps)
+
+        def denoiser(x, node, stages=stages, first=first, later=later):
+            part = first if node == stages[0].node else later  # of the noise, what is left
+            return (1 - part) * x / max(node.alpha, 0.1)
+
+        got, asked, _ = run(stages, x * stages[0].node.sigma, denoiser)
+        assert got.isfinite().all(), (steps, first, later)
+        assert all(each.isfinite().all() for each in asked)
+
+
 def test_it_holds_four_tensors():
     assert state_tensors(fs.EVODiff()) == 4
     assert state_tensors(fs.EVODiff(data_std=2.0)) == 4

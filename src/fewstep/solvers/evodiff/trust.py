@@ -51,6 +51,7 @@ __all__ = ["Moved", "Split", "TrustingStage"]
 TRUSTED = 1.5
 SLACK = 0.25
 TINY = 1e-30  # in place of 0 where something is divided by
+NOISIEST = 250.0  # of rho^2: beyond it nothing is trusted, and its square is a number in half precision too
 
 
 class Moved(NamedTuple):
@@ -121,8 +122,9 @@ class TrustingStage(NamedTuple):
     def _trust(self, differences: Sequence[Tensor], found: Tensor) -> tuple[Tensor, Tensor]:
         """z and s, (B, 1, ...), from rho^2; s where there is something foretold."""
         d, variance = differences[0], self.node.nsr**2
+        found = found.clamp(TINY, NOISIEST)
         off_path = found.clamp(min=1).sub_(1).mul_(1 / SLACK**2).add_(1)
-        allowed = found.clamp(min=TINY).reciprocal().sub(1).clamp_(min=self.data_std**2 / variance)
+        allowed = found.reciprocal().sub(1).clamp_(min=self.data_std**2 / variance)
         allowed.mul_((TRUSTED * self.surprise) ** 2 * variance * d[0].numel())
         came = _size(d).square()
         if not self.foretold:
