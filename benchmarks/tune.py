@@ -2,7 +2,8 @@
 
     python -m benchmarks.tune --kinds networks,trees --data cifar10.npz --out docs/tune.md
 
-Plans and distances between sets are kept in benchmarks/records/tune: what is there is not tuned again.
+Plans and distances between sets are kept in benchmarks/records/tune: what is there is not measured again. They do not
+know the code of the default: after it changes, remove the plans that it should be tuned for anew, and its distances.
 """
 
 from __future__ import annotations

@@ -293,13 +293,12 @@ The projection of d₀ on P alone, or the cosine, does as much for the network a
 guided mixtures: up to 14 times the error of before.
 
 What is said above of noise that is not there, and of a correction beyond its newest answer, was found on levels that
-front ends make of a flow: ComfyUI's Karras in 4 steps are σ = 1, 0.16, 0.014,
-0.0003, 0. On these, exponential ones and those of KL Optimal, with the development problems of [stress.md](stress.md),
-runs of 4 to 20 calls left 0.66 of Euler's error in geometric mean without both, more than 1.05 of it in 96 of 483
-cells, and up to 14 times as much; with the first 0.63 and 65, with both 0.57 and 24, and up to 8 times. On the levels
-of that page the first takes 2 % off the error, 5 % at 5 and 6 calls, and the second changes nothing. Of the images of
-[quality.md](quality.md) the first takes up to a tenth off *ideal* at 4 and 5 calls, 3 % off *blurred-0.15* at 4, and
-nothing elsewhere.
+front ends make of a flow: ComfyUI's Karras in 4 steps are σ = 1, 0.16, 0.014, 0.0003, 0. On these, exponential ones and
+those of KL Optimal, with the development problems of [stress.md](stress.md), runs of 4 to 20 calls left 0.66 of
+Euler's error in geometric mean without both, more than 1.05 of it in 96 of 483 cells, and up to 14 times as much; with
+the first 0.63 and 65, with both 0.57 and 24, and up to 8 times. On the levels of that page the first takes 2 % off the
+error, 5 % at 5 and 6 calls, and the second changes nothing. Of the images of [quality.md](quality.md) the first takes
+up to a tenth off *ideal* at 4 and 5 calls, 3 % off *blurred-0.15* at 4, and nothing elsewhere.
 
 ## What the enlargement is worth
 

@@ -56,7 +56,7 @@ class PathPrior:
 
 
 def mean_step(lams: Sequence[float]) -> float:
-    """Of these, as far as they lie within DECIDING: how long the steps are of a run that begins and ends anywhere."""
+    """The mean distance of these as far as they lie within DECIDING: how far beyond a run begins says nothing of it."""
     first, last = np.clip([lams[0], lams[-1]], -DECIDING, DECIDING).tolist()
     return float(last - first) / max(1, len(lams) - 1)
 

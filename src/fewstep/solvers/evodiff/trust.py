@@ -99,9 +99,9 @@ class TrustingStage(NamedTuple):
         noise = _size(torch.sub(x, denoised, alpha=self.node.alpha)).div(self.node.sigma)
         if state is None:
             moved = denoised * self.move
-            return (x * self.scale).add_(moved), Moved(moved, denoised, (), noise)
+            return (x * self.scale).add_(moved), Moved(moved, denoised, (), noise.clamp_(min=TINY))
         differences = (denoised - state.newest, *state.differences)
-        z, share = self._trust(differences, noise.div_(state.noise.clamp(min=TINY)).square_())
+        z, share = self._trust(differences, noise.div_(state.noise).square_())
         moved = denoised * self.move
         if self.correct:
             x = (x - state.moved).add_(denoised, alpha=self.gain)
