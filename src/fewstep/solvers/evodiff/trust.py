@@ -99,7 +99,7 @@ class TrustingStage(NamedTuple):
         noise = _size(torch.sub(x, denoised, alpha=self.node.alpha)).div(self.node.sigma)
         if state is None:
             moved = denoised * self.move
-            return (x * self.scale).add_(moved), Moved(moved, denoised, (), noise.clamp_(min=TINY))
+            return torch.add(moved, x, alpha=self.scale), Moved(moved, denoised, (), noise.clamp_(min=TINY))
         differences = (denoised - state.newest, *state.differences)
         z, share = self._trust(differences, noise.div_(state.noise).square_())
         moved = denoised * self.move
@@ -116,28 +116,28 @@ class TrustingStage(NamedTuple):
             both = z * share if self.predict.rest else z
             for weight, difference in zip(self.predict.rest, differences, strict=False):
                 moved.addcmul_(both, difference, value=weight)
-        out = x.mul_(self.scale) if self.correct else x * self.scale
-        return out.add_(moved), Moved(moved, denoised, differences[: self.keep], state.noise)
+        return torch.add(moved, x, alpha=self.scale), Moved(moved, denoised, differences[: self.keep], state.noise)
 
     def _trust(self, differences: Sequence[Tensor], found: Tensor) -> tuple[Tensor, Tensor]:
         """z and s, (B, 1, ...), from rho^2; s where there is something foretold."""
         d, variance = differences[0], self.node.nsr**2
+        expected = (TRUSTED * self.surprise) ** 2 * variance * d[0].numel()
         found = found.clamp(TINY, NOISIEST)
-        off_path = found.clamp(min=1).sub_(1).mul_(1 / SLACK**2).add_(1)
+        off_path = found.mul(1 / SLACK**2).sub_(1 / SLACK**2 - 1).clamp_(min=1)
         allowed = found.reciprocal().sub(1).clamp_(min=self.data_std**2 / variance)
-        allowed.mul_((TRUSTED * self.surprise) ** 2 * variance * d[0].numel())
         came = _size(d).square()
         if not self.foretold:
-            return allowed.div_(came.clamp(min=TINY)).div_(off_path).clamp_(max=1), came
+            return allowed.mul_(expected).div_(came.clamp(min=TINY)).div_(off_path).clamp_(max=1), came
         change = differences[1] * self.foretold[0]
         for weight, difference in zip(self.foretold[1:], differences[2:], strict=False):
             change.add_(difference, alpha=weight)
-        along, size = Inner(d, None).dot(d, change), _size(change).square()
-        z = allowed.div_((came + size).sub_(along, alpha=2).clamp_(min=TINY))  # by |d - change|^2
+        along, size = Inner(d, None).dot(d, change), _size(change).square().clamp_(min=TINY)
+        missed = (came + size).sub_(along, alpha=2).clamp_(min=TINY)  # |d - change|^2
         along.div_(1 - SLACK).clamp_(min=0)
         grown = came.sub_(size).clamp_(min=0)
-        z.add_(along / size.addcmul(found.square(), grown).clamp_(min=TINY)).div_(off_path).clamp_(max=1)
-        return z, along.div(size.clamp_(min=TINY)).clamp_(max=1)
+        goes_on = along / size.addcmul(found.square(), grown)
+        z = goes_on.addcdiv_(allowed, missed, value=expected).div_(off_path).clamp_(max=1)
+        return z, along.div(size).clamp_(max=1)
 
 
 def _size(x: Tensor) -> Tensor:
