@@ -32,7 +32,6 @@ class Differences:
         # Both are filled from their ends, so that the newest come first.
         self._room, self._gram = np.empty((steps, size)), np.zeros((steps, steps))
         self._place, self._most = steps, most
-        self._products = self._gram[:0, :0]
         self.forget()
 
     def __len__(self) -> int:
@@ -49,13 +48,13 @@ class Differences:
         here = slice(self._place, self._place + 1 + len(known))
         self.vectors = self._room[here]
         along = self.vectors.dot(change)
-        foretold = _solver(self._products[: len(known), : len(known)]).dot(along[1:])
-        left = change - foretold.dot(known)
         self._gram[self._place, here] = self._gram[here, self._place] = along
         self._products = self._gram[here, here]
         self._products[0, 0] = along[0] * (1 + RIDGE) + sys.float_info.min  # the least for 0, whose weights are 0
-        self._inverse = _solver(self._products)
-        return tuple(foretold.tolist()), math.sqrt(left.dot(left))
+        self._inverse = np.asarray(np.linalg.inv(self._products), np.float64)
+        # The first row of an inverse of products is what the first leaves of itself, by the regression on the others.
+        left, *others = self._inverse[0].tolist()
+        return tuple(-weight / left for weight in others), 1 / math.sqrt(left)
 
     def rows(self, target: Functional) -> tuple[float, Functional]:
         """The weight of the newest alone, within LEAD, and of all, what these have beyond that within REST."""
@@ -65,8 +64,3 @@ class Differences:
         beyond = [first - two, *rest]
         part = REST / max(REST, sum(map(abs, beyond)))
         return lead, np.array([lead + part * beyond[0], *(part * weight for weight in rest)])
-
-
-def _solver(products: Functional) -> Functional:
-    """(k, k): times the products of k differences with a target, the weights that leave the least of it."""
-    return np.asarray(np.linalg.inv(products), np.float64)
