@@ -10,13 +10,11 @@ from fewstep.schedule import EDM, Flow, Node, Schedule
 from fewstep.solvers import Solver, Stage
 from fewstep.table import SOLVERS
 
-__all__ = ["PEERS", "SIMPLE", "Named", "peer"]
+__all__ = ["FORMER", "PEERS", "SIMPLE", "Named", "peer"]
 
 SIMPLE = ("ddim", "dpmpp-2m")
-PEERS = (
-    *SIMPLE, "unipc-2", "unipc-3", "ipndm-4", "deis-3", "gradient-estimation", "cab-2", "cab-2-half", "res-multistep",
-    "reab-2", "f-dpm",
-)  # fmt: skip
+FORMER = (*SIMPLE, "unipc-2", "unipc-3", "ipndm-4", "deis-3", "gradient-estimation")  # known by 2024
+PEERS = (*FORMER, "cab-2", "cab-2-half", "res-multistep", "reab-2", "f-dpm")
 
 
 def peer(name: str, schedule: Schedule) -> Solver:

@@ -41,8 +41,8 @@ ALL = tuple(LEVELS)
 USUAL = (OWN, "Karras", "log-SNR")
 SPLITS = {"dev": 0, "report": 1_000_000}  # the first seed
 TREES_CONVERGED = 5e-3  # they jump: the order is 1 at best
-# Where samples may end elsewhere, one or two of 1,000 would be most of a cell's error.
-SAMPLES, TREE_SAMPLES, NETWORK_SAMPLES = 8000, 128, 16
+# Where samples may end elsewhere, one or two of 1,000 would be most of a cell's error, or one of 16 of a network.
+SAMPLES, TREE_SAMPLES, NETWORK_SAMPLES = 8000, 128, 64
 STANDARD: Mapping[str, VPLinear | Flow | EDM] = {"VP": VPLinear(), "flow": Flow(3.0), "EDM": EDM()}
 STABLE_DIFFUSION = EDM(0.0292, 14.61)  # sigmas of its betas
 WIDE = EDM(0.002, 150.0)

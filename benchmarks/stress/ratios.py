@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from fewstep.bench.markdown import table as markdown
 from fewstep.solvers import EVODiff, Solver
 
 from .measure import FOLDER, Bench, Maker
-from .peers import SIMPLE
+from .peers import PEERS, SIMPLE
 from .problems import OWN, Cell, Problem, only, problems
 
 __all__ = ["Summary", "over_best", "over_simple", "report", "summed", "table"]
@@ -38,12 +38,12 @@ def over_simple(ours: Errors, peers: Peers) -> dict[Cell, float]:
     return {cell: _ratio(error, min(peers[cell][name] for name in SIMPLE)) for cell, error in ours.items()}
 
 
-def over_best(ours: Errors, peers: Peers) -> dict[Cell, float]:
-    """Ours on its own levels, over the best peer on the best of all levels."""
+def over_best(ours: Errors, peers: Peers, names: Collection[str] = PEERS) -> dict[Cell, float]:
+    """Ours on its own levels, over the best of the peers of these names on the best of all levels."""
     best: dict[Cell, float] = {}
     for cell, errors in peers.items():
         key = cell._replace(levels="")
-        best[key] = min(best.get(key, math.inf), *errors.values())
+        best[key] = min(best.get(key, math.inf), *(error for name, error in errors.items() if name in names))
     return {cell: _ratio(error, best[cell._replace(levels="")]) for cell, error in ours.items() if cell.levels == OWN}
 
 

@@ -178,6 +178,7 @@ def test_ratios_by_hand():
     simple = over_simple(ours, THEIRS)
     assert simple == {A: pytest.approx(0.5), B: pytest.approx(2.0)}
     assert over_best(ours, THEIRS) == {A: pytest.approx(10.0)}
+    assert over_best(ours, THEIRS, ("ddim", "dpmpp-2m")) == {A: pytest.approx(0.5)}
     assert over_best({A: 0.0}, {A: {"ddim": 0.0, "dpmpp-2m": 1.0}}) == {A: 1.0}  # both negligible
     assert over_simple({A: 10 * NEGLIGIBLE}, {A: {"ddim": 0.0, "dpmpp-2m": 0.0}}) == {A: pytest.approx(10.0)}
     found = summed(simple)
