@@ -64,7 +64,6 @@ PROBLEMS: Mapping[str, tuple[str, ...]] = {
 KINDS = {"networks": "networks of galaxies", "trees": "boosted trees"}
 PLANS = Path(__file__).parent / "records" / "tune"
 FIRST_SEED = 500_000  # of the samples that are tuned on, those of the bench left alone
-SEEDS = 32
 GUIDANCES = (None, 1.5, 4.0, 7.5)
 NETWORK_CALLS = (5, 6, 8, 10, 12)
 NETWORK_CELLS = {
@@ -75,6 +74,18 @@ SETS_CALLS, SETS_SAMPLES = (5, 6, 8), 2048
 NEAREST = 3  # recorded peers that run on so many
 NETWORK_SAMPLES, NETWORK_STEPS = 16, 128  # of the records of docs/quality.md
 RECORDS = Path(__file__).parent / "quality" / "records" / "report-full"
+
+
+class Effort(NamedTuple):
+    """What a budget may cost: seeds, half of them to tune on, evaluations of a sample, and samples at a time."""
+
+    seeds: int
+    most: int
+    batch: int
+
+
+USUAL = Effort(32, MOST, 8)
+LARGE = Effort(4_096, 4_000_000, 128)  # for what answers a thousand samples in a millisecond
 
 
 class Gain(NamedTuple):
@@ -91,7 +102,7 @@ def page(
     folder: Path, plans: Path, cells: Sequence[str], calls: Sequence[int], kinds: Sequence[str], data: str | None
 ) -> str:
     """The page as Markdown. Plans are kept in `plans`, what is measured of peers in `folder`."""
-    parts = [INTRODUCTION.format(most=MOST, seeds=SEEDS)]
+    parts = [INTRODUCTION.format(most=USUAL.most, seeds=USUAL.seeds)]
     if cells:
         model = winograd(packaged())
         found = [gain for cell in cells for gain in packaged_network(model, *NETWORK_CELLS[cell], calls, plans)]
@@ -104,6 +115,8 @@ def page(
     found = list(others(folder, plans, kinds))
     sizes = {"samples": SAMPLES, "trees": TREE_SAMPLES, "networks": GALAXY_SAMPLES}
     parts += [OTHERS.format(peers=len(PEERS), **sizes), _means(found), "", _by_calls(found)]
+    found = list(others(folder, folder / "tuned", [kind for kind in kinds if kind == "trees"], LARGE))
+    parts += [MORE.format(seeds=LARGE.seeds, most=LARGE.most), _means(found), "", _by_calls(found)]
     parts.append(READING if data is not None else READING + UNMEASURED)
     return "\n".join(parts)
 
@@ -154,8 +167,9 @@ def _peers(name: str, schedule_name: str) -> list[Measurement]:
     return [each for each in found if not each.solver.startswith("evodiff")]
 
 
-def others(folder: Path, plans: Path, kinds: Sequence[str]) -> Iterator[Gain]:
+def others(folder: Path, plans: Path, kinds: Sequence[str], effort: Effort = USUAL) -> Iterator[Gain]:
     """Of models that are nothing like images, one a problem, schedule and number of calls."""
+    plans.mkdir(parents=True, exist_ok=True)
     groups = dict(PROBLEMS)
     exact = problems("exact", "report", folder)
     chosen = {name: exact[name] for names in groups.values() for name in names}
@@ -167,11 +181,11 @@ def others(folder: Path, plans: Path, kinds: Sequence[str]) -> Iterator[Gain]:
     for name, problem in chosen.items():
         for schedule_name, schedule in problem.schedules.items():
             say(f"{name}, {schedule_name} ...")
-            yield from _gains(of[name], problem, schedule_name, schedule, folder, plans)
+            yield from _gains(of[name], problem, schedule_name, schedule, folder, plans, effort)
 
 
 def _gains(
-    group: str, problem: Problem, schedule_name: str, schedule: Schedule, folder: Path, plans: Path
+    group: str, problem: Problem, schedule_name: str, schedule: Schedule, folder: Path, plans: Path, effort: Effort
 ) -> Iterator[Gain]:
     one = replace(problem, schedules={schedule_name: schedule}, calls=CALLS)
     bench = Bench({problem.name: one}, folder)
@@ -182,7 +196,7 @@ def _gains(
 
     dtype = torch.float32 if problem.pretrained else torch.float64
     name = "-".join("".join(c if c.isalnum() else "_" for c in part) for part in (problem.name, schedule_name))
-    tuned = _tuned(of, schedule, problem.shape, CALLS, plans / f"{name}.json", dtype)
+    tuned = _tuned(of, schedule, problem.shape, CALLS, plans / f"{name}.json", dtype, effort=effort)
     peers = bench.peers(EVODiff())
     errors = {"default": bench.errors(EVODiff(), levels=(OWN,)), "tuned": bench.errors(tuned, levels=(OWN,))}
     ratios = {each: over_best(found, peers) for each, found in errors.items()}
@@ -238,6 +252,7 @@ def _tuned(
     path: Path,
     dtype: torch.dtype,
     objective: Any = "rmse",
+    effort: Effort = USUAL,
 ) -> Tuned:
     """The plan in the file, made if it is not there."""
     if not path.exists():
@@ -245,8 +260,8 @@ def _tuned(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of references that are not exact to a thousandth
             tune(
-                of, schedule, by_seed=True, shape=shape, nfe=calls, seeds=range(FIRST_SEED, FIRST_SEED + SEEDS),
-                dtype=dtype, fingerprint=path.stem, out=path, objective=objective,
+                of, schedule, by_seed=True, shape=shape, nfe=calls, seeds=range(FIRST_SEED, FIRST_SEED + effort.seeds),
+                dtype=dtype, fingerprint=path.stem, out=path, objective=objective, most=effort.most, batch=effort.batch,
             )  # fmt: skip
         say(f"tuned in {time.perf_counter() - started:.0f} s")
     return Tuned.load(path, schedule=schedule)
@@ -395,15 +410,21 @@ schedules. "Best peer" is the best of {peers} solvers at the best levels, chosen
 over {samples:,} samples, {trees} for trees, {networks} for networks; the geometric mean is over cells. Few samples of a
 mixture end between two components, and they are most of the error of their cell.
 """
+MORE = """
+## The same, with more seeds
+
+For models whose answers cost next to nothing: `--n {seeds} --most {most} --batch-size 128`, which takes about a minute
+for the four budgets here. So many seeds show the few samples that end between two outcomes, and what they are tuned for
+is the mean square.
+"""
 READING = f"""
 ## When it does not pay
 
 - Above 15 calls there is little to gain, and what is gained is near the error of the reference, of which there is a
   warning.
-- Where samples are decided by a hair, as between the points of a lattice, {SEEDS} seeds see too few such samples: give
-  more (`--n 128`) and more evaluations (`--most 20000`), or keep the default.
-- Where answers jump, as those of boosted trees do, and for mixtures, the best of all other solvers and levels leaves
-  less, by the tables above. It is known afterwards only; `fewstep compare` shows what to try.
+- Where samples are decided by a hair, as between the components of a mixture or the points of a lattice, {USUAL.seeds}
+  seeds see too few such samples, and what was gained on the usual ones may be lost on them: give more, as in the last
+  tables, or keep the default.
 - A plan for one guidance says nothing of another.
 """
 

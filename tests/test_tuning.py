@@ -58,6 +58,37 @@ def test_it_is_better_on_seeds_that_it_never_saw(schedule):
         assert outcome.high < 1
 
 
+@pytest.mark.parametrize("schedule", [fs.EDM(), fs.VPLinear(), fs.Flow()], ids=str)
+def test_many_seeds_show_the_few_samples_between_two_outcomes(schedule):
+    """One in a hundred is most of the mean square here: 16 to tune on would hardly have one."""
+    denoiser = gaussian((1,), components=3).denoiser(schedule)
+    found = fs.tune(denoiser, shape=(1,), nfe=(8,), seeds=range(1024), most=400_000, batch=128, dtype=torch.float64)
+    noise = fs.unit_noise(range(10_000, 14_000), (1,), dtype=torch.float64)
+    exact = fs.sample(denoiser, noise, nfe=200)
+    default, ours = (
+        (fs.sample(denoiser, noise, nfe=8, solver=solver) - exact).square().mean().sqrt()
+        for solver in (fs.EVODiff(), found)
+    )
+    assert ours < 0.7 * default  # it is less than half
+    assert found.report[0].evaluations <= 400_000
+
+
+def test_of_few_seeds_sizes_of_errors_are_added_of_many_their_squares(monkeypatch):
+    denoiser, schedule = PROBLEM.denoiser(fs.EDM()), fs.EDM()
+    noise = fs.unit_noise(range(6), SHAPE, dtype=torch.float64)
+    added = []
+    for many in (7, 6):
+        monkeypatch.setattr(tuning, "MANY", many)
+        count = tuning.Count(None, 0)
+        batch = tuning.Batch.of(denoiser, schedule, noise, lambda name, make: make(), "", count)
+        search = Search(5, schedule, [batch], lambda x: x, lambda name, make: make(), count)
+        added.append(search._sizes(np.zeros(len(search.slots))))
+    default = fs.sample(denoiser, noise, nfe=5, schedule=schedule)
+    sizes = (default - batch.exact).flatten(1).square().mean(1).sqrt().numpy()
+    np.testing.assert_allclose(added[0], sizes, rtol=1e-12)
+    np.testing.assert_allclose(added[1], sizes**2, rtol=1e-12)
+
+
 def test_levels_are_tuned_where_not_every_weight_can_be_paid_for():
     """Each of the 91 numbers of 12 calls costs a part of a run. The error comes down to that of the reference."""
     denoiser = gaussian(SHAPE).denoiser(fs.EDM())

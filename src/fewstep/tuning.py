@@ -8,10 +8,11 @@
        the family plans.
     4. The other half of the seeds says what was gained. A budget where that is nothing keeps the default.
 
-The residual r is what the objective sees of the run's end less what it sees of the reference's, a sample's over the
-root of its size: so it is the sizes of errors that are added, not their squares, of which the few samples between two
-outcomes would be most. A derivative is a difference of two runs, of which the second begins where the number that was
-changed first acts; so any denoiser will do. With J of all numbers, G = J J^T and D the diagonal of G, a round goes by
+The residual r is what the objective sees of the run's end less what it sees of the reference's. Of few seeds a sample's
+is over the root of its size: then it is the sizes of errors that are added, not their squares, of which one or two
+samples between two outcomes would be most. MANY show enough of such samples, and there it is the squares. A derivative
+is a difference of two runs, of which the second begins where the number that was changed first acts; so any denoiser
+will do. With J of all numbers, G = J J^T and D the diagonal of G, a round goes by
 
     step = -(G + mu D + P)^-1 (J r + P (v - v_0)),    P = PULL |r|^2 / WIDTHS^2,
 
@@ -70,6 +71,7 @@ FLAT = 1e-3  # of the mean curvature: what the data hardly decide stays
 DAMPING = (1e-3, 1e-1, 10.0)
 BOUND = LEAD * (1 + RESTORED * LAST_REACH)  # of a row's newest difference, and of the sum of the others
 CLOSEST = 0.02  # of two nodes, in half log-SNR
+MANY = 256  # samples that are tuned on, from which on squares of errors are added
 LEAST = 1e-2  # of the mean square, that a sample's is counted as: a weight is finite
 RESAMPLES = 1000
 CONVERGED = 0.3  # of the tuned error: what the reference may be off by
@@ -331,6 +333,7 @@ class Search:
         self.calls, self.schedule, self.batches, self.see, self.count = calls, schedule, batches, see, count
         self.once, self.spent, self.asked = once, 0, 0
         self.samples = sum(len(batch.noise) for batch in batches)
+        self._power = 2 if self.samples >= MANY else 1
         nodes = Family().nodes(schedule, calls)
         rows = range(1, calls - (nodes[-1].sigma == 0))
         self.slots = [
@@ -429,7 +432,10 @@ class Search:
         return self.calls + sum(self.calls - 1 - self.slots[k].first for k in map(int, chosen))
 
     def _sizes(self, v: Vector) -> Vector:
-        """Of each sample, of what the objective sees of its error; inf where there is no such plan or no finite end."""
+        """What counts of each sample, the size or its square of what the objective sees of its error.
+
+        inf where there is no such plan or no finite end.
+        """
         try:
             plan = self._plan(v)
         except Beyond:
@@ -441,7 +447,7 @@ class Search:
             return torch.from_numpy(np.concatenate(sizes))
 
         sizes: Vector = self._once(measured).numpy()
-        return np.where(np.isfinite(sizes), sizes, math.inf)
+        return np.where(np.isfinite(sizes), sizes, math.inf) ** self._power
 
     def _normal(self, v: Vector, chosen: NDArray[np.int64], batches: Sequence[Batch]) -> tuple[Vector, Vector, float]:
         """J J^T, J r and |r|^2 over some of the batches."""
@@ -458,7 +464,7 @@ class Search:
         seen = self.see(batch.run(self._plan(v), tape)).flatten(1)
         residual = seen - self.see(batch.exact).flatten(1)
         sizes = residual.square().mean(1, keepdim=True)
-        weights = (sizes + LEAST * sizes.mean()) ** -0.25
+        weights = (sizes + LEAST * sizes.mean()) ** (self._power / 4 - 0.5)
         rows = [(residual * weights).flatten()]
         for k in chosen:
             step = FAMILY_STEP if self.slots[k].kind == "family" else OWN_STEP
