@@ -166,9 +166,10 @@ Their last steps have the order that is chosen for each run (`solvers/core/last_
 "Own" levels are EVODiff's grid,
 `focused`; the others are Karras', even in log-SNR and even in time. "The better of DDIM and 2M" and "the best peer at
 its best levels" are chosen in each cell afterwards, which nobody could in advance. Below 1 EVODiff() is better; a ratio
-above {worse} counts as worse. Errors below {negligible:g} of the data's standard deviation count as that. The first
-seven peers are those known by 2024. Of the others REAB is exact for one Gaussian of one scale: nobody else comes near
-it there, and next to nobody where a class is one narrow Gaussian.
+above {worse} counts as worse. Errors below {negligible:g} of the data's standard deviation count as that.
+
+The first seven peers are those known by 2024. Of the others REAB is exact for one Gaussian of one scale, where nobody
+else comes near it.
 """
 LOSSES = """Where data are sharp modes, the map from noise to image jumps between them, and a sample that starts beside
 a jump lands elsewhere by any error, however small. One of {samples:,} that does weighs more in the RMSE than all the
