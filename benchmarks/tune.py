@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -26,7 +26,6 @@ from fewstep.adapters import EDMModel
 from fewstep.bench.markdown import table
 from fewstep.bench.metrics import Moments, frechet_distance, rmse
 from fewstep.cheaper import winograd
-from fewstep.grid import Grid
 from fewstep.models import CIFAR10
 from fewstep.prediction import Denoiser, as_denoiser
 from fewstep.sampling import sample, unit_noise
@@ -116,7 +115,7 @@ def page(
     sizes = {"samples": SAMPLES, "trees": TREE_SAMPLES, "networks": GALAXY_SAMPLES}
     parts += [OTHERS.format(peers=len(PEERS), **sizes), _means(found), "", _by_calls(found)]
     found = list(others(folder, folder / "tuned", [kind for kind in kinds if kind == "trees"], LARGE))
-    parts += [MORE.format(seeds=LARGE.seeds, most=LARGE.most), _means(found), "", _by_calls(found)]
+    parts += [MORE.format(samples=SAMPLES, **LARGE._asdict()), _means(found), "", _by_calls(found)]
     parts.append(READING if data is not None else READING + UNMEASURED)
     return "\n".join(parts)
 
@@ -130,8 +129,6 @@ def sets(made: Source, plans: Path) -> str:
     folder, schedule = plans / "sets", SETTINGS["VE"].schedule
     problem = replace(PACKAGED["model"].make("model", made), many=SETS_SAMPLES)
     results, kept = Results(folder, problem.fingerprint), Kept(folder / "distances.jsonl")
-    target = results.moments(OWN_SAMPLES, problem.targets[OWN_SAMPLES])
-    field = {(each.name, each.grid_name): each for each in candidates("VE", FULL, statistics_of(problem, results))}
     denoiser = problem.denoiser(schedule, ())
     of = partial(_tuned, lambda seeds: denoiser, schedule, problem.shape)
     tuned = {
@@ -141,22 +138,36 @@ def sets(made: Source, plans: Path) -> str:
     solvers: dict[str, Solver] = {"default": EVODiff(), **{f"tuned for the {name}": tuned[name] for name in tuned}}
     peers = [each for each in _peers("model", "VE") if each.distances]
 
-    def distance(name: str, calls: int, solver: Solver, grid: Grid | None = None) -> float:
+    # Both take minutes, and none where all distances are kept.
+    target = cache(lambda: results.moments(OWN_SAMPLES, problem.targets[OWN_SAMPLES]))
+    field = cache(
+        lambda: {(each.name, each.grid_name): each for each in candidates("VE", FULL, statistics_of(problem, results))}
+    )
+
+    def distance(name: str, calls: int, drawn: Callable[[Sequence[int]], Tensor]) -> float:
         def found() -> float:
-            parts = batches(problem.seeds(problem.many))
-            images = torch.cat([problem.drawn(schedule, part, solver, calls, grid) for part in parts])
-            return frechet_distance(target, Moments.of(problem.features(images)))
+            images = torch.cat([drawn(part) for part in batches(problem.seeds(problem.many))])
+            return frechet_distance(target(), Moments.of(problem.features(images)))
 
         return kept.once((name, str(calls)), found)
+
+    def ours(name: str, calls: int) -> float:
+        return distance(name, calls, lambda part: problem.drawn(schedule, part, solvers[name], calls, None))
+
+    def theirs(key: tuple[str, str], calls: int) -> float:
+        def drawn(part: Sequence[int]) -> Tensor:
+            peer = field()[key]
+            return problem.drawn(schedule, part, peer.solver, calls, peer.grid)
+
+        return distance(" on ".join(key), calls, drawn)
 
     rows = []
     for calls in SETS_CALLS:
         say(f"distances, {calls} calls ...")
         recorded = {(each.solver, each.grid): each.distances[OWN_SAMPLES].value for each in peers if each.nfe == calls}
-        nearest = [field[key] for key in sorted(recorded, key=lambda key: recorded[key])[:NEAREST]]
-        peer = min(distance(f"{each.name} on {each.grid_name}", calls, each.solver, each.grid) for each in nearest)
-        ours = [distance(name, calls, solver) for name, solver in solvers.items()]
-        rows.append([str(calls), *(f"{each:.3f}" for each in (*ours, peer)), *(f"{each / peer:.2f}" for each in ours)])
+        peer = min(theirs(key, calls) for key in sorted(recorded, key=lambda key: recorded[key])[:NEAREST])
+        own = [ours(name, calls) for name in solvers]
+        rows.append([str(calls), *(f"{each:.3f}" for each in (*own, peer)), *(f"{each / peer:.2f}" for each in own)])
     return table(["calls", *solvers, "best peer", *(f"{name}, over it" for name in solvers)], rows)
 
 
@@ -340,7 +351,8 @@ At most {most:,} evaluations of a single sample for each number of calls, 63 for
 seeds unless told otherwise), and two runs of the held-out half for the report. `fewstep tune` says the sum before it
 begins; with guidance each is two of the network. What was measured is kept: after an interruption the same command
 goes on. The memory is that of one batch. A step of a tuned plan costs what the default's costs. Where a call costs next
-to nothing, as of small networks or trees for a few numbers, give far more seeds and evaluations: below is what they gain.
+to nothing, as of small networks or trees for a few numbers, give far more seeds and evaluations: what they gain is
+below.
 
 For the packaged network `fewstep tune --guidance 4 --nfe 5,6,8,10,12` takes 248 seconds on two cores, and 349 MB in
 all.
@@ -415,9 +427,10 @@ mixture end between two components, and they are most of the error of their cell
 MORE = """
 ## The same, with more seeds
 
-For models whose answers cost next to nothing: `--n {seeds} --most {most} --batch-size 128`, which takes about a minute
-for the four budgets here. So many seeds show the few samples that end between two outcomes, and what they are tuned for
-is the mean square.
+For models whose answers cost next to nothing: `tune(..., seeds=range({seeds:_}), most={most:_}, batch={batch})`, which
+takes about a minute for the four budgets here. So many seeds show the few samples that end between two outcomes, and
+what they are tuned for is the mean square. What is above 1 is of 15 calls, where a handful of the {samples:,} samples
+decide, and of trees.
 """
 READING = f"""
 ## When it does not pay

@@ -21,7 +21,7 @@ DIFFUSERS, PYTHON = (code for language, code in SNIPPETS if language == "python"
 # What the rows of the table of figures are: a page, and where in it the numbers of the last two columns stand.
 FIGURES = [
     ("stress.md", r"\| exact \| DDIM or 2M, the same nodes, all levels \| (?P<cells>\d+) \| (?P<mean>\S+) \| (?P<worst>\S+) \| (?P<above>\d+)%"),  # noqa: E501
-    ("stress.md", r"\| exact \| the best peer at its best levels, own levels \| (?P<cells>\d+) \| (?P<mean>\S+) \| \S+ \| (?P<above>\d+)%"),  # noqa: E501
+    ("stress.md", r"\| exact \| the best of all peers at its best levels, own levels \| (?P<cells>\d+) \| (?P<mean>\S+) \| \S+ \| (?P<above>\d+)%"),  # noqa: E501
     ("stress.md", r"\| networks \| DDIM or 2M, the same nodes, all levels \| (?P<cells>\d+) \| (?P<mean>\S+) \| \S+ \| (?P<above>\d+)%"),  # noqa: E501
     ("quality.md", r"The nearest in at least half of the cells\. .*; trained model, no guidance: ipndm-4, (?P<mean>[\d.]+): (?P<won>\d+) of (?P<of>\d+);"),  # noqa: E501
     ("quality.md", r"The nearest in at least half of the cells\. .*; trained model, guided: unipc-2, (?P<mean>[\d.]+): (?P<won>\d+) of (?P<of>\d+)\."),  # noqa: E501
@@ -30,6 +30,7 @@ FIGURES = [
     ("quality.md", r"\| trained model, to its own distribution \| (?P<mean>\S+) .* (?P<won>\d+) of (?P<of>\d+) \|"),
     ("comfyui.md", r"## Flux, shift 1.15, guidance 5\n[\s\S]*?on its best scheduler: (?P<few>[\d.]+) ± .* (?P<many>[\d.]+) ± [\d.]+; geometric mean (?P<mean>[\d.]+),"),  # noqa: E501
     ("tune.md", r"\| all \| (?P<cells>\d+) \| (?P<mean>\S+) \|"),
+    ("tune.md", r"## The same, with more seeds\n[\s\S]*?\| all \| (?P<cells>\d+) \| \S+ \| \S+ \| (?P<mean>\S+) \| (?P<worst>\S+) \|"),  # noqa: E501
 ]  # fmt: skip
 ROWS = re.findall(r"^\|.*\|.*\| ([*\d.]+) \| (.*) \|$", README, re.MULTILINE)
 
