@@ -116,7 +116,8 @@ class TrustingStage(NamedTuple):
             both = z * share if self.predict.rest else z
             for weight, difference in zip(self.predict.rest, differences, strict=False):
                 moved.addcmul_(both, difference, value=weight)
-        return torch.add(moved, x, alpha=self.scale), Moved(moved, denoised, differences[: self.keep], state.noise)
+        out = x.mul_(self.scale).add_(moved) if self.correct else torch.add(moved, x, alpha=self.scale)
+        return out, Moved(moved, denoised, differences[: self.keep], state.noise)
 
     def _trust(self, differences: Sequence[Tensor], found: Tensor) -> tuple[Tensor, Tensor]:
         """z and s, (B, 1, ...), from rho^2; s where there is something foretold."""
