@@ -180,7 +180,6 @@ def _peers(name: str, schedule_name: str) -> list[Measurement]:
 
 def others(folder: Path, plans: Path, kinds: Sequence[str], effort: Effort = USUAL) -> Iterator[Gain]:
     """Of models that are nothing like images, one a problem, schedule and number of calls."""
-    plans.mkdir(parents=True, exist_ok=True)
     groups = dict(PROBLEMS)
     exact = problems("exact", "report", folder)
     chosen = {name: exact[name] for names in groups.values() for name in names}
@@ -267,6 +266,7 @@ def _tuned(
 ) -> Tuned:
     """The plan in the file, made if it is not there."""
     if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of references that are not exact to a thousandth
@@ -429,8 +429,8 @@ MORE = """
 
 For models whose answers cost next to nothing: `tune(..., seeds=range({seeds:_}), most={most:_}, batch={batch})`, which
 takes about a minute for the four budgets here. So many seeds show the few samples that end between two outcomes, and
-what they are tuned for is the mean square. What is above 1 is of 15 calls, where a handful of the {samples:,} samples
-decide, and of trees.
+what they are tuned for is the mean square. What is above 1 is of mixtures in 15 calls, where a handful of the
+{samples:,} samples are half of the mean square or more, and of trees.
 """
 READING = f"""
 ## When it does not pay
@@ -462,7 +462,6 @@ def main(
     out: Out = None,
 ) -> None:
     """Measure what tuning gains, and write docs/tune.md."""
-    plans.mkdir(parents=True, exist_ok=True)
     chosen = [cell for cell in cells.split(",") if cell]
     of = [kind for kind in kinds.split(",") if kind]
     write(out, lambda: page(folder, plans, chosen, list(map(int, calls.split(","))), of, data))

@@ -77,12 +77,16 @@ def test_of_few_seeds_sizes_of_errors_are_added_of_many_their_squares(monkeypatc
     denoiser, schedule = PROBLEM.denoiser(fs.EDM()), fs.EDM()
     noise = fs.unit_noise(range(6), SHAPE, dtype=torch.float64)
     added = []
+
+    def once(name, make):
+        return make()
+
     for many in (7, 6):
         monkeypatch.setattr(tuning, "MANY", many)
         count = tuning.Count(None, 0)
-        batch = tuning.Batch.of(denoiser, schedule, noise, lambda name, make: make(), "", count)
-        search = Search(5, schedule, [batch], lambda x: x, lambda name, make: make(), count)
-        added.append(search._sizes(np.zeros(len(search.slots))))
+        batch = tuning.Batch.of(denoiser, schedule, noise, once, "", count)
+        search = Search(5, schedule, [batch], lambda x: x, once, count)
+        added.append(search._losses(np.zeros(len(search.slots))))
     default = fs.sample(denoiser, noise, nfe=5, schedule=schedule)
     sizes = (default - batch.exact).flatten(1).square().mean(1).sqrt().numpy()
     np.testing.assert_allclose(added[0], sizes, rtol=1e-12)

@@ -181,5 +181,5 @@ BESIDE = f"""Every solver over the better of DDIM and 2M on the same nodes: geom
 above {WORSE}.
 """
 NETWORKS = """Score networks of galaxies by others (galaxygrad 0.2.1), under VP with constant β; the data are sky, about
-0, and galaxies of up to 8 to 16. Of each {samples} samples.
+0, and galaxies of up to 8 to 16. {samples} samples of each.
 """

@@ -353,12 +353,12 @@ class Search:
             [Family(), before, Family(scale=size)] if any(before) else [Family(), Family(scale=size), *BEGINNINGS]
         )
         tried = [np.concatenate([each, own]) for each in dict.fromkeys(beginnings)]
-        sizes = [self._sizes(v) for v in tried]
-        if not math.isfinite(sizes[0].mean()):
+        losses = [self._losses(v) for v in tried]
+        if not math.isfinite(losses[0].mean()):
             raise DenoiserError(f"the default's run of {self.calls} calls ends at NaN or inf: check the model")
-        first = min(range(len(tried)), key=lambda i: float(sizes[i].mean()))
+        first = min(range(len(tried)), key=lambda i: float(losses[i].mean()))
         v = centre = tried[first]
-        reached = sizes[first]
+        reached = losses[first]
         for i in range(most):  # each costs more than one
             if i == 1:
                 centre = v
@@ -374,7 +374,7 @@ class Search:
     def _round(
         self,
         v: Vector,
-        sizes: Vector,
+        losses: Vector,
         centre: Vector,
         chosen: NDArray[np.int64],
         share: float,
@@ -384,16 +384,16 @@ class Search:
         """One step of Levenberg-Marquardt in the `chosen` numbers; v itself where that is no better, or too dear.
 
         It may cost its `share`, and all that is `left` for a single batch. Where it is derived from some batches, in
-        turns, the others decide whether it is better. `sizes` are those of v.
+        turns, the others decide whether it is better. `losses` are those of v.
         """
         turned = [(turn + k) % len(self.batches) for k in range(len(self.batches))]
         costs = self._costs(chosen, turned)
         if costs[0] > left:
-            return v, sizes
+            return v, losses
         some = [k for k, cost in zip(turned, costs, strict=True) if cost <= max(share, costs[0])]
         gram, slope, size = self._normal(v, chosen, [self.batches[k] for k in some])
         if not (np.isfinite(gram).all() and np.isfinite(slope).all()):
-            return v, sizes
+            return v, losses
         curved = gram.diagonal() + FLAT * gram.diagonal().mean()
         pull = PULL * size / np.array([WIDTHS[self.slots[k].kind] ** 2 for k in chosen])
         downhill = -slope - pull * (v - centre)[chosen]
@@ -404,12 +404,12 @@ class Search:
             step = np.linalg.solve(gram + np.diag(damping * curved + pull), downhill)
             trial = v.copy()
             trial[chosen] += step * min(1.0, LONGEST / max(np.abs(step).max(), math.ulp(0)))
-            found = self._sizes(trial)
-            if found[deciding].mean() < sizes[deciding].mean():
-                better, sizes = trial, found
+            found = self._losses(trial)
+            if found[deciding].mean() < losses[deciding].mean():
+                better, losses = trial, found
             elif better is not v:
                 break
-        return better, sizes
+        return better, losses
 
     def _affordable(self, share: float, left: int) -> NDArray[np.int64]:
         """What a round varies: all, or levels and the newest weights, by all that is left if need be; or levels."""
@@ -432,8 +432,8 @@ class Search:
         """Calls for a sample of which the chosen numbers are derived."""
         return self.calls + sum(self.calls - 1 - self.slots[k].first for k in map(int, chosen))
 
-    def _sizes(self, v: Vector) -> Vector:
-        """What counts of each sample, the size or its square of what the objective sees of its error.
+    def _losses(self, v: Vector) -> Vector:
+        """Of each sample, the size of what the objective sees of its error, or its square where they are MANY.
 
         inf where there is no such plan or no finite end.
         """
