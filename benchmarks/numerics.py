@@ -213,11 +213,12 @@ ENDS = """
 How to read it. The Gaussian can flatter: over the whole range of noise, on a grid uniform in log-SNR, the h² errors
 of `EVODiff(mode="paper")` and of FD single steps cancel and leave order 3. On the mixture their order falls towards 2
 as steps shorten. DPM-Solver++ 3M, as published, takes half of the second-derivative term and is of order 2
-(`solvers/core/exponential.py`); UniPC-3 stays between 3 and 4 because its last two steps are lowered. iPNDM and PNDM
-use the weights of equal steps in σ / α, which steps are not; SciRE divides by a φ that does not tend to 1; the RE
-iterations weigh their second-order term by a prior that tends to 1/2. Published EVODiff is of order 1 with its last
-step left out (`lower_order_final=False`): its factors do not tend to those of a second-order rule. With it, on EDM, it
-does not converge: the printed last step leaves an error of about σ_min, and a fitted 1.2 is that floor meeting the
+(`solvers/core/exponential.py`); UniPC-3 stays between 3 and 4 because its last two steps are lowered. UniPC-2 falls
+below 3 on VP: in long runs its last step there is of order 1, the choice that cannot harm where data are sharp, and
+leaves half more of an error of 1e-7. iPNDM and PNDM use the weights of equal steps in σ / α, which steps are not; SciRE
+divides by a φ that does not tend to 1; the RE iterations weigh their second-order term by a prior that tends to 1/2.
+Published EVODiff is of order 1 with its last step left out (`lower_order_final=False`): its factors do not tend to
+those of a second-order rule. With it, on EDM, it does not converge: the printed last step leaves an error of about σ_min, and a fitted 1.2 is that floor meeting the
 rest from the other side. The paper's Theorem 4.6 claims second order; Algorithm 1 as printed reaches it in our
 reading, the published code does not. DPM-Solver-v3, `re-v3` and Analytic-DPM are measured with stand-in statistics of
 no model (`EMS.constant()`, `Gamma.gaussian()`), with which v3 is DPM-Solver++ with v3's corrector; with statistics of a

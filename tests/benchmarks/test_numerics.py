@@ -23,7 +23,7 @@ def test_the_page_has_a_row_for_every_solver_and_agrees_with_the_table():
         assert (int(calls), int(state)) == (entry.calls, entry.state)
         assert (grid, reference) == (repr(entry.solver.grid), entry.reference)
         assert (wide == "–") == entry.stochastic
-        assert [float(order) for order in orders if order != "–"] == pytest.approx(entry.orders, abs=ORDER_BAND)
+        assert [float(order) for order in orders if order != "–"] == pytest.approx(entry.orders, abs=0.005)
 
 
 def test_state_is_counted_in_a_run():

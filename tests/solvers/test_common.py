@@ -76,16 +76,8 @@ def reference(case):
     return problem, orders.reference(problem, schedule, x, nodes[0], nodes[-1])
 
 
-def two_cases(place):
-    """A Gaussian and a mixture, on schedules that go round: orders hardly depend on them, docs/numerics.md has all."""
-    return place % 3, 3 + (place + 1) % 3
-
-
-@pytest.mark.parametrize(
-    ("entry", "case"),
-    [(entry, case) for i, entry in enumerate(deterministic.values()) for case in two_cases(i)],
-    ids=[f"{name}-{CASES[case][0]}" for i, name in enumerate(deterministic) for case in two_cases(i)],
-)
+@pytest.mark.parametrize("case", range(len(CASES)), ids=[name for name, _, _ in CASES])
+@every_deterministic
 def test_order(entry, case, monkeypatch):
     problem, exact = reference(case)
     monkeypatch.setattr(orders, "reference", lambda *_: exact)
