@@ -218,11 +218,11 @@ below 3 on VP: in long runs its last step there is of order 1, the choice that c
 leaves half more of an error of 1e-7. iPNDM and PNDM use the weights of equal steps in σ / α, which steps are not; SciRE
 divides by a φ that does not tend to 1; the RE iterations weigh their second-order term by a prior that tends to 1/2.
 Published EVODiff is of order 1 with its last step left out (`lower_order_final=False`): its factors do not tend to
-those of a second-order rule. With it, on EDM, it does not converge: the printed last step leaves an error of about σ_min, and a fitted 1.2 is that floor meeting the
-rest from the other side. The paper's Theorem 4.6 claims second order; Algorithm 1 as printed reaches it in our
-reading, the published code does not. DPM-Solver-v3, `re-v3` and Analytic-DPM are measured with stand-in statistics of
-no model (`EMS.constant()`, `Gamma.gaussian()`), with which v3 is DPM-Solver++ with v3's corrector; with statistics of a
-model no order was measured.
+those of a second-order rule. With it, on EDM, it does not converge: the printed last step leaves an error of about
+σ_min, and a fitted 1.2 is that floor meeting the rest from the other side. The paper's Theorem 4.6 claims second order;
+Algorithm 1 as printed reaches it in our reading, the published code does not. DPM-Solver-v3, `re-v3` and Analytic-DPM
+are measured with stand-in statistics of no model (`EMS.constant()`, `Gamma.gaussian()`), with which v3 is DPM-Solver++
+with v3's corrector; with statistics of a model no order was measured.
 
 ## How a run should end
 
