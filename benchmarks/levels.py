@@ -111,8 +111,8 @@ not known.**
 READING = """
 The levels that these configs ask for are even in time and end with a long step to σ = 0, which decides the error of
 every solver; EVODiff foretells where it leads, which takes up to a third of the error away. Stable Diffusion 1.5's
-begin too clean besides. On the range of these betas, σ = 14.6 to 0.03, Karras' levels are the best of these from 8
-calls on: EVODiff's own have a little less error at 5, a seventh more at 8 and half as much again at 10. On flows,
+begin too clean besides. On the range of these betas, σ = 14.6 to 0.03, Karras' levels and EVODiff's own are the best of
+these, and about alike: its own have a little less error at 5, as much at 8 and a tenth more at 10 and 15. On flows,
 which begin and end further out, its own are the best. They spare the call from σ = 0.003 to 0, which nobody would see:
 two fifths less error in 5 calls, a quarter less in 8, and in 20 that noise itself.
 """

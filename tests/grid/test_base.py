@@ -226,12 +226,21 @@ def test_focused_without_a_noisy_side_is_karras():
         assert a.lam == pytest.approx(b.lam, abs=1e-6)
 
 
+NARROW = EDM(0.03, 8.0)  # two centers of images: like Stable Diffusion's range for its latents
+
+
 @pytest.mark.parametrize(
-    ("options", "center", "rise", "fall"),
-    [({}, 4, 0.6, 0.22 + 1 / 400), ({"center": 6, "rise": 0.45, "fall": 0.2}, 6, 0.45, 0.2)],
+    ("schedule", "options", "center", "rise", "fall"),
+    [
+        (EDM(), {}, 4, 0.6, 0.22 + 0.09 * math.log(40_000) / 400),
+        (NARROW, {"data_std": 0.5}, 4, 0.6 * math.log(2) / 2.9, 0.22 + 0.09 * math.log(800 / 3) / 400),
+        (NARROW, {"data_std": 1.0}, 8, 0, 0.22 + 0.09 * math.log(800 / 3) / 400),
+        (NARROW, {"data_std": 4.0}, 32, 0, 0.22 + 0.09 * math.log(800 / 3) / 400),
+        (EDM(), {"center": 6, "rise": 0.45, "fall": 0.2}, 6, 0.45, 0.2),
+    ],
 )
-def test_focused_steps_are_in_inverse_proportion_to_the_density(options, center, rise, fall):
-    lams = np.array([n.lam for n in focused(EDM(), 400, **options)])
+def test_focused_steps_are_in_inverse_proportion_to_the_density(schedule, options, center, rise, fall):
+    lams = np.array([n.lam for n in focused(schedule, 400, to_zero=False, **options)])
     z = np.exp(-(lams[1:] + lams[:-1]) / 2) / center
     step = z**rise + z**-fall
     # The midpoint rule is wrong by h^2 / 24 of the density's curvature, h < 0.1; quantiles by 1e-5 of a step.

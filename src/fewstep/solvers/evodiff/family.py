@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from ...grid.base import CENTER, RISE, closes, fall_of, focused, lam_ends
-from ...schedule import Node, Schedule
+from ...grid.base import CENTER, closes, fall_of, focused, lam_ends, rise_of
+from ...schedule import DATA_STD, Node, Schedule
 from .trust import TrustingStage
 from .variance import PRIOR, REACH, stages
 
@@ -38,15 +38,16 @@ class Family(NamedTuple):
 
     def nodes(self, schedule: Schedule, steps: int) -> tuple[Node, ...]:
         """The grid. It ends where the default's ends, whatever the scale."""
-        start, end = lam_ends(schedule)
-        closing = closes(schedule.data_std, end, None)
-        fall = fall_of(end.lam - start.lam, steps - closing)
+        begin, end = schedule.lam_range
+        closing = closes(schedule.data_std, lam_ends(schedule)[1], None)
+        rise = rise_of(-begin - math.log(CENTER * schedule.data_scale / DATA_STD))
+        fall = fall_of(end - begin, steps - closing)
         return focused(
             schedule,
             steps,
             data_std=schedule.data_scale * math.exp(self.scale),
             center=CENTER * math.exp(self.center),
-            rise=RISE * math.exp(self.rise),
+            rise=rise * math.exp(self.rise),
             fall=fall * math.exp(self.fall),
             to_zero=closing,
         )
