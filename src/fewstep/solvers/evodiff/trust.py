@@ -31,7 +31,8 @@ a lead above 0, beyond its newest answer: that much is foretold, and counts z ti
 - s: under the prior P is a regression, so <d_0, P> is |P|^2 in the mean. It is less where a sample was decided sooner
   than foretold: old differences, which are large then, must not be added again.
 
-With z = 0 the step is DDIM's. For short steps P foretells the change, z = s = 1, and the order is the plan's.
+With z = 0 the step is DDIM's. For short steps P foretells the change, z = s = 1, and the order is the plan's; but where
+rho stays above 1 in every call, as of answers that are all too large, or turned, the step stays near DDIM's.
 """
 
 from __future__ import annotations
