@@ -44,7 +44,7 @@ DROPDOWN: Mapping[str, Mapping[str, Any]] = {
 SHORT = ("evodiff", "unipc-2", "dpmpp-2m", "dpmpp-3m", "deis-3", "ipndm-4", "ddim")  # one call a step
 GRIDS: Mapping[str, Grid] = {"focused": focused, "karras": karras, "log-snr": log_snr}
 AUTO = "auto"
-NARROW = 20.0  # sigma_max: Stable Diffusion's is 14.6, where Karras' levels are best; EDM's and Cosmos' are 80
+NARROW = 20.0  # sigma_max: Stable Diffusion's is 14.6, where Karras' levels are as good; EDM's and Cosmos' are 80
 MOST_STEPS = 10_000  # as ComfyUI's own nodes allow
 HISTORY = History()  # of runs that are split between samplers
 
