@@ -277,9 +277,7 @@ one, or the prior's differences hardly differ, it asks for hundreds. A sample of
 what is answered, on any levels, and on the usual ones nothing is lost.
 
 Both are one number a sample and a call, made of means over its elements: a sample does not depend on its batch, and
-nothing waits for a device. For short steps P foretells the change, both are 1, and the order is the plan's. That holds
-for answers that could be a mean of images. A network whose answers are all too large, or turned, finds more noise than
-there is at every level, by ρ it is off the path for good, and its steps stay near DDIM's, of order 1.
+nothing waits for a device. For short steps P foretells the change, both are 1, and the order is the plan's.
 
 A correction starts from what was known before the prediction, x less what was added, and takes the prediction back,
 trusted or not, with all else that was done to x in place. Its newest difference counts in full, since that is what

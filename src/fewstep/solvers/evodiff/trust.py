@@ -9,7 +9,8 @@ With the answers m_j, newest first, their differences d_j = m_j - m_j+1, and num
     v         allowed      the variance of the data: data_std^2 or, if more, what rho says of it, n^2 (1 / rho^2 - 1),
                            n = nsr
 
-    z = min(1, ((TRUSTED E)^2 v / |d_0 - P|^2 + w) / (1 + max(0, rho^2 - 1) / SLACK^2))
+    z = min(1, ((TRUSTED E)^2 v / |d_0 - P|^2 + w) / (1 + u max(0, rho^2 - 1) / SLACK^2))
+    u = min(1, |d_0 - P|^2 / (SLACK |d_0|^2)), and rho^2 counts as 2 at most
     w = max(0, <d_0, P>) / ((1 - SLACK) (|P|^2 + rho^4 max(0, |d_0|^2 - |P|^2)))
     s = <d_0, P> / ((1 - SLACK) |P|^2), within [0, 1]                        all |.|^2 are means over the elements
 
@@ -28,11 +29,12 @@ a lead above 0, beyond its newest answer: that much is foretold, and counts z ti
   noise than there is. An x in which it finds more is off the path, by n sqrt(rho^2 - 1) or more: a step was so long
   that the sample was decided within it. The answer is of that decision, and its change does not go on. Gaussian data
   decide nothing: there an answer goes towards x, and rho stays below 1 in any step.
+- u: answers that no posterior mean gives, all too large or turned, find more noise than there is in every call. What
+  came as it was foretold is of no decision: the less is missed, the less rho counts, so that short steps keep the order.
 - s: under the prior P is a regression, so <d_0, P> is |P|^2 in the mean. It is less where a sample was decided sooner
   than foretold: old differences, which are large then, must not be added again.
 
-With z = 0 the step is DDIM's. For short steps P foretells the change, z = s = 1, and the order is the plan's; but where
-rho stays above 1 in every call, as of answers that are all too large, or turned, the step stays near DDIM's.
+With z = 0 the step is DDIM's. For short steps P foretells the change, z = s = 1, and the order is the plan's.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ __all__ = ["Moved", "Split", "TrustingStage"]
 TRUSTED = 1.5
 SLACK = 0.25
 TINY = 1e-30  # in place of 0 where something is divided by
-NOISIEST = 250.0  # of rho^2: beyond it nothing is trusted, and its square is a number in half precision too
+NOISIEST = 2.0  # of rho^2: what is further off the path is trusted as little
 
 
 class Moved(NamedTuple):
@@ -125,19 +127,21 @@ class TrustingStage(NamedTuple):
         d, variance = differences[0], self.node.nsr**2
         expected = (TRUSTED * self.surprise) ** 2 * variance * d[0].numel()
         found = found.clamp(TINY, NOISIEST)
-        off_path = found.mul(1 / SLACK**2).sub_(1 / SLACK**2 - 1).clamp_(min=1)
+        further = found.sub(1).clamp_(min=0).mul_(1 / SLACK**2)
         allowed = found.reciprocal().sub(1).clamp_(min=self.data_std**2 / variance)
         came = _size(d).square()
         if not self.foretold:
-            return allowed.mul_(expected).div_(came.clamp(min=TINY)).div_(off_path).clamp_(max=1), came
+            return allowed.mul_(expected).div_(came.clamp(min=TINY)).div_(further.add_(1)).clamp_(max=1), came
         change = differences[1] * self.foretold[0]
         for weight, difference in zip(self.foretold[1:], differences[2:], strict=False):
             change.add_(difference, alpha=weight)
         along, size = Inner(d, None).dot(d, change), _size(change).square().clamp_(min=TINY)
         missed = (came + size).sub_(along, alpha=2).clamp_(min=TINY)  # |d - change|^2
         along.div_(1 - SLACK).clamp_(min=0)
-        grown = came.sub_(size).clamp_(min=0)
+        grown = (came - size).clamp_(min=0)
         goes_on = along / size.addcmul(found.square(), grown)
+        apart = (missed / came.mul_(SLACK).clamp_(min=TINY)).clamp_(max=1)
+        off_path = further.mul_(apart).add_(1)
         z = goes_on.addcdiv_(allowed, missed, value=expected).div_(off_path).clamp_(max=1)
         return z, along.div(size).clamp_(max=1)
 
