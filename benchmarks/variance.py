@@ -237,7 +237,8 @@ How much of the plan a sample gets is therefore measured on its own answers whil
 difference d₀, and what the row of all four has beyond it, which counts s times. What a prediction adds to DDIM's counts
 z times as well:
 
-    z = min(1, (max(1.5 E, 0.3 (1 − q))² v / |d₀ − P|² + w) / (1 + 16 max(0, ρ² − 1)))
+    z = min(1, (max(1.5 E, 0.3 (1 − q))² v / |d₀ − P|² + w) / (1 + 16 u max(0, ρ² − 1)))
+    u = min(1, 4 |d₀ − P|² / |d₀|²)
     w = max(0, ⟨d₀, P⟩) / (¾ (|P|² + ρ⁴ max(0, |d₀|² − |P|²)))
     s = ⟨d₀, P⟩ / (¾ |P|²),  within [0, 1]
 
@@ -269,8 +270,11 @@ the answer finds in x over that which the first call found, and all |·|² are m
   orthogonal, so that on the path ρ, the noise that it finds over that of the first call, is at most 1 in the mean.
   Where it finds more, x is off the path, by n √(ρ² − 1) or more: the step was so long that the sample was decided
   within it, the answer is of that decision, and its change does not go on. z is half of itself where x is off by a
-  quarter of the noise. Answers to Gaussian data, which decide nothing, go towards x, and find less than the noise after
-  steps of any length.
+  quarter of the noise, and ρ² counts as 2 at most. Answers to Gaussian data, which decide nothing, go towards x, and
+  find less than the noise after steps of any length.
+- **u keeps that to what was not foretold.** Answers that could not be a mean of images, all too large or turned, find
+  more noise than there is in every call, by up to ten times. What came as foretold is of no decision: from where half
+  of a change was missed down, ρ counts the less, and short steps keep the order that they have without it.
 
 No row goes further than once the newest difference and, beyond that, once the rest: where a long step follows a short
 one, or the prior's differences hardly differ, it asks for hundreds. A sample of any denoiser thus stays within 10 times

@@ -57,6 +57,7 @@ def by_hand(stage, x, answers, first):
     foretold = sum((w * each for w, each in zip(stage.foretold, d[1:], strict=False)), np.zeros_like(d[0]))
     nsr = stage.node.sigma / stage.node.alpha
     rho = np.sqrt(np.mean((x - stage.node.alpha * answers[0]) ** 2)) / stage.node.sigma / first
+    rho, u = min(rho, math.sqrt(2)), 1.0
     v = max(stage.data_std**2, nsr**2 * (1 / rho**2 - 1))
     z = (TRUSTED * stage.surprise) ** 2 * v / max(np.mean((d[0] - foretold) ** 2), 1e-30)
     s = 0.0
@@ -64,7 +65,8 @@ def by_hand(stage, x, answers, first):
         along, size = np.mean(d[0] * foretold) / (1 - SLACK), np.mean(foretold**2)
         z += max(0.0, along) / (size + rho**4 * max(0.0, np.mean(d[0] ** 2) - size))
         s = float(np.clip(along / size, 0, 1))
-    z = min(1.0, z / (1 + max(0.0, rho**2 - 1) / SLACK**2))
+        u = min(1.0, np.mean((d[0] - foretold) ** 2) / (SLACK * np.mean(d[0] ** 2)))
+    z = min(1.0, z / (1 + u * max(0.0, rho**2 - 1) / SLACK**2))
     return z, s
 
 
@@ -148,6 +150,44 @@ def test_a_state_that_is_off_is_trusted_less():
         on = z_of(stage, 1.0, change, older)
         assert 0 < on < 1
         assert z_of(stage, math.sqrt(1 + SLACK**2), change, older) == pytest.approx(on / 2, rel=1e-9)
+
+
+@pytest.mark.parametrize(("squared", "off"), [(1 + SLACK**2, 1), (2, 1 / SLACK**2), (100, 1 / SLACK**2)])
+def test_noise_that_is_found_counts_by_what_was_missed(squared, off):
+    """In full from SLACK of the change's square on, and never as more than twice the first call's."""
+    stage = planned()[2]._replace(surprise=0.0)
+    (foretold,), older = stage.foretold, noise(20000)
+    for share in (0.3, 0.6, 0.75, 0.8, 0.9):
+        missed = min(1, (1 - share) ** 2 / (SLACK * share**2))
+        expected = min(1, share / (1 - SLACK) / (1 + missed * off))
+        assert z_of(stage, math.sqrt(squared), share * foretold * older, older) == pytest.approx(expected, rel=1e-9)
+
+
+def gained(x):
+    return 1.15 * x
+
+
+def turned(x):
+    """By 34 degrees in each pair of coordinates."""
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    c, s = math.cos(math.radians(34)), math.sin(math.radians(34))
+    return torch.stack([c * a - s * b, s * a + c * b], -1).flatten(-2)
+
+
+@pytest.mark.parametrize("wrong", [gained, turned])
+def test_the_order_holds_for_answers_that_are_no_posterior_mean(wrong):
+    """They find up to ten times the first call's noise, in every call; half the step leaves an eighth of the error."""
+    variance = torch.logspace(-3, 0.6, 8, dtype=torch.float64)
+
+    def denoiser(x, t):
+        return wrong(x * (variance / (variance + t * t)))
+
+    x = noise(32, 8)
+    exact = fs.sample(denoiser, x, nfe=2000, schedule=fs.EDM(), solver=fs.UniPC(order=3))
+    few, many = (
+        (fs.sample(denoiser, x, nfe=nfe, schedule=fs.EDM()) - exact).square().mean().sqrt() for nfe in (100, 200)
+    )
+    assert many < few / 8
 
 
 def test_a_change_goes_on_as_it_came():

@@ -30,7 +30,7 @@ a lead above 0, beyond its newest answer: that much is foretold, and counts z ti
   that the sample was decided within it. The answer is of that decision, and its change does not go on. Gaussian data
   decide nothing: there an answer goes towards x, and rho stays below 1 in any step.
 - u: answers that no posterior mean gives, all too large or turned, find more noise than there is in every call. What
-  came as it was foretold is of no decision: the less is missed, the less rho counts, so that short steps keep the order.
+  came as it was foretold is of no decision: the less is missed, the less rho counts, and short steps keep the order.
 - s: under the prior P is a regression, so <d_0, P> is |P|^2 in the mean. It is less where a sample was decided sooner
   than foretold: old differences, which are large then, must not be added again.
 
