@@ -127,11 +127,12 @@ class TrustingStage(NamedTuple):
         d, variance = differences[0], self.node.nsr**2
         expected = (TRUSTED * self.surprise) ** 2 * variance * d[0].numel()
         found = found.clamp(TINY, NOISIEST)
-        further = found.sub(1).clamp_(min=0).mul_(1 / SLACK**2)
+        further = found.sub(1).clamp_(min=0)
         allowed = found.reciprocal().sub(1).clamp_(min=self.data_std**2 / variance)
         came = _size(d).square()
         if not self.foretold:
-            return allowed.mul_(expected).div_(came.clamp(min=TINY)).div_(further.add_(1)).clamp_(max=1), came
+            off_path = further.mul_(1 / SLACK**2).add_(1)
+            return allowed.mul_(expected).div_(came.clamp(min=TINY)).div_(off_path).clamp_(max=1), came
         change = differences[1] * self.foretold[0]
         for weight, difference in zip(self.foretold[1:], differences[2:], strict=False):
             change.add_(difference, alpha=weight)
@@ -140,9 +141,9 @@ class TrustingStage(NamedTuple):
         along.div_(1 - SLACK).clamp_(min=0)
         grown = (came - size).clamp_(min=0)
         goes_on = along / size.addcmul(found.square(), grown)
-        apart = (missed / came.mul_(SLACK).clamp_(min=TINY)).clamp_(max=1)
-        off_path = further.mul_(apart).add_(1)
-        z = goes_on.addcdiv_(allowed, missed, value=expected).div_(off_path).clamp_(max=1)
+        goes_on.addcdiv_(allowed, missed, value=expected)
+        most = torch.maximum(missed, came.mul_(SLACK))  # u is |d - change|^2 over this
+        z = goes_on.mul_(most).div_(torch.addcmul(most, further, missed, value=1 / SLACK**2)).clamp_(max=1)
         return z, along.div(size).clamp_(max=1)
 
 
