@@ -113,6 +113,11 @@ def fall_of(length: float, n: int) -> float:
     return FALL + FALL_OF_LONG * length / max(n, 1)
 
 
+def center_of(data_std: float, center: float = CENTER) -> float:
+    """Where `focused` is finest, in log nsr, for data of `data_std`."""
+    return math.log(center * data_std / DATA_STD)
+
+
 def rise_of(begin: float) -> float:
     """The `rise` of `focused` on a range that begins at `begin`, log of nsr over the center."""
     return RISE * min(1.0, max(0.0, begin) / WIDE)
@@ -192,7 +197,7 @@ def focused(
     if data_std is not None and not 0 < data_std < math.inf:
         raise ValueError(f"data_std must be None or positive and finite; got data_std={data_std!r}")
     lams = np.linspace(*schedule.lam_range, DENSITY_POINTS)
-    z = -lams - math.log(center * (data_std or schedule.data_scale) / DATA_STD)
+    z = -lams - center_of(data_std or schedule.data_scale, center)
     noisy = rise_of(float(z[0])) if rise is None else rise
 
     def inner(n: int) -> Iterable[float]:

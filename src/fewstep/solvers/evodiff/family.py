@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from ...grid.base import CENTER, closes, fall_of, focused, lam_ends, rise_of
-from ...schedule import DATA_STD, Node, Schedule
+from ...grid.base import CENTER, center_of, closes, fall_of, focused, lam_ends, rise_of
+from ...schedule import Node, Schedule
 from .trust import TrustingStage
 from .variance import PRIOR, REACH, stages
 
@@ -40,7 +40,7 @@ class Family(NamedTuple):
         """The grid. It ends where the default's ends, whatever the scale."""
         begin, end = schedule.lam_range
         closing = closes(schedule.data_std, lam_ends(schedule)[1], None)
-        rise = rise_of(-begin - math.log(CENTER * schedule.data_scale / DATA_STD))
+        rise = rise_of(-begin - center_of(schedule.data_scale))
         fall = fall_of(end - begin, steps - closing)
         return focused(
             schedule,
