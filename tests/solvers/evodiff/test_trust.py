@@ -15,7 +15,7 @@ import fewstep as fs
 from benchmarks.numerics import state_tensors
 from fewstep.schedule import DATA_STD, Node
 from fewstep.solvers.evodiff import variance as evodiff_variance
-from fewstep.solvers.evodiff.trust import SLACK, TRUSTED, Moved, TrustingStage
+from fewstep.solvers.evodiff.trust import LEFT, SLACK, TRUSTED, Moved, TrustingStage
 
 
 class Alike(TrustingStage):
@@ -104,7 +104,9 @@ def test_the_step_is_its_definition_in_each_sample(schedule, i, beyond):
         y = x[b].numpy() - state.moved[b].numpy() + stage.gain * answers[0]
         lead = stage.correct.lead
         y = y + added(stage.correct._replace(lead=z * lead if lead > 0 else lead), s, d)
-        expected = stage.scale * y + stage.move * answers[0] + z * added(stage.predict, s, d)
+        size = abs(stage.predict.lead) * np.sqrt(np.mean(d[0] ** 2))
+        part = min(z, stage.most / size) if size else z
+        expected = stage.scale * y + stage.move * answers[0] + part * added(stage.predict, s, d)
         np.testing.assert_allclose(got[b].numpy(), expected, rtol=1e-10, atol=1e-10)
         found.append((z, s))
     assert torch.equal(after.newest, newest)
@@ -138,7 +140,7 @@ def test_what_is_explained_allows_more():
 
 def z_of(stage, rho, newest, older):
     """z of one sample, (N,), whose newest two differences these are."""
-    found = torch.full((1, 1), rho**2, dtype=torch.float64)
+    found = torch.full((1, 1), stage.node.sigma * rho, dtype=torch.float64)
     return stage._trust((newest[None], older[None]), found)[0].item()
 
 
@@ -188,6 +190,60 @@ def test_the_order_holds_for_answers_that_are_no_posterior_mean(wrong):
         (fs.sample(denoiser, x, nfe=nfe, schedule=fs.EDM()) - exact).square().mean().sqrt() for nfe in (100, 200)
     )
     assert many < few / 8
+
+
+def test_no_gaussian_data_have_more_left_after_ddim():
+    """In a step from the level n = 1 to any cleaner one, on the path: what DDIM misses, of any scale."""
+    s, end = np.geomspace(1e-3, 1e3, 100_001), np.array([[0.0], [0.1], [0.5], [0.9]])
+    here, there = np.sqrt(s**2 + 1), np.sqrt(s**2 + end**2)
+    left = there - (end * here + (1 - end) * s**2 / here)
+    assert left.max() == pytest.approx(LEFT, rel=1e-8)
+    assert left.min() >= 0
+    assert (np.diff(left.max(1)) < 0).all()
+
+
+@pytest.mark.parametrize("schedule", [fs.EDM(), fs.VPLinear(), fs.Flow(shift=3)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("grid", [fs.focused, fs.time_uniform], ids=["focused", "time"])
+@pytest.mark.parametrize("extra", [False, True])
+def test_what_no_call_corrects_is_bounded(schedule, grid, extra):
+    """The last prediction, of any difference; those that are corrected go as far as they are trusted."""
+    nodes = grid(schedule, 6)
+    stages = evodiff_variance.stages(nodes, extra, DATA_STD, end=schedule.lam_range[1])
+    predicting = [i for i, stage in enumerate(stages) if stage.predict]
+    free = [i for i in predicting if math.isinf(stages[i].most)]
+    assert free == [i for i in predicting if i + 1 < len(stages) and stages[i + 1].correct]
+    for i in set(predicting) - set(free):
+        stage = Alike(*stages[i])._replace(predict=stages[i].predict._replace(rest=()))
+        older, newest = noise(2, 3, 500, seed=i)
+        state = Moved(torch.zeros_like(newest), older, (), torch.ones(3, 1, dtype=torch.float64))
+        for size in (1e-3, 1.0, 1e3):
+            x, answer = newest, older + size * newest
+            got = stage(state, x, answer)[0] - stage._replace(predict=None)(state, x, answer)[0]
+            rms = (stage.predict.lead * size * newest).square().mean(1, keepdim=True).sqrt()
+            part = (LEFT * stage.node.nsr * nodes[i + 1].alpha / rms).clamp(max=1)
+            torch.testing.assert_close(got, part * stage.predict.lead * size * newest, rtol=1e-9, atol=1e-9 * size)
+
+
+@pytest.mark.parametrize("schedule", [fs.EDM(), fs.VPLinear(), fs.Flow(shift=3)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("nfe", [5, 6])
+def test_data_on_a_sphere_are_not_left_again(schedule, nfe):
+    """Decided once, they hardly move. The path goes straight to the nearest point, and DDIM is further from it."""
+    radius = 1.0
+
+    def denoiser(x, t):
+        node, size = schedule.node(t), x.norm(dim=1, keepdim=True)
+        k = node.alpha * radius * size / node.sigma**2
+        mean = torch.where(k < 1e-3, k / 3, 1 / torch.tanh(k.clamp(min=1e-3)) - 1 / k.clamp(min=1e-3))
+        return radius * mean * x / size
+
+    x = noise(500, 3)
+    exact = radius * x / x.norm(dim=1, keepdim=True)
+
+    def error(solver):
+        got = fs.sample(denoiser, x, nfe=nfe, schedule=schedule, solver=solver, grid=fs.focused)
+        return (got - exact).square().mean().sqrt()
+
+    assert error(fs.EVODiff()) < error(fs.DDIM())
 
 
 def test_a_change_goes_on_as_it_came():

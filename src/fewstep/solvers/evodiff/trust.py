@@ -5,9 +5,9 @@ With the answers m_j, newest first, their differences d_j = m_j - m_j+1, and num
     here      code         what it is
     P         change       what d_0 was foretold to be, sum_j foretold_j d_j+1; nothing before the third call
     E         surprise     the root mean square that the prior expects of d_0 - P, for data of standard deviation 1
-    rho       root(found)  the noise that the answer finds in x, |x - alpha m_0| / sigma, over the first call's
-    v         allowed      the variance of the data: data_std^2 or, if more, what rho says of it, n^2 (1 / rho^2 - 1),
-                           n = nsr
+    rho^2     found / one  of the noise that the answer finds in x, |x - alpha m_0| / sigma, over the first call's
+    v / n^2   -allowed     of the variance of the data, data_std^2 or, if more, what rho says of it, n^2 (1 / rho^2 - 1),
+                           and n = nsr
 
     z = min(1, ((TRUSTED E)^2 v / |d_0 - P|^2 + w) / (1 + u max(0, rho^2 - 1) / SLACK^2))
     u = min(1, |d_0 - P|^2 / (SLACK |d_0|^2)), and rho^2 counts as 2 at most
@@ -15,7 +15,8 @@ With the answers m_j, newest first, their differences d_j = m_j - m_j+1, and num
     s = <d_0, P> / ((1 - SLACK) |P|^2), within [0, 1]                        all |.|^2 are means over the elements
 
 Rows are split: what the last two answers alone would weigh, the lead, and what all answers have beyond that, the rest,
-which counts s times. All that a prediction adds to DDIM's counts z times as well. A correction, whose lead is the
+which counts s times. All that a prediction adds to DDIM's counts z times as well; if no later call corrects it, as
+the last, min(z, LEFT n alpha_t / |lead d_0|) times, with alpha_t of the step's end. A correction, whose lead is the
 trapezoid rule's, is what holds guided answers together, and counts in full. But over a step from pure noise it may have
 a lead above 0, beyond its newest answer: that much is foretold, and counts z times. Why:
 
@@ -31,6 +32,10 @@ a lead above 0, beyond its newest answer: that much is foretold, and counts z ti
   decide nothing: there an answer goes towards x, and rho stays below 1 in any step.
 - u: answers that no posterior mean gives, all too large or turned, find more noise than there is in every call. What
   came as it was foretold is of no decision: the less is missed, the less rho counts, and short steps keep the order.
+- LEFT: DDIM's image of Gaussian data of standard deviation s is r (1 - r / sqrt(1 + r^2)) n off, r = s / n: a mode
+  that is far from decided hardly shows, and one that is decided hardly moves. That is 0.3 n at most, whatever s is, and
+  less in a step that ends at noise. A last difference that would add more is of a decision that is over: data on a
+  sphere, bits and categories have such, and up to 5 times the error of DDIM where it is added.
 - s: under the prior P is a regression, so <d_0, P> is |P|^2 in the mean. It is less where a sample was decided sooner
   than foretold: old differences, which are large then, must not be added again.
 
@@ -39,6 +44,7 @@ With z = 0 the step is DDIM's. For short steps P foretells the change, z = s = 1
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -46,15 +52,15 @@ import torch
 from torch import Tensor
 
 from ...schedule import Node
-from ..core.inner import Inner
 
-__all__ = ["Moved", "Split", "TrustingStage"]
+__all__ = ["Moved", "Split", "TrustingStage", "bounded"]
 
 # Both chosen on the development problems of docs/stress.md.
 TRUSTED = 1.5
 SLACK = 0.25
 TINY = 1e-30  # in place of 0 where something is divided by
 NOISIEST = 2.0  # of rho^2: what is further off the path is trusted as little
+LEFT = ((1 + math.sqrt(5)) / 2) ** -2.5  # 0.3, r (1 - r / sqrt(1 + r^2)) at its largest, r^2 = 0.618
 
 
 class Moved(NamedTuple):
@@ -83,7 +89,8 @@ class TrustingStage(NamedTuple):
         y  = x - moved + gain m_0 + C,            x' = scale y + moved',   moved' = move m_0 + z M
 
     C, of `correct`, and M, of `predict`, are lead d_0 + s sum_j rest_j d_j, a lead of C above 0 counting z times;
-    without C y is x. `keep` differences serve the next call. Sizes are per sample, and no tensor becomes a number.
+    without C y is x. z M is such that lead d_0 adds no more than `most`, a root mean square. `keep` differences serve
+    the next call. Sizes are per sample, and no tensor becomes a number.
     """
 
     node: Node
@@ -97,54 +104,75 @@ class TrustingStage(NamedTuple):
     data_std: float = 0.0
     keep: int = 0
     noise: float = 0.0
+    most: float = math.inf
 
     def __call__(self, state: Moved | None, x: Tensor, denoised: Tensor) -> tuple[Tensor, Moved]:
-        noise = _size(torch.sub(x, denoised, alpha=self.node.alpha)).div(self.node.sigma)
-        if state is None:
-            moved = denoised * self.move
-            return torch.add(moved, x, alpha=self.scale), Moved(moved, denoised, (), noise.clamp_(min=TINY))
-        differences = (denoised - state.newest, *state.differences)
-        z, share = self._trust(differences, noise.div_(state.noise).square_())
+        noise = _size(torch.sub(x, denoised, alpha=self.node.alpha))
         moved = denoised * self.move
-        if self.correct:
-            x = (x - state.moved).add_(denoised, alpha=self.gain)
-            if self.correct.lead > 0:
-                x.addcmul_(z, differences[0], value=self.correct.lead)
-            else:
-                x.add_(differences[0], alpha=self.correct.lead)
-            for weight, difference in zip(self.correct.rest, differences, strict=False):
-                x.addcmul_(share, difference, value=weight)
+        if state is None:
+            out = torch.add(moved, x, alpha=self.scale)
+            return out, Moved(moved, denoised, (), noise.div(self.node.sigma).clamp_(min=TINY))
+        differences = (denoised - state.newest, *state.differences)
+        z, share = self._trust(differences, noise / state.noise)
         if self.predict:
-            moved.addcmul_(z, differences[0], value=self.predict.lead)
-            both = z * share if self.predict.rest else z
+            part = z if math.isinf(self.most) else torch.minimum(z, self._within(differences[0], self.predict.lead))
+            moved.addcmul_(part, differences[0], value=self.predict.lead)
+            both = part * share if self.predict.rest else part
             for weight, difference in zip(self.predict.rest, differences, strict=False):
                 moved.addcmul_(both, difference, value=weight)
-        out = x.mul_(self.scale).add_(moved) if self.correct else torch.add(moved, x, alpha=self.scale)
+        out = torch.add(moved, x, alpha=self.scale)
+        if self.correct:
+            out.sub_(state.moved, alpha=self.scale).add_(denoised, alpha=self.scale * self.gain)
+            lead = self.scale * self.correct.lead
+            if lead > 0:
+                out.addcmul_(z, differences[0], value=lead)
+            else:
+                out.add_(differences[0], alpha=lead)
+            for weight, difference in zip(self.correct.rest, differences, strict=False):
+                out.addcmul_(share, difference, value=self.scale * weight)
         return out, Moved(moved, denoised, differences[: self.keep], state.noise)
 
-    def _trust(self, differences: Sequence[Tensor], found: Tensor) -> tuple[Tensor, Tensor]:
-        """z and s, (B, 1, ...), from rho^2; s where there is something foretold."""
-        d, variance = differences[0], self.node.nsr**2
-        expected = (TRUSTED * self.surprise) ** 2 * variance * d[0].numel()
-        found = found.clamp(TINY, NOISIEST)
-        further = found.sub(1).clamp_(min=0)
-        allowed = found.reciprocal().sub(1).clamp_(min=self.data_std**2 / variance)
+    def _within(self, difference: Tensor, lead: float) -> Tensor:
+        """The share of lead * difference whose root mean square is `most`, in each sample."""
+        size = (_size(difference) * abs(lead)).clamp(min=TINY)
+        return size.reciprocal() * (self.most * math.sqrt(difference[0].numel()))
+
+    def _trust(self, differences: Sequence[Tensor], noise: Tensor) -> tuple[Tensor, Tensor]:
+        """z and s, (B, 1, ...), from rho sigma; s where there is something foretold.
+
+        Numbers are where an operation takes them for nothing: to multiply by one takes longer than by a tensor.
+        """
+        d, one, nsr2 = differences[0], self.node.sigma**2, self.node.nsr**2
+        expected = (TRUSTED * self.surprise) ** 2 * nsr2 * (d.numel() // len(d))
+        found = noise.square().clamp_(TINY, NOISIEST * one)  # rho^2 sigma^2
+        excess = found - one
+        further = excess.clamp(min=0)
+        allowed = (excess / found).clamp_(max=-(self.data_std**2) / nsr2)  # -v / n^2
         came = _size(d).square()
         if not self.foretold:
-            off_path = further.mul_(1 / SLACK**2).add_(1)
-            return allowed.mul_(expected).div_(came.clamp(min=TINY)).div_(off_path).clamp_(max=1), came
+            off_path = further.mul_(1 / (SLACK**2 * one)).add_(1)
+            return allowed.mul_(-expected).div_(came.clamp(min=TINY)).div_(off_path).clamp_(max=1), came
         change = differences[1] * self.foretold[0]
         for weight, difference in zip(self.foretold[1:], differences[2:], strict=False):
             change.add_(difference, alpha=weight)
-        along, size = Inner(d, None).dot(d, change), _size(change).square().clamp_(min=TINY)
-        missed = (came + size).sub_(along, alpha=2).clamp_(min=TINY)  # |d - change|^2
-        along.div_(1 - SLACK).clamp_(min=0)
+        size = _size(change).square().clamp_(min=TINY)
+        missed = _size(change - d).square().clamp_(min=TINY)
+        twice = (came + size).sub_(missed).clamp_(min=0)  # 2 <d_0, P>
         grown = (came - size).clamp_(min=0)
-        goes_on = along / size.addcmul(found.square(), grown)
-        goes_on.addcdiv_(allowed, missed, value=expected)
-        most = torch.maximum(missed, came.mul_(SLACK))  # u is |d - change|^2 over this
-        z = goes_on.mul_(most).div_(torch.addcmul(most, further, missed, value=1 / SLACK**2)).clamp_(max=1)
-        return z, along.div(size).clamp_(max=1)
+        half = size * (2 * (1 - SLACK))
+        goes_on = twice / torch.addcmul(half, found.square(), grown, value=2 * (1 - SLACK) / one**2)
+        goes_on.addcdiv_(allowed, missed, value=-expected)
+        most = torch.maximum(missed, came.mul_(SLACK))  # u is |d_0 - P|^2 over this
+        z = goes_on.mul_(most).div_(torch.addcmul(most, further, missed, value=1 / (SLACK**2 * one))).clamp_(max=1)
+        return z, (twice / half).clamp_(max=1)
+
+
+def bounded(stages: Sequence[TrustingStage], nodes: Sequence[Node]) -> list[TrustingStage]:
+    """`stages` of a run over `nodes`, with the most that a prediction adds which the next call does not correct."""
+    return [
+        stage if after and after.correct else stage._replace(most=LEFT * stage.node.nsr * t.alpha)
+        for stage, after, t in zip(stages, (*stages[1:], None), (*nodes[1:], nodes[-1]), strict=False)
+    ]
 
 
 def _size(x: Tensor) -> Tensor:

@@ -35,8 +35,8 @@ A step to sigma = 0 from above the level where the schedule ends, as levels even
 there instead, and ends at a mean: answers are about linear in n^ROUGH, and d_0 says how they go.
 
 All of this is the plan's. How much of it a sample gets is measured on its own answers while it runs: `trust`, which
-takes two rows for each prediction, that of the last two answers alone, and what all of them have beyond it. The image
-that a last prediction adds too much to, since nobody corrects it, is kept by the same measure.
+takes two rows for each prediction, that of the last two answers alone, and what all of them have beyond it. What a last
+prediction adds, which nobody corrects, is bounded there by what Gaussian data have left.
 
 Kept from DDIM are the weight of x and the sum of the weights, so that what the denoiser does not change passes exactly.
 For short steps the regression finds the derivative, and the order is at least 2.
@@ -56,7 +56,7 @@ from ...schedule import DATA_STD, SAME, VISIBLE, Node
 from ..core.base import euler_row
 from .differences import LEAD, Differences
 from .path_prior import Functional, PathPrior, Paths, mean_step
-from .trust import Split, TrustingStage
+from .trust import Split, TrustingStage, bounded
 
 __all__ = ["stages"]
 
@@ -117,7 +117,7 @@ def stages(
         stop = len(nodes) if final else begin + WINDOW + 2
         part = window(nodes[first:stop], lams[first:stop], extra and final)
         plan += part[begin - first : None if final else -1]
-    return plan
+    return bounded(plan, nodes)
 
 
 def _window(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ...schedule import Node, Schedule
 from ..core.base import euler_row
 from ..evodiff.family import Family
-from ..evodiff.trust import Split, TrustingStage
+from ..evodiff.trust import Split, TrustingStage, bounded
 
 __all__ = ["OTHER", "Measured", "Numbers", "asked"]
 
@@ -143,7 +143,7 @@ class Measured(NamedTuple):
                     next_reach - 1,
                 )
             )  # fmt: skip
-        return plan
+        return bounded(plan, nodes)
 
     def check(self, calls: int) -> None:
         """ValueError unless it is a plan of so many calls."""
