@@ -56,13 +56,17 @@ def _lead(split: Split | None) -> Split | None:
 class Regardless(TrustingStage):
     """s = 1: what was foretold need not have come."""
 
-    def _trust(self, differences: Sequence[Tensor], found: Tensor) -> tuple[Tensor, Tensor]:
-        z, _ = super()._trust(differences, found)
+    def _trust(self, differences: Sequence[Tensor], noise: Tensor) -> tuple[Tensor, Tensor]:
+        z, _ = super()._trust(differences, noise)
         return z, torch.ones_like(z)
 
 
 def s_is_1(stage: TrustingStage) -> TrustingStage:
     return Regardless(*stage)
+
+
+def unbounded(stage: TrustingStage) -> TrustingStage:
+    return stage._replace(most=math.inf)
 
 
 def nothing_measured(stage: TrustingStage) -> TrustingStage:
@@ -118,6 +122,7 @@ VARIANTS: Mapping[str, Variant] = {
     "twice the reach": Variant(LeastVariance(reach=REACH * 2)),
     "the last step to the conditional mean": Variant(LeastVariance(restored=0.0)),
     "the last step to full variance": Variant(LeastVariance(restored=1.0)),
+    "the last step not bounded": Variant(LeastVariance(trust=unbounded)),
     "z = 1": Variant(LeastVariance(trust=z_is_1)),
     "s = 1": Variant(LeastVariance(trust=s_is_1)),
     "z = s = 1, nothing measured": Variant(LeastVariance(trust=nothing_measured)),
@@ -275,6 +280,10 @@ the answer finds in x over that which the first call found, and all |·|² are m
 - **u keeps that to what was not foretold.** Answers that could not be a mean of images, all too large or turned, find
   more noise than there is in every call, by up to ten times. What came as foretold is of no decision: from where half
   of a change was missed down, ρ counts the less, and short steps keep the order that they have without it.
+- **The last prediction is bounded**, as no later call corrects it. DDIM's image of Gaussian data of standard deviation
+  s is s (1 − s / √(s² + n²)) off, at most 0.3 n, whatever s is: a mode that is far from decided hardly shows, and one
+  that is decided hardly moves. The lead of the last prediction adds no more than that, as a root mean square of the
+  sample. A larger one goes on with a decision that is over.
 
 No row goes further than once the newest difference and, beyond that, once the rest: where a long step follows a short
 one, or the prior's differences hardly differ, it asks for hundreds. A sample of any denoiser thus stays within 10 times
@@ -289,7 +298,18 @@ holds guided answers together; its old ones count s times, and stay bounded wher
 a first step from pure noise to where much is decided the prior wants more than the newest answer in full: what is
 beyond it is foretold, and counts z times.
 
-w came last. z had trusted what was foretold to a quarter of itself and, beyond that, only by size: under guidance 7.5
+The bound on the last prediction came last. It was found on data of kinds that nothing here was tuned on: points of
+spheres, rings and spirals, bits, categories, spikes, clipped and rescaled guidance, untrained networks. In 784 cells of
+such problems the error over the better of DDIM and 2M fell from 0.71 to 0.68 in geometric mean, cells above 1.1 from 17
+to 13 %, the worst from 19 to 6; of 5 calls on the default's own levels from 0.90 to 0.77, and from 32 to 13 %. On a
+sphere in 16 dimensions it went from 3.6 to 0.5 there. On the development problems of [stress.md](stress.md) the error
+on its own levels fell from 0.44 to 0.42, the worst from 2.1 to 1.4; on those of [quality.md](quality.md) by 0.4 %, and
+in no cell it grew by half a percent; distances changed by −5 to 2 %. Tried beside it, and no better: bounds by the
+scale of the data as ρ tells it, of one and a half and two times as much, and on all predictions. To restore a quarter
+of the variance in place of half took 1 % off the error of these 784 cells, and made the network's distance to its own
+distribution a twelfth larger.
+
+w came before. z had trusted what was foretold to a quarter of itself and, beyond that, only by size: under guidance 7.5
 it was a tenth where half of each change goes on, and UniPC on the same levels had half of the error at 15 and 20 calls.
 With w the packaged network has 0.6 of it there (VP, 15 calls: 0.062 → 0.036), and nothing changes in 5 and 6 calls,
 where changes do not go on. On the development problems of [stress.md](stress.md) the error over the better of DDIM and

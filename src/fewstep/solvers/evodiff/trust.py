@@ -5,9 +5,9 @@ With the answers m_j, newest first, their differences d_j = m_j - m_j+1, and num
     here      code         what it is
     P         change       what d_0 was foretold to be, sum_j foretold_j d_j+1; nothing before the third call
     E         surprise     the root mean square that the prior expects of d_0 - P, for data of standard deviation 1
-    rho^2     found / one  of the noise that the answer finds in x, |x - alpha m_0| / sigma, over the first call's
-    v / n^2   -allowed     of the variance of the data, data_std^2 or, if more, what rho says of it, n^2 (1 / rho^2 - 1),
-                           and n = nsr
+    rho^2     found / one  rho is the noise that the answer finds in x, |x - alpha m_0| / sigma, over the first call's
+    v / n^2   -allowed     v is the variance of the data, data_std^2 or, if more, what rho says of it,
+                           n^2 (1 / rho^2 - 1); n = nsr
 
     z = min(1, ((TRUSTED E)^2 v / |d_0 - P|^2 + w) / (1 + u max(0, rho^2 - 1) / SLACK^2))
     u = min(1, |d_0 - P|^2 / (SLACK |d_0|^2)), and rho^2 counts as 2 at most
