@@ -1,4 +1,5 @@
-"""Laws of clean data with exact denoisers, nothing like images: mixtures, with guidance, errors and in any units."""
+"""Laws of clean data with exact denoisers, nothing like images: mixtures, with guidance, errors and in any units,
+spheres and categories."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from fewstep.schedule import Node
 
 from ..problems.base import FAR, Law
 
-__all__ = ["Erring", "Guided", "Mixture", "Separate", "field"]
+__all__ = ["Categories", "Erring", "Guided", "Mixture", "Separate", "Sphere", "field"]
+
+SMALL = 1e-4  # k, of which k^3 / 45 is nothing beside k / 3
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,49 @@ class Separate:
     @property
     def std(self) -> float:
         return self.law.std
+
+
+@dataclass(frozen=True)
+class Sphere:
+    """Even on the sphere of `radius` about 0, in three dimensions.
+
+    With k = alpha radius |x| / sigma^2,
+
+        D(x) = radius (coth k - 1 / k) x / |x|.
+    """
+
+    radius: float
+
+    def denoised(self, x: Tensor, node: Node) -> Tensor:
+        size = x.norm(dim=1, keepdim=True)
+        k = node.alpha * self.radius * size / node.sigma**2
+        # The difference of large numbers for small k, where its series is k / 3.
+        mean = torch.where(k < SMALL, k / 3, 1 / k.tanh() - 1 / k)
+        return self.radius * mean / size * x
+
+    @property
+    def std(self) -> float:
+        return self.radius / math.sqrt(3)
+
+
+@dataclass(frozen=True)
+class Categories:
+    """`places`, each of which holds one of K kinds, by `weights` (K,): x_0 (B, places K), 1 for the kind and else 0.
+
+    D(x) = softmax(log weights + alpha x / sigma^2), over the kinds of each place.
+    """
+
+    weights: Tensor
+    places: int
+
+    def denoised(self, x: Tensor, node: Node) -> Tensor:
+        kinds = x.reshape(len(x), self.places, -1)
+        likely: Tensor = (self.weights.log() + node.alpha / node.sigma**2 * kinds).softmax(2)
+        return likely.reshape(x.shape)
+
+    @property
+    def std(self) -> float:
+        return math.sqrt((self.weights * (1 - self.weights)).mean())
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,7 @@ solution from the same noise, between the same ends. The {problems} exact proble
   velocities are nearly linear in time.
 - **units**: a mixture in units of 0.01 to 300, 0 to 255 among them, σ in the same units. **scale**: data far narrower
   or wider than schedules are made for, on their usual ranges.
+- **decided**: points of a sphere in 3 dimensions; 32 bits, 0 or 1; 8 places with one of 10 categories each.
 
 The split `{split}` has other random numbers, and other networks, than the one on which solvers are developed.
 

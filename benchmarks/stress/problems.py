@@ -23,7 +23,7 @@ from fewstep.schedule import EDM, Flow, Schedule, VPLinear
 
 from ..problems.base import Law
 from . import galaxies, trees
-from .laws import Guided, Mixture, Separate, field
+from .laws import Categories, Guided, Mixture, Separate, Sphere, field
 
 __all__ = ["KINDS", "LEVELS", "OWN", "SPLITS", "Cell", "Problem", "cells", "exact", "networks", "only", "problems"]
 
@@ -175,6 +175,14 @@ def exact(split: str) -> Mapping[str, Problem]:
     add("SD's range", "range", mixture, 48, mixture.std, {"SD": STABLE_DIFFUSION}, calls=CALLS)
     shifts = {f"flow-{shift:g}": Flow(shift) for shift in (1.0, 7.0)}
     add("shifts", "range", mixture, 48, mixture.std, shifts, levels=ALL)
+    # What is decided once and for all: directions, bits, categories.
+    sphere = Sphere(0.5 * math.sqrt(3))
+    add("sphere", "decided", sphere, 3, sphere.std, STANDARD, levels=ALL)
+    bits = Separate(_bits(seed + 14))
+    add("bits", "decided", bits, 32, bits.std, STANDARD, levels=ALL)
+    kinds = torch.randn(10, generator=torch.Generator().manual_seed(seed + 15), dtype=torch.float64).softmax(0)
+    categories = Categories(kinds, 8)
+    add("categories", "decided", categories, 80, categories.std, STANDARD, levels=ALL)
     return found
 
 
@@ -234,6 +242,13 @@ def _student(freedom: float, scale: float, count: int = 12) -> Mixture:
 
 def _broad(law: Mixture, dim: int) -> Mixture:
     return Mixture(law.weights, law.means.expand(-1, dim).contiguous(), law.stds)
+
+
+def _bits(seed: int) -> Mixture:
+    """0 or 1, all but exactly."""
+    share = float(torch.rand((), generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+    weights, means = (torch.tensor(each, dtype=torch.float64) for each in ([1 - share, share], [[0.0], [1.0]]))
+    return Mixture(weights, means, torch.full((2,), 1e-3, dtype=torch.float64))
 
 
 def _lattice(dim: int, count: int, share: float, std: float, seed: int) -> Mixture:

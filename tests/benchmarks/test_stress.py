@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from benchmarks.stress.__main__ import app, solver_of
 from benchmarks.stress.galaxies import LAST, PATCH, SCHEDULE, ScoreNetwork
-from benchmarks.stress.laws import Guided, Mixture, Separate, field
+from benchmarks.stress.laws import Categories, Guided, Mixture, Separate, Sphere, field
 from benchmarks.stress.measure import Bench, Kept, solution
 from benchmarks.stress.page import Measured, page
 from benchmarks.stress.peers import PEERS, Named
@@ -65,6 +65,29 @@ def test_mixtures_denoise_by_the_gradient_of_their_log_density(node):
     )
     torch.testing.assert_close(told.denoised(x, node), own)
     assert ((told.weights > 0).sum(1) == 2).all()
+
+
+@pytest.mark.parametrize("node", NODES[:3])
+def test_spheres_and_categories_denoise_by_the_gradient_of_their_log_density(node):
+    """Of |x - alpha x_0|^2 all but <x, x_0> is the same for all x_0: on a sphere its mean of e^k is sinh(k) / k."""
+    sphere, x = Sphere(0.7), normal(64, 3, seed=1)
+    kinds = Categories(torch.tensor([0.2, 0.5, 0.3, 1e-3]).double(), 2)
+
+    def on_sphere(x):
+        k = node.alpha * 0.7 * x.norm(dim=1) / node.sigma**2
+        return k + torch.log(-torch.expm1(-2 * k) / k) - x.square().sum(1) / (2 * node.sigma**2)
+
+    def of_kinds(x):
+        told = node.alpha / node.sigma**2 * x.reshape(-1, 2, 4) + kinds.weights.log()
+        return told.logsumexp(2).sum(1) - x.square().sum(1) / (2 * node.sigma**2)
+
+    for law, density, at in ((sphere, on_sphere, x), (kinds, of_kinds, normal(64, 8, seed=2))):
+        torch.testing.assert_close(law.denoised(at, node), tweedie(density, at, node), rtol=1e-7, atol=1e-7)
+    assert (sphere.denoised(x, NODES[3]) == 0).all()
+    points = normal(200_000, 3, seed=3)
+    assert sphere.std == pytest.approx((0.7 * points / points.norm(dim=1, keepdim=True)).std().item(), rel=0.01)
+    drawn = torch.multinomial(kinds.weights, 200_000, replacement=True)
+    assert kinds.std == pytest.approx(torch.eye(4)[drawn].var(0).mean().sqrt().item(), rel=0.01)
 
 
 @pytest.mark.parametrize("node", NODES[:3])
