@@ -86,7 +86,7 @@ class Sphere:
     radius: float
 
     def denoised(self, x: Tensor, node: Node) -> Tensor:
-        size = x.norm(dim=1, keepdim=True)
+        size: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         k = node.alpha * self.radius * size / node.sigma**2
         # The difference of large numbers for small k, where its series is k / 3.
         mean = torch.where(k < SMALL, k / 3, 1 / k.tanh() - 1 / k)
@@ -109,8 +109,7 @@ class Categories:
 
     def denoised(self, x: Tensor, node: Node) -> Tensor:
         kinds = x.reshape(len(x), self.places, -1)
-        likely: Tensor = (self.weights.log() + node.alpha / node.sigma**2 * kinds).softmax(2)
-        return likely.reshape(x.shape)
+        return (self.weights.log() + node.alpha / node.sigma**2 * kinds).softmax(2).reshape(x.shape)
 
     @property
     def std(self) -> float:
