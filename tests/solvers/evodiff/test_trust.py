@@ -21,15 +21,15 @@ from fewstep.solvers.evodiff.trust import LEFT, SLACK, TRUSTED, Moved, TrustingS
 class Alike(TrustingStage):
     """z = s = 1 in every sample."""
 
-    def _trust(self, differences, found):
-        return torch.ones_like(found), torch.ones_like(found)
+    def _trust(self, differences, noise):
+        return torch.ones_like(noise), torch.ones_like(noise)
 
 
 class Distrusting(TrustingStage):
     """z = s = 0 in every sample."""
 
-    def _trust(self, differences, found):
-        return torch.zeros_like(found), torch.zeros_like(found)
+    def _trust(self, differences, noise):
+        return torch.zeros_like(noise), torch.zeros_like(noise)
 
 
 def planned(schedule=None, steps=6, extra=False):
@@ -140,8 +140,8 @@ def test_what_is_explained_allows_more():
 
 def z_of(stage, rho, newest, older):
     """z of one sample, (N,), whose newest two differences these are."""
-    found = torch.full((1, 1), stage.node.sigma * rho, dtype=torch.float64)
-    return stage._trust((newest[None], older[None]), found)[0].item()
+    noise = torch.full((1, 1), rho, dtype=torch.float64)
+    return stage._trust((newest[None], older[None]), noise)[0].item()
 
 
 def test_a_state_that_is_off_is_trusted_less():

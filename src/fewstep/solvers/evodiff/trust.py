@@ -5,9 +5,9 @@ With the answers m_j, newest first, their differences d_j = m_j - m_j+1, and num
     here      code         what it is
     P         change       what d_0 was foretold to be, sum_j foretold_j d_j+1; nothing before the third call
     E         surprise     the root mean square that the prior expects of d_0 - P, for data of standard deviation 1
-    rho^2     found / one  rho is the noise that the answer finds in x, |x - alpha m_0| / sigma, over the first call's
-    v / n^2   -allowed     v is the variance of the data, data_std^2 or, if more, what rho says of it,
-                           n^2 (1 / rho^2 - 1); n = nsr
+    rho       noise        the noise that the answer finds in x, |x - alpha m_0| / sigma, over the first call's
+    v         n^2 allowed  the variance of the data, data_std^2 or, if more, what rho says of it, n^2 (1 / rho^2 - 1);
+                           n = nsr
 
     z = min(1, ((TRUSTED E)^2 v / |d_0 - P|^2 + w) / (1 + u max(0, rho^2 - 1) / SLACK^2))
     u = min(1, |d_0 - P|^2 / (SLACK |d_0|^2)), and rho^2 counts as 2 at most
@@ -113,7 +113,7 @@ class TrustingStage(NamedTuple):
             out = torch.add(moved, x, alpha=self.scale)
             return out, Moved(moved, denoised, (), noise.div(self.node.sigma).clamp_(min=TINY))
         differences = (denoised - state.newest, *state.differences)
-        z, share = self._trust(differences, noise / state.noise)
+        z, share = self._trust(differences, noise / state.noise * (1 / self.node.sigma))
         if self.predict:
             part = z if math.isinf(self.most) else torch.minimum(z, self._within(differences[0], self.predict.lead))
             moved.addcmul_(part, differences[0], value=self.predict.lead)
@@ -135,23 +135,23 @@ class TrustingStage(NamedTuple):
     def _within(self, difference: Tensor, lead: float) -> Tensor:
         """The share of lead * difference whose root mean square is `most`, in each sample."""
         size = (_size(difference) * abs(lead)).clamp(min=TINY)
-        return size.reciprocal() * (self.most * math.sqrt(difference[0].numel()))
+        return size.reciprocal() * (self.most * math.sqrt(difference.numel() // len(difference)))
 
     def _trust(self, differences: Sequence[Tensor], noise: Tensor) -> tuple[Tensor, Tensor]:
-        """z and s, (B, 1, ...), from rho sigma; s where there is something foretold.
+        """z and s, (B, 1, ...), from rho; s where there is something foretold.
 
         Numbers are where an operation takes them for nothing: to multiply by one takes longer than by a tensor.
         """
-        d, one, nsr2 = differences[0], self.node.sigma**2, self.node.nsr**2
-        expected = (TRUSTED * self.surprise) ** 2 * nsr2 * (d.numel() // len(d))
-        found = noise.square().clamp_(TINY, NOISIEST * one)  # rho^2 sigma^2
-        excess = found - one
-        further = excess.clamp(min=0)
-        allowed = (excess / found).clamp_(max=-(self.data_std**2) / nsr2)  # -v / n^2
+        d, variance = differences[0], self.node.nsr**2
+        expected = (TRUSTED * self.surprise) ** 2 * variance * (d.numel() // len(d))
+        found = noise.square().clamp_(TINY, NOISIEST)
+        explained = 1 - found
+        allowed = (explained / found).clamp_(min=self.data_std**2 / variance)
+        surplus = explained.clamp(max=0)  # below 0, where more noise is found than there is
         came = _size(d).square()
         if not self.foretold:
-            off_path = further.mul_(1 / (SLACK**2 * one)).add_(1)
-            return allowed.mul_(-expected).div_(came.clamp(min=TINY)).div_(off_path).clamp_(max=1), came
+            off_path = 1 - surplus.mul_(1 / SLACK**2)
+            return allowed.mul_(expected).div_(came.clamp(min=TINY)).div_(off_path).clamp_(max=1), came
         change = differences[1] * self.foretold[0]
         for weight, difference in zip(self.foretold[1:], differences[2:], strict=False):
             change.add_(difference, alpha=weight)
@@ -160,10 +160,10 @@ class TrustingStage(NamedTuple):
         twice = (came + size).sub_(missed).clamp_(min=0)  # 2 <d_0, P>
         grown = (came - size).clamp_(min=0)
         half = size * (2 * (1 - SLACK))
-        goes_on = twice / torch.addcmul(half, found.square(), grown, value=2 * (1 - SLACK) / one**2)
-        goes_on.addcdiv_(allowed, missed, value=-expected)
+        goes_on = twice / torch.addcmul(half, found.square(), grown, value=2 * (1 - SLACK))
+        goes_on.addcdiv_(allowed, missed, value=expected)
         most = torch.maximum(missed, came.mul_(SLACK))  # u is |d_0 - P|^2 over this
-        z = goes_on.mul_(most).div_(torch.addcmul(most, further, missed, value=1 / (SLACK**2 * one))).clamp_(max=1)
+        z = goes_on.mul_(most).div_(torch.addcmul(most, surplus, missed, value=-1 / SLACK**2)).clamp_(max=1)
         return z, (twice / half).clamp_(max=1)
 
 
