@@ -304,11 +304,11 @@ such problems the error over the better of DDIM and 2M fell from 0.71 to 0.68 in
 to 13 %, the worst from 19 to 6; of 5 calls on the default's own levels from 0.90 to 0.77, and from 32 to 13 %. On a
 sphere in 16 dimensions it went from 3.6 to 0.5 there. Of that kind [stress.md](stress.md) has *decided* since. On its
 development problems the error on the default's own levels fell from 0.44 to 0.43, the worst from 2.9 to 2.4, and cells
-above 1.1 from 7 to 4 %; on those of [quality.md](quality.md) it fell by 0.4 %, in no cell it grew by half a percent, and
-distances changed by −5 to 2 %. Heavy tails pay, whose last changes are larger: 0.48 in place of 0.41. Tried beside it,
-and no better: bounds of one and a quarter to two times as much, on all that is added in place of the lead, by the scale
-of the data as ρ tells it, and on all predictions. To restore a quarter of the variance in place of half took 1 % off
-the error of the 784 cells, and made the network's distance to its own distribution a twelfth larger.
+above 1.1 from 7 to 4 %; on those of [quality.md](quality.md) it fell by 0.4 %, in no cell it grew by half a percent,
+and distances changed by −5 to 2 %. Heavy tails pay, whose last changes are larger: 0.48 in place of 0.41. Tried beside
+it, and no better: bounds of one and a quarter to two times as much, on all that is added in place of the lead, by the
+scale of the data as ρ tells it, and on all predictions. To restore a quarter of the variance in place of half took 1 %
+off the error of the 784 cells, and made the network's distance to its own distribution a twelfth larger.
 
 w came before. z had trusted what was foretold to a quarter of itself and, beyond that, only by size: under guidance 7.5
 it was a tenth where half of each change goes on, and UniPC on the same levels had half of the error at 15 and 20 calls.
