@@ -1,8 +1,11 @@
+import math
+
 import pytest
 import torch
 from hypothesis import settings
 
 from fewstep.solvers.core.planned import forget
+from fewstep.solvers.evodiff import trust
 
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
@@ -23,6 +26,12 @@ def _without_plans():
 def _one_thread():
     """Small tensors: a second thread costs more than it brings, most of all beside other processes."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def free_end(monkeypatch):
+    """The default's last prediction is not bounded, as that of a tuned plan is not."""
+    monkeypatch.setattr(trust, "LEFT", math.inf)
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def test_many_seeds_show_the_few_samples_between_two_outcomes(schedule):
     assert found.report[0].evaluations <= 400_000
 
 
-def test_of_few_seeds_sizes_of_errors_are_added_of_many_their_squares(monkeypatch):
+def test_of_few_seeds_sizes_of_errors_are_added_of_many_their_squares(monkeypatch, free_end):
     denoiser, schedule = PROBLEM.denoiser(fs.EDM()), fs.EDM()
     noise = fs.unit_noise(range(6), SHAPE, dtype=torch.float64)
     added = []
@@ -192,7 +192,7 @@ def test_very_few_calls(calls):
 
 
 @pytest.mark.parametrize("schedule", [fs.EDM(), fs.Flow()], ids=str)
-def test_rows_are_bounded_whatever_is_found(schedule):
+def test_rows_are_bounded_whatever_is_found(schedule, free_end):
     """So that bounded answers lead to bounded samples; no number changes the default's rows where it is 0."""
     search = Search(6, schedule, [], lambda x: x, None, None)
     generator = np.random.default_rng(0)

@@ -506,7 +506,7 @@ class Search:
                     ("correct", stage.correct, nodes[i]),
                 )
             )
-            stages[i] = stage._replace(predict=predict, correct=correct)
+            stages[i] = stage._replace(predict=predict, correct=correct, most=math.inf)
         return nodes, stages
 
     def _pay(self, evaluations: int) -> None:

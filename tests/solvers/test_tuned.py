@@ -53,7 +53,7 @@ EVODIFF = fs.EVODiff()
 
 @every_schedule
 @pytest.mark.parametrize("calls", [2, 3, 5, 10])
-def test_a_plan_of_the_default_as_data_is_the_default(schedule, calls):
+def test_a_plan_of_the_default_as_data_is_the_default(schedule, calls, free_end):
     solver = tuned(schedule, calls, Family())
     torch.testing.assert_close(
         drawn(solver, schedule, nfe=calls), drawn(EVODIFF, schedule, nfe=calls), rtol=0, atol=ROUNDING

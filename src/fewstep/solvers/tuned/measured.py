@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ...schedule import Node, Schedule
 from ..core.base import euler_row
 from ..evodiff.family import Family
-from ..evodiff.trust import Split, TrustingStage, bounded
+from ..evodiff.trust import Split, TrustingStage
 
 __all__ = ["OTHER", "Measured", "Numbers", "asked"]
 
@@ -41,7 +41,7 @@ def asked(schedule: Schedule, nodes: Sequence[Node], further: Sequence[float]) -
 class Numbers(NamedTuple):
     """Of one stage: the weights of differences of answers in the prediction and the correction, over alpha, the newest
     first, and what trust needs, as in `TrustingStage`. No weights, no correction. further: half log-SNR that the model
-    is told beyond that of the level."""
+    is told beyond that of the level. The last prediction is not bounded: its weights are the model's."""
 
     predict: tuple[float, ...] = ()
     correct: tuple[float, ...] = ()
@@ -143,7 +143,7 @@ class Measured(NamedTuple):
                     next_reach - 1,
                 )
             )  # fmt: skip
-        return bounded(plan, nodes)
+        return plan
 
     def check(self, calls: int) -> None:
         """ValueError unless it is a plan of so many calls."""
