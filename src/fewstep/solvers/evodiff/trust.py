@@ -15,8 +15,8 @@ With the answers m_j, newest first, their differences d_j = m_j - m_j+1, and num
     s = <d_0, P> / ((1 - SLACK) |P|^2), within [0, 1]                        all |.|^2 are means over the elements
 
 Rows are split: what the last two answers alone would weigh, the lead, and what all answers have beyond that, the rest,
-which counts s times. All that a prediction adds to DDIM's counts z times as well; if no later call corrects it, as
-the last, min(z, LEFT n alpha_t / |lead d_0|) times, with alpha_t of the step's end. A correction, whose lead is the
+which counts s times. All that a prediction adds to DDIM's counts z times as well; if no later call corrects it, as the
+last, at most so many times that lead d_0 has a root mean square of `most` (`variance`). A correction, whose lead is the
 trapezoid rule's, is what holds guided answers together, and counts in full. But over a step from pure noise it may have
 a lead above 0, beyond its newest answer: that much is foretold, and counts z times. Why:
 
@@ -32,10 +32,6 @@ a lead above 0, beyond its newest answer: that much is foretold, and counts z ti
   decide nothing: there an answer goes towards x, and rho stays below 1 in any step.
 - u: answers that no posterior mean gives, all too large or turned, find more noise than there is in every call. What
   came as it was foretold is of no decision: the less is missed, the less rho counts, and short steps keep the order.
-- LEFT: DDIM's image of Gaussian data of standard deviation s is r (1 - r / sqrt(1 + r^2)) n off, r = s / n: a mode
-  that is far from decided hardly shows, and one that is decided hardly moves. That is 0.3 n at most, whatever s is, and
-  less in a step that ends at noise. A last difference that would add more is of a decision that is over: data on a
-  sphere, bits and categories have such, and up to 5 times the error of DDIM where it is added.
 - s: under the prior P is a regression, so <d_0, P> is |P|^2 in the mean. It is less where a sample was decided sooner
   than foretold: old differences, which are large then, must not be added again.
 
@@ -53,14 +49,13 @@ from torch import Tensor
 
 from ...schedule import Node
 
-__all__ = ["Moved", "Split", "TrustingStage", "bounded"]
+__all__ = ["Moved", "Split", "TrustingStage"]
 
 # Both chosen on the development problems of docs/stress.md.
 TRUSTED = 1.5
 SLACK = 0.25
 TINY = 1e-30  # in place of 0 where something is divided by
 NOISIEST = 2.0  # of rho^2: what is further off the path is trusted as little
-LEFT = ((1 + math.sqrt(5)) / 2) ** -2.5  # 0.3, r (1 - r / sqrt(1 + r^2)) at its largest, r^2 = 0.618
 
 
 class Moved(NamedTuple):
@@ -89,8 +84,8 @@ class TrustingStage(NamedTuple):
         y  = x - moved + gain m_0 + C,            x' = scale y + moved',   moved' = move m_0 + z M
 
     C, of `correct`, and M, of `predict`, are lead d_0 + s sum_j rest_j d_j, a lead of C above 0 counting z times;
-    without C y is x. z M is such that lead d_0 adds no more than `most`, a root mean square. `keep` differences serve
-    the next call. Sizes are per sample, and no tensor becomes a number.
+    without C y is x. M counts min(z, most / |lead d_0|) times. `keep` differences serve the next call. Sizes are per
+    sample, and no tensor becomes a number.
     """
 
     node: Node
@@ -165,14 +160,6 @@ class TrustingStage(NamedTuple):
         most = torch.maximum(missed, came.mul_(SLACK))  # u is |d_0 - P|^2 over this
         z = goes_on.mul_(most).div_(torch.addcmul(most, surplus, missed, value=-1 / SLACK**2)).clamp_(max=1)
         return z, (twice / half).clamp_(max=1)
-
-
-def bounded(stages: Sequence[TrustingStage], nodes: Sequence[Node]) -> list[TrustingStage]:
-    """`stages` of a run over `nodes`, with the most that a prediction adds which the next call does not correct."""
-    return [
-        stage if after and after.correct else stage._replace(most=LEFT * stage.node.nsr * t.alpha)
-        for stage, after, t in zip(stages, (*stages[1:], None), (*nodes[1:], nodes[-1]), strict=False)
-    ]
 
 
 def _size(x: Tensor) -> Tensor:
