@@ -74,7 +74,7 @@ LAST_REACH = 5.0  # for grids where the prior hardly expects a difference; `focu
 # levels, and data of one scale have all of theirs at one. Chosen on the development problems of docs/stress.md.
 ONE_SCALE = 0.2
 WINDOW, BEFORE = 64, 16  # steps
-LEFT = ((1 + math.sqrt(5)) / 2) ** -2.5  # 0.3, r (1 - r / sqrt(1 + r^2)) at its largest, r^2 = 0.618
+LEFT: float = ((1 + math.sqrt(5)) / 2) ** -2.5  # 0.3, r (1 - r / sqrt(1 + r^2)) at its largest, r^2 = 0.618
 # An answer on the path differs from that at its end by about n to this power: 2 where all is decided, as of a Gaussian
 # far wider than n, 1 at edges. Half-way between.
 ROUGH = 1.5
