@@ -65,10 +65,6 @@ def s_is_1(stage: TrustingStage) -> TrustingStage:
     return Regardless(*stage)
 
 
-def unbounded(stage: TrustingStage) -> TrustingStage:
-    return stage._replace(most=math.inf)
-
-
 def nothing_measured(stage: TrustingStage) -> TrustingStage:
     return s_is_1(z_is_1(stage))
 
@@ -122,7 +118,6 @@ VARIANTS: Mapping[str, Variant] = {
     "twice the reach": Variant(LeastVariance(reach=REACH * 2)),
     "the last step to the conditional mean": Variant(LeastVariance(restored=0.0)),
     "the last step to full variance": Variant(LeastVariance(restored=1.0)),
-    "the last step not bounded": Variant(LeastVariance(trust=unbounded)),
     "z = 1": Variant(LeastVariance(trust=z_is_1)),
     "s = 1": Variant(LeastVariance(trust=s_is_1)),
     "z = s = 1, nothing measured": Variant(LeastVariance(trust=nothing_measured)),
