@@ -5,7 +5,7 @@ import torch
 from hypothesis import settings
 
 from fewstep.solvers.core.planned import forget
-from fewstep.solvers.evodiff import variance
+from fewstep.solvers.evodiff import trust
 
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
@@ -31,7 +31,7 @@ def _one_thread():
 @pytest.fixture
 def free_end(monkeypatch):
     """The default's last prediction is not bounded, as that of a tuned plan is not."""
-    monkeypatch.setattr(variance, "LEFT", math.inf)
+    monkeypatch.setattr(trust, "LEFT", math.inf)
 
 
 @pytest.fixture

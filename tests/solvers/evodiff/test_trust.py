@@ -15,7 +15,7 @@ import fewstep as fs
 from benchmarks.numerics import state_tensors
 from fewstep.schedule import DATA_STD, Node
 from fewstep.solvers.evodiff import variance as evodiff_variance
-from fewstep.solvers.evodiff.trust import SLACK, TRUSTED, Moved, TrustingStage
+from fewstep.solvers.evodiff.trust import LEFT, SLACK, TRUSTED, Moved, TrustingStage
 
 
 class Alike(TrustingStage):
@@ -197,7 +197,7 @@ def test_no_gaussian_data_have_more_left_after_ddim():
     s, end = np.geomspace(1e-3, 1e3, 100_001), np.array([[0.0], [0.1], [0.5], [0.9]])
     here, there = np.sqrt(s**2 + 1), np.sqrt(s**2 + end**2)
     left = there - (end * here + (1 - end) * s**2 / here)
-    assert left.max() == pytest.approx(evodiff_variance.LEFT, rel=1e-8)
+    assert left.max() == pytest.approx(LEFT, rel=1e-8)
     assert left.min() >= 0
     assert (np.diff(left.max(1)) < 0).all()
 
@@ -213,7 +213,7 @@ def test_what_no_call_corrects_is_bounded(schedule, grid, extra):
     free = [i for i in predicting if math.isinf(stages[i].most)]
     assert free == [i for i in predicting if i + 1 < len(stages) and stages[i + 1].correct]
     for i in set(predicting) - set(free):
-        assert stages[i].most >= evodiff_variance.LEFT * stages[i].node.nsr * nodes[i + 1].alpha
+        assert stages[i].most >= LEFT * stages[i].node.nsr * nodes[i + 1].alpha
         stage = Alike(*stages[i])._replace(predict=stages[i].predict._replace(rest=()))
         older, newest = noise(2, 3, 500, seed=i)
         state = Moved(torch.zeros_like(newest), older, (), torch.ones(3, 1, dtype=torch.float64))

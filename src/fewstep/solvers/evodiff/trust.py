@@ -16,7 +16,7 @@ With the answers m_j, newest first, their differences d_j = m_j - m_j+1, and num
 
 Rows are split: what the last two answers alone would weigh, the lead, and what all answers have beyond that, the rest,
 which counts s times. All that a prediction adds to DDIM's counts z times as well; if no later call corrects it, as the
-last, at most so many times that lead d_0 has a root mean square of `most` (`variance`). A correction, whose lead is the
+last, at most so many times that lead d_0 has a root mean square of `most`. A correction, whose lead is the
 trapezoid rule's, is what holds guided answers together, and counts in full. But over a step from pure noise it may have
 a lead above 0, beyond its newest answer: that much is foretold, and counts z times. Why:
 
@@ -32,6 +32,11 @@ a lead above 0, beyond its newest answer: that much is foretold, and counts z ti
   decide nothing: there an answer goes towards x, and rho stays below 1 in any step.
 - u: answers that no posterior mean gives, all too large or turned, find more noise than there is in every call. What
   came as it was foretold is of no decision: the less is missed, the less rho counts, and short steps keep the order.
+- most: DDIM's image of Gaussian data of standard deviation s is r (1 - r / sqrt(1 + r^2)) n off, r = s / n: a mode
+  that is far from decided hardly shows, and one that is decided hardly moves. That is LEFT n at most, whatever s is,
+  and less in a step that ends at noise. So much may be added or, if it is more, what the prior expects: on coarse
+  levels the last prediction takes back what the calls before left. A difference that would add more goes on with a
+  decision that is over: data on a sphere, bits and categories have such.
 - s: under the prior P is a regression, so <d_0, P> is |P|^2 in the mean. It is less where a sample was decided sooner
   than foretold: old differences, which are large then, must not be added again.
 
@@ -49,13 +54,14 @@ from torch import Tensor
 
 from ...schedule import Node
 
-__all__ = ["Moved", "Split", "TrustingStage"]
+__all__ = ["Moved", "Split", "TrustingStage", "most_at_the_end"]
 
 # Both chosen on the development problems of docs/stress.md.
 TRUSTED = 1.5
 SLACK = 0.25
 TINY = 1e-30  # in place of 0 where something is divided by
 NOISIEST = 2.0  # of rho^2: what is further off the path is trusted as little
+LEFT: float = ((1 + math.sqrt(5)) / 2) ** -2.5  # 0.3, r (1 - r / sqrt(1 + r^2)) at its largest, r^2 = 0.618
 
 
 class Moved(NamedTuple):
@@ -103,12 +109,13 @@ class TrustingStage(NamedTuple):
 
     def __call__(self, state: Moved | None, x: Tensor, denoised: Tensor) -> tuple[Tensor, Moved]:
         noise = _size(torch.sub(x, denoised, alpha=self.node.alpha))
-        moved = denoised * self.move
         if state is None:
+            moved = denoised * self.move
             out = torch.add(moved, x, alpha=self.scale)
             return out, Moved(moved, denoised, (), noise.div(self.node.sigma).clamp_(min=TINY))
         differences = (denoised - state.newest, *state.differences)
         z, share = self._trust(differences, noise / state.noise * (1 / self.node.sigma))
+        moved = denoised * self.move
         if self.predict:
             part = z if math.isinf(self.most) else torch.minimum(z, self._within(differences[0], self.predict.lead))
             moved.addcmul_(part, differences[0], value=self.predict.lead)
@@ -160,6 +167,11 @@ class TrustingStage(NamedTuple):
         most = torch.maximum(missed, came.mul_(SLACK))  # u is |d_0 - P|^2 over this
         z = goes_on.mul_(most).div_(torch.addcmul(most, surplus, missed, value=-1 / SLACK**2)).clamp_(max=1)
         return z, (twice / half).clamp_(max=1)
+
+
+def most_at_the_end(s: Node, t: Node, expected: float) -> float:
+    """The root mean square that a prediction from s to t may add if nobody corrects it; `expected` is the prior's."""
+    return t.alpha * max(LEFT * s.nsr, expected)
 
 
 def _size(x: Tensor) -> Tensor:

@@ -35,13 +35,7 @@ A step to sigma = 0 from above the level where the schedule ends, as levels even
 there instead, and ends at a mean: answers are about linear in n^ROUGH, and d_0 says how they go.
 
 All of this is the plan's. How much of it a sample gets is measured on its own answers while it runs: `trust`, which
-takes two rows for each prediction, that of the last two answers alone, and what all of them have beyond it.
-
-What the last prediction adds nobody corrects. DDIM's image of Gaussian data of standard deviation s is
-r (1 - r / sqrt(1 + r^2)) n off, r = s / n: a mode that is far from decided hardly shows, and one that is decided hardly
-moves. That is LEFT n at most, whatever s is, and less in a step that ends at noise. So the lead may add as much, or
-what the prior expects of the prediction if that is more, as a root mean square of each sample. A difference that would
-add more is of a decision that is over: data on a sphere, bits and categories have such.
+takes two rows for each prediction, that of the last two answers and what all have beyond it, and bounds the last one.
 
 Kept from DDIM are the weight of x and the sum of the weights, so that what the denoiser does not change passes exactly.
 For short steps the regression finds the derivative, and the order is at least 2.
@@ -61,7 +55,7 @@ from ...schedule import DATA_STD, SAME, VISIBLE, Node
 from ..core.base import euler_row
 from .differences import LEAD, Differences
 from .path_prior import Functional, PathPrior, Paths, mean_step
-from .trust import Split, TrustingStage
+from .trust import Split, TrustingStage, most_at_the_end
 
 __all__ = ["stages"]
 
@@ -74,7 +68,6 @@ LAST_REACH = 5.0  # for grids where the prior hardly expects a difference; `focu
 # levels, and data of one scale have all of theirs at one. Chosen on the development problems of docs/stress.md.
 ONE_SCALE = 0.2
 WINDOW, BEFORE = 64, 16  # steps
-LEFT: float = ((1 + math.sqrt(5)) / 2) ** -2.5  # 0.3, r (1 - r / sqrt(1 + r^2)) at its largest, r^2 = 0.618
 # An answer on the path differs from that at its end by about n to this power: 2 where all is decided, as of a Gaussian
 # far wider than n, 1 at edges. Half-way between.
 ROUGH = 1.5
@@ -174,7 +167,8 @@ def _window(
             if closing:
                 scale, (move,) = euler_row("data", s, nodes[-1])
                 if len(differences):
-                    most = _most(s, nodes[-1], data_std, ahead * differences.vectors[0])
+                    added = ahead * differences.vectors[0]
+                    most = most_at_the_end(s, nodes[-1], data_std * math.sqrt(added.dot(added)))
                     stage = stage._replace(predict=Split(nodes[-1].alpha * ahead, ()), most=most)
                 stage = stage._replace(scale=scale, move=move)
             plan.append(stage)
@@ -199,18 +193,12 @@ def _window(
             two *= 1 + part * min(most, _lacking(y, two * differences.vectors[0], missing, counted))
             if four.any():
                 if not followed:
-                    stage = stage._replace(most=_most(s, t, data_std, further * added))
+                    stage = stage._replace(most=most_at_the_end(s, t, data_std * further * math.sqrt(added.dot(added))))
                 y, predict = y + further * added, _split(t.alpha, two, further * four)
         scale, (move,) = euler_row("data", s, t)
         plan.append(stage._replace(scale=scale, move=move, predict=predict, keep=history - 2))
         gain = move
     return plan
-
-
-def _most(s: Node, t: Node, data_std: float, added: Functional) -> float:
-    """What a prediction that nobody corrects may add, a root mean square: what Gaussian data of any scale have left
-    after DDIM, or what the prior expects of it, errors of the calls before included."""
-    return t.alpha * max(LEFT * s.nsr, data_std * math.sqrt(_inner(added, added, None)))
 
 
 def _ahead(nodes: Sequence[Node], end: float) -> float:
