@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import fewstep as fs
 from benchmarks.numerics import state_tensors
+from benchmarks.stress.laws import Sphere
 from fewstep.schedule import DATA_STD, Node
 from fewstep.solvers.evodiff import variance as evodiff_variance
 from fewstep.solvers.evodiff.trust import LEFT, SLACK, TRUSTED, Moved, TrustingStage
@@ -229,19 +230,18 @@ def test_what_no_call_corrects_is_bounded(schedule, grid, extra):
 @pytest.mark.parametrize("nfe", [5, 6])
 def test_data_on_a_sphere_are_not_left_again(schedule, nfe):
     """Decided once, they hardly move: the path goes straight to the nearest point. DDIM's error, and a tenth."""
-    radius = 1.0
-
-    def denoiser(x, t):
-        node, size = schedule.node(t), x.norm(dim=1, keepdim=True)
-        k = node.alpha * radius * size / node.sigma**2
-        mean = torch.where(k < 1e-3, k / 3, 1 / torch.tanh(k.clamp(min=1e-3)) - 1 / k.clamp(min=1e-3))
-        return radius * mean * x / size
-
     x = noise(500, 3)
-    exact = radius * x / x.norm(dim=1, keepdim=True)
+    exact = x / x.norm(dim=1, keepdim=True)
 
     def error(solver):
-        got = fs.sample(denoiser, x, nfe=nfe, schedule=schedule, solver=solver, grid=fs.focused)
+        got = fs.sample(
+            lambda x, t: Sphere(1.0).denoised(x, schedule.node(t)),
+            x,
+            nfe=nfe,
+            schedule=schedule,
+            solver=solver,
+            grid=fs.focused,
+        )
         return (got - exact).square().mean().sqrt()
 
     assert error(fs.EVODiff()) < 1.1 * error(fs.DDIM())

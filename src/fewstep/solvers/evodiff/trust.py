@@ -140,10 +140,7 @@ class TrustingStage(NamedTuple):
         return size.reciprocal() * (self.most * math.sqrt(difference.numel() // len(difference)))
 
     def _trust(self, differences: Sequence[Tensor], noise: Tensor) -> tuple[Tensor, Tensor]:
-        """z and s, (B, 1, ...), from rho; s where there is something foretold.
-
-        Numbers are where an operation takes them for nothing: to multiply by one takes longer than by a tensor.
-        """
+        """z and s, (B, 1, ...), from rho; s where there is something foretold."""
         d, variance = differences[0], self.node.nsr**2
         expected = (TRUSTED * self.surprise) ** 2 * variance * (d.numel() // len(d))
         found = noise.square().clamp_(TINY, NOISIEST)
@@ -159,14 +156,13 @@ class TrustingStage(NamedTuple):
             change.add_(difference, alpha=weight)
         size = _size(change).square().clamp_(min=TINY)
         missed = _size(change - d).square().clamp_(min=TINY)
-        twice = (came + size).sub_(missed).clamp_(min=0)  # 2 <d_0, P>
+        along = (came + size).sub_(missed).mul_(0.5 / (1 - SLACK)).clamp_(min=0)  # <d_0, P> / (1 - SLACK)
         grown = (came - size).clamp_(min=0)
-        half = size * (2 * (1 - SLACK))
-        goes_on = twice / torch.addcmul(half, found.square(), grown, value=2 * (1 - SLACK))
+        goes_on = along / torch.addcmul(size, found.square(), grown)
         goes_on.addcdiv_(allowed, missed, value=expected)
-        most = torch.maximum(missed, came.mul_(SLACK))  # u is |d_0 - P|^2 over this
-        z = goes_on.mul_(most).div_(torch.addcmul(most, surplus, missed, value=-1 / SLACK**2)).clamp_(max=1)
-        return z, (twice / half).clamp_(max=1)
+        whole = torch.maximum(missed, came.mul_(SLACK))  # u is |d_0 - P|^2 over this
+        z = goes_on.mul_(whole).div_(torch.addcmul(whole, surplus, missed, value=-1 / SLACK**2)).clamp_(max=1)
+        return z, (along / size).clamp_(max=1)
 
 
 def most_at_the_end(s: Node, t: Node, expected: float) -> float:

@@ -168,8 +168,8 @@ def _window(
                 scale, (move,) = euler_row("data", s, nodes[-1])
                 if len(differences):
                     added = ahead * differences.vectors[0]
-                    most = most_at_the_end(s, nodes[-1], data_std * math.sqrt(added.dot(added)))
-                    stage = stage._replace(predict=Split(nodes[-1].alpha * ahead, ()), most=most)
+                    limit = most_at_the_end(s, nodes[-1], data_std * math.sqrt(added.dot(added)))
+                    stage = stage._replace(predict=Split(nodes[-1].alpha * ahead, ()), most=limit)
                 stage = stage._replace(scale=scale, move=move)
             plan.append(stage)
             break
