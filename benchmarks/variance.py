@@ -65,6 +65,11 @@ def s_is_1(stage: TrustingStage) -> TrustingStage:
     return Regardless(*stage)
 
 
+def unbounded(stage: TrustingStage) -> TrustingStage:
+    """The last prediction adds what it may by z and s alone."""
+    return stage._replace(most=math.inf)
+
+
 def nothing_measured(stage: TrustingStage) -> TrustingStage:
     return s_is_1(z_is_1(stage))
 
@@ -122,6 +127,7 @@ VARIANTS: Mapping[str, Variant] = {
     "s = 1": Variant(LeastVariance(trust=s_is_1)),
     "z = s = 1, nothing measured": Variant(LeastVariance(trust=nothing_measured)),
     "s = 0, the newest difference alone": Variant(LeastVariance(trust=s_is_0)),
+    "the last prediction not bounded": Variant(LeastVariance(trust=unbounded)),
     "no correction": Variant(LeastVariance(corrected=False)),
     "on a grid of one fall for all": Variant(EVODiff(), focused(fall=0.36)),
     "on a grid half as steep": Variant(EVODiff(), focused(rise=0.3, fall=0.18)),

@@ -26,7 +26,7 @@ def test_without_a_change_it_is_the_default():
 
 
 def test_every_variant_changes_something():
-    """Of answers that go on changing, and of those that jump and stay."""
+    """Of answers that go on changing, of those that jump and stay, and of points of a sphere, decided late."""
     x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def smooth(x, t):
@@ -35,9 +35,12 @@ def test_every_variant_changes_something():
     def sharp(x, t):
         return 3 * torch.tanh(9 * x / (1 + t))
 
+    def sphere(x, t):
+        return 2 * x / (x.norm(dim=1, keepdim=True) + t)
+
     def drawn(solver, grid=None):
         run = partial(fs.sample, noise=x, nfe=6, solver=solver, grid=grid, schedule=fs.EDM())
-        return torch.cat([run(smooth), run(sharp)])
+        return torch.cat([run(smooth), run(sharp), run(sphere)])
 
     default = drawn(fs.EVODiff())
     for name, (solver, grid) in VARIANTS.items():
