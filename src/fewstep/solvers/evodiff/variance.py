@@ -177,9 +177,9 @@ def _window(
         kept = share * y
         followed = i + 1 < last + extra  # by a correction
         counted: Functional | None = None
-        part, most = 1.0, reach * corrected
+        part, furthest = 1.0, reach * corrected
         if not followed:
-            part, most = restored * (not mean), LAST_REACH
+            part, furthest = restored * (not mean), LAST_REACH
             left = 1 - paths.wiener[i]  # undecided
             if t is not nodes[-1]:  # the image is the answer at t, J x^
                 left = left * paths.wiener[i + 1] ** 2
@@ -189,8 +189,8 @@ def _window(
             off = path - y
             two, four = differences.rows(off)
             added, missing = four.dot(differences.vectors), _inner(off, path + y, counted)
-            further = 1 + part * min(most, _lacking(y, added, missing, counted))
-            two *= 1 + part * min(most, _lacking(y, two * differences.vectors[0], missing, counted))
+            further = 1 + part * min(furthest, _lacking(y, added, missing, counted))
+            two *= 1 + part * min(furthest, _lacking(y, two * differences.vectors[0], missing, counted))
             if four.any():
                 if not followed:
                     stage = stage._replace(most=most_at_the_end(s, t, data_std * further * math.sqrt(added.dot(added))))
