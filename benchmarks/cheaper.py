@@ -566,7 +566,7 @@ features where it pays. They are copies or wrappers of a denoiser or a network, 
 from fewstep import cheaper, sample
 
 fast = cheaper.half(model)  # bfloat16; first and last layer, norms and embeddings stay float32
-small = cheaper.quantized(model, "int8")  # linear layers, by torchao: pip install 'fewstep[cheaper]'
+small = cheaper.quantized(model, "int8")  # linear layers, by torchao: pip install '.[cheaper]'
 print(cheaper.difference(model, fast))  # error by noise level
 cheaper.save(small, "small.safetensors")
 small = cheaper.load(model, "small.safetensors")
@@ -660,8 +660,8 @@ fewer calls at equal cost.
 DeepCache's package makes every second or third call whole. The table has what our best
 choice for the same solver and no more seconds adds to the error of whole calls, over what that rule adds; fewer whole
 calls are among our choices. At least a hundredth of the error of whole calls is counted as added. Below 1 ours adds
-less. Only runs of 8 calls at depth 0 are above 1: the rule takes fewer seconds than our plan there, so that fewer whole
-calls are all that we have for them.
+less. Only runs of 8 calls at depth 0 are above 1: there the rule takes fewer seconds than any of our plans, and we have
+only fewer whole calls to hold against it.
 """
 ALL = """## Every combination
 

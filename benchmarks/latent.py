@@ -121,8 +121,8 @@ of its peers on a latent model of photographs, which nothing in this repository 
 The model is small, and trained by the same command in minutes: an autoencoder of 32 × 32 pixels to 4 channels of 8 × 8,
 in {coding} steps, and a denoiser of its latents, scaled to a standard deviation of 1, in {denoising}; on crops of seven
 photographs that scikit-image ships, from a cat to the Hubble deep field. It is no large text-to-image model, has no
-guidance, and says how solvers fare on such data, not how images look. `EVODiff()` is not told the deviation, as nobody
-tells it on Stable Diffusion.
+guidance, and says how solvers fare on such data, not how images look. `EVODiff()` is not told the deviation: nobody
+tells it Stable Diffusion's.
 
 RMSE per element of the latents to the converged solution from the same noise ({converged} steps of UniPC-3 in log-SNR,
 to σ = 0), on {images} samples, by calls of the network. `EVODiff()` is on its own grid; each peer on the best for it in

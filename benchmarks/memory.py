@@ -204,7 +204,7 @@ For people whose model hardly fits. You get what a run needs beside diffusers' o
 Written by `make memory`: a random model like Stable Diffusion, smaller ({weights / 2**20:,.0f} MiB of
 weights), {STEPS} calls with guidance and the decoding of the images, on a CPU. MiB that the process holds beyond its
 imports, the mapped files of the weights apart; medians of {ROUNDS} processes. "Loading" is the most while the folder is
-loaded: no copy of the weights beside the files. Single runs of batch 1 scatter by a third, of either kind.
+loaded, and shows that no copy of the weights is made. Single runs of batch 1 scatter by a third, of either kind.
 
 | batch | | loading | loaded | peak of the run | of diffusers' |
 |---|---|---|---|---|---|

@@ -234,8 +234,8 @@ READING = """
 How to read it. At EDM's σ_min = 0.002 a call is worth more as a step than as a closing denoise, so grids end at t_min
 where the noise left there does not show (below two grey levels), and close at 0 elsewhere. On the ρ grid, whose last
 steps are the longest in log-SNR, solvers that extrapolate far suffer, and in few calls low orders are better. The
-choice, of the next section, is 1 in all of these cases: right on the ρ grid, and at most a fifth worse than the best
-on the others, where little depends on it.
+choice, of the next section, is 1 in all of these cases: right on the ρ grid in 5 and 8 calls, and elsewhere at most a
+quarter worse than the best, where little depends on it.
 """
 CHOSEN = """
 ## The order of the last step
@@ -254,10 +254,10 @@ How to read it. Order 2 in a long last step is up to 90 times worse than order 1
 worse than a lower order. What predicts noise is harder to foretell: at low noise it says the less of the next level the
 sharper the data is, and no Gaussian is as sharp as one mode among others. The order that cannot harm there is often 1,
 and on smooth data a fixed order can be better: DEIS extrapolates in σ / α or the clock, of which a last step is a small
-part, so that `DEIS(3, final_order=3)` gains a fifth on smooth data in few calls and loses up to a third on sharp. With
-noise on the way the choice can reach to four steps before the end: where that leaves less both on Gaussians no wider
-than the data and on all. Were data four times as wide as the schedule says, up to 7 % of the cases would be worse by
-more than 5 %.
+part, so that `DEIS(3, final_order=3)` gains a fifth on smooth data in few calls and loses up to a third on sharp. Of
+solvers that draw noise the last four steps may have a lower order: where that leaves less error on all Gaussians, and
+on those that are no wider than the data. Were data four times as wide as the schedule says, up to 7 % of the cases
+would be worse by more than 5 %.
 """
 LAST_STEP = """
 ## The last step of published EVODiff

@@ -376,8 +376,8 @@ What the model is told is most of the gain where there is no guidance: on develo
 5 calls, the error is 0.69 of the default's with it and 0.82 without. x was predicted, so that its noise is not quite
 that of its level, and no network is a posterior mean: it is best told a level a few hundredths off in half log-SNR,
 mostly a cleaner one. LD3 (Tong et al., 2025) tells its networks other times, too, found by gradients through them. No
-one shift serves all: 0.02 in each call of the default takes a sixth off that error in 5 calls, and multiplies it by
-five in 12.
+single shift suits all budgets: 0.02 more in each call of the default takes a sixth off that error in 5 calls, and makes
+it five times as large in 12.
 
 x / α and the noise in it stay as they are; α is that of the level that is told. So a plan serves the same model in
 every form: `sample`, k-diffusion and ComfyUI, and diffusers, whose `timesteps` and `sigmas` are then what the model is

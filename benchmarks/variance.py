@@ -230,8 +230,8 @@ On VE they would be 1.6 times as large in 5 calls, 1.3 in 6, 1.1 in 8, and uncha
 
 Levels that are even in time, such as "simple", stop far above the level where the model ends, and their last step goes
 from there to σ = 0. What is denoised there is not yet what a run of many steps ends at. On the path answers are about
-linear in a power of n: n² where all is decided, as of a Gaussian far wider than n, n at edges. Half-way, in n^1.5, the
-last step goes on to the answer at the level where the schedule ends, by as much of the newest difference as that takes,
+linear in a power of n: n² where all is decided, as of a Gaussian far wider than n, n at edges. We take the middle,
+n^1.5: the last step adds as much of the newest difference as leads to the answer at the level where the schedule ends,
 within trust. Where the levels reach that end nothing is added. Such a step ends at a mean: foretold, not enlarged.
 
 ## Trust
@@ -287,9 +287,9 @@ the answer finds in x over that which the first call found, and all |·|² are m
   sample, or what the prior expects of the prediction, where that is more: on coarse levels it takes back what the calls
   before it left. A larger one goes on with a decision that is over.
 
-No row goes further than once the newest difference and, beyond that, once the rest: where a long step follows a short
-one, or the prior's differences hardly differ, it asks for hundreds. A sample of any denoiser thus stays within 10 times
-what is answered, on any levels, and on the usual ones nothing is lost.
+In a row the newest difference alone weighs 1 at most, and all beyond that 1 in sum. Where a long step follows a short
+one, or the prior's differences hardly differ, it would ask for hundreds. A sample of any denoiser thus stays within 10
+times what is answered, on any levels, and on the usual ones nothing is lost.
 
 Both are one number a sample and a call, made of means over its elements: a sample does not depend on its batch, and
 nothing waits for a device. For short steps P foretells the change, both are 1, and the order is the plan's.

@@ -498,9 +498,9 @@ In how many cells, by RMSE; others are the best in {below} cells at most each. `
 """
 GRIDS_NOTE = """### The best grid of each solver
 
-By the geometric mean of RMSE over the problems, in the heats. A grid on which the solver ran on the first samples alone
-is taken to be as far behind its best as it is on these, one without it as far as the best of the usual three is. Few
-are up to {few} calls.
+By the geometric mean of RMSE over the problems, in the heats. Some solvers ran on a grid for the first samples only:
+the ratio to their best grid is taken to be the same on all. Where a solver did not run at all, the ratio is that of the
+best of the usual three. Few are up to {few} calls.
 """
 ASTRAY_NOTE = """### Samples that go astray
 

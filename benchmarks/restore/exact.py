@@ -410,7 +410,7 @@ PAGE = """# Restoring, against known posteriors
 
 For people who need to trust what [restoring](restore.md) draws: error bars, several readings, a mean. You get, for
 each method, how far its samples are from a posterior that is known in closed form. On data far from Gaussian all are
-approximate: the mixtures below show by how much. On images with a real network see [Restore](restore.md).
+approximate: the mixtures below show by how much. [On images](restore-images.md) a real network is measured.
 
 Written by `make restore-exact`. Images of 8 x 8 pixels, Gaussian, with a mean that is not zero and a spectrum in
 cosines with variances from 1 to 0.003; the denoiser is exact, so that what is wrong is the method's or the solver's.

@@ -295,7 +295,7 @@ For those who choose a method of [restore.md](restore.md), or between libraries:
 restored by the packaged model. It is small, and made to be quick: the order of methods is what to take from here, not
 the decibels. Nothing is picked. The classifier has not seen the images; the network was trained on a fifth of all, and
 may have seen as many of these. Where the posterior is known, methods are compared with it itself, which is the stricter
-test: [restore.md](restore.md).
+test: [restore-exact.md](restore-exact.md).
 
 All samplers have the same network, measurements and operators, which are deepinv's: the right half missing, means of
 4 x 4 pixels, and a Gaussian blur of 1.5 pixels, with noise {noise} of pixels in [-1, 1]. Those of deepinv 0.5.0 and

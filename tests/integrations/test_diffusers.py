@@ -433,8 +433,8 @@ def test_a_loop_of_steps_compiles_to_one_graph(name, config, shape):
     close(compiled, loop(scheduled(5, **options), latents(*shape)), 1e-6)
 
 
-@pytest.mark.parametrize("name", ["evodiff", "unipc-3", "dpmpp-2m"])
-def test_gradients_pass_through_the_default_and_linear_solvers(name):
+@pytest.mark.parametrize("name", ["evodiff", "evodiff-published", "evodiff-paper", "unipc-3", "dpmpp-2m"])
+def test_gradients_pass_through_the_steps(name):
     def loss(weight):
         scheduler, x = scheduled(5, solver=name, **FLOW), latents()
         for t in scheduler.timesteps:

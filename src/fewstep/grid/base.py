@@ -3,7 +3,7 @@
 A grid is called as `grid(schedule, steps)` and returns `steps + 1` nodes, down to the schedule's clean end
 t_min. `to_zero=True` spends the last step on sigma = 0, whose result is the last denoised prediction; False
 stops at t_min; None, the default, closes only if the noise left at t_min would show. (On EDM's range it does
-not, and a call is worth more spent on a step: up to half the RMSE at 5-12 calls, docs/numerics.md.) With options
+not, and a call is worth more spent on a step: up to a third of the RMSE at 5-12 calls, docs/numerics.md.) With options
 only, a grid returns itself with those options:
 
     karras(EDM(), 8)                 # nodes

@@ -1,9 +1,9 @@
 """Grids under the names that front ends give them, as ComfyUI and RES4LYF make them.
 
-They count the entries of a table of n levels, entry n - 1 the noisiest, and all but two end at sigma = 0. A `Discrete`
-schedule is a table; of the others ComfyUI makes one: a `Flow` has 1,000 entries, entry k at the fraction (k + 1) / n of
-its clock, shifted; `EDM` 1,000 that are even in log sigma; VP schedules, which it has as tables only, are here cut
-into 1,000 evenly in time. For N steps and i = 0 ... N - 1:
+They count the entries of a table of n levels, entry n - 1 the noisiest, and all but laplace end at sigma = 0. A
+`Discrete` schedule is a table; of the others ComfyUI makes one: a `Flow` has 1,000 entries, entry k at the fraction
+(k + 1) / n of its clock, shifted; `EDM` 1,000 that are even in log sigma; VP schedules, which it has as tables only,
+are here cut into 1,000 evenly in time. For N steps and i = 0 ... N - 1:
 
     simple         entries n - 1 - floor(i n / N)
     normal         N points evenly from t_max to t_min; sgm_uniform: N + 1, without the last

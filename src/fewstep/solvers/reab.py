@@ -64,7 +64,7 @@ class Stage(NamedTuple):
 class REAB:
     """REAB of order 1 to 4. `data_std` is the standard deviation of the data; None asks the schedule.
 
-    Cost: 1 call per step. Order: `order` (measured, docs/numerics.md).
+    Cost: 1 call per step. Order: `order` (2 and 3 measured, docs/numerics.md).
     """
 
     order: Literal[1, 2, 3, 4] = 2

@@ -9,7 +9,7 @@ p nodes; with z a unit Gaussian the variance-controlled SDE of the denoised imag
     predictor, of order p       through m at s and the p - 1 nodes before
     corrector, of order p       through m at the predicted t as well, s and the p - 2 nodes before; with the same z
 
-The integral is a sum of weights times predictions, in closed form through the moments j! psi(j, -a h) of `core.base`.
+The integral is a sum of weights times predictions, in closed form by the moments j! psi(j, -a h) of `core.exponential`.
 The corrector differs from the predictor in the weights alone, so it is applied as a difference to the x it is given:
 the noise that the driver added to that stays in it, and neither noise nor an older state is kept.
 
