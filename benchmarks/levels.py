@@ -25,9 +25,10 @@ __all__ = ["LEVELS", "MODELS", "SOLVERS", "page", "rmses"]
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-# What the schedulers of these models' pipelines are configured to.
+# What `from_config` makes of the schedulers of these models' pipelines. Stable Diffusion 1.5's file names no spacing.
 MODELS: Mapping[str, Mapping[str, Any]] = {
-    "Stable Diffusion 1.5": {**SD, "timestep_spacing": "leading", "steps_offset": 1},
+    "Stable Diffusion 1.5": {**SD, "steps_offset": 1},
+    "SDXL": {**SD, "timestep_spacing": "leading", "steps_offset": 1},
     "SDXL, trailing": {**SD, "timestep_spacing": "trailing"},
     "Stable Diffusion 3": {**FLOW, "flow_shift": 3.0},
 }

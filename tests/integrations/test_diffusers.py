@@ -834,8 +834,62 @@ def test_configs_that_do_not_say_the_noise_levels_are_refused(config):
 
 
 def test_a_keyword_that_is_not_ours_is_refused():
-    with pytest.raises(TypeError, match="no option shfit"):
+    with pytest.raises(TypeError, match=r"no option shfit=5\.0"):
         EVODiffScheduler.from_config(EVODiffScheduler().config, shfit=5.0)
+
+
+OF_A_FLOW = {"flow_shift": 3.0, "use_dynamic_shifting": True, "time_shift_type": "linear"}
+OF_BETAS = {
+    "beta_start": 0.001, "beta_schedule": "scaled_linear", "trained_betas": [0.1, 0.2], "timestep_spacing": "trailing",
+    "timestep_type": "continuous", "steps_offset": 1, "rescale_betas_zero_snr": True, "snr_shift_scale": 3.0,
+    "lambda_min_clipped": -5.1,
+}  # fmt: skip
+OF_NEITHER = {
+    "sigma_min": 0.1, "sigma_max": 10.0, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 2.0,
+    "clip_sample_range": 2.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "unused"), [
+    (EVODiffScheduler(), {**OF_A_FLOW, **OF_NEITHER}),
+    (diffusers.FlowMatchEulerDiscreteScheduler(), {**OF_BETAS, **OF_NEITHER}),
+])  # fmt: skip
+def test_a_keyword_without_use_is_refused_and_one_left_in_a_config_is_not(source, unused):
+    config = {**source.config, "_class_name": type(source).__name__}
+    for name, value in unused.items():
+        with pytest.raises(ValueError, match=f"{name} counts only with"):
+            EVODiffScheduler.from_config(config, **{name: value})
+        EVODiffScheduler.from_config({**config, name: value})
+        EVODiffScheduler.from_config(config, **{name: EVODiffScheduler().config[name]})  # the default says nothing
+
+
+@pytest.mark.parametrize("source", [
+    {"_class_name": "MyFlowScheduler", "num_train_timesteps": 1000, "flow_shift": 3.0},
+    {"_class_name": "MyFlowScheduler", "num_train_timesteps": 1000, "shift": 3.0},
+    diffusers.UniPCMultistepScheduler(flow_shift=3.0).config,
+])  # fmt: skip
+def test_the_keyword_of_flows_says_what_the_network_predicts(source):
+    config = EVODiffScheduler.from_config(source, use_flow_sigmas=True).config
+    assert (config.prediction_type, config.flow_shift) == ("flow_prediction", 3.0)
+    for kind in ("sample", "epsilon"):
+        assert (
+            EVODiffScheduler.from_config(source, use_flow_sigmas=True, prediction_type=kind).config.prediction_type
+            == kind
+        )
+
+
+@pytest.mark.parametrize("name", ["evodiff", "dpmpp-2m"])
+def test_a_preview_may_be_changed_in_place(name):
+    def run(changed):
+        scheduler, x = scheduled(6, solver=name), latents()
+        for t in scheduler.timesteps:
+            found = scheduler.step(0.5 * x, t, x)
+            x = found.prev_sample
+            if changed:
+                found.pred_original_sample.zero_()
+        return x
+
+    assert torch.equal(run(True), run(False))
 
 
 def test_a_config_changed_after_construction_counts():
@@ -869,6 +923,20 @@ def test_noise_for_training_is_that_of_the_table():
     torch.testing.assert_close(got.float(), reference, rtol=1e-4, atol=1e-4)
     scheduler.set_timesteps(5)  # changes nothing: neither is a timestep of this run
     torch.testing.assert_close(scheduler.add_noise(x, noise, timesteps), got)
+
+
+def test_noise_for_training_is_that_of_the_whole_table_where_runs_have_a_part():
+    scheduler = EVODiffScheduler(beta_schedule="squaredcos_cap_v2", lambda_min_clipped=-5.1)
+    x, noise, timesteps = latents(), latents(seed=1), torch.tensor([998, 999])
+    table = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    torch.testing.assert_close(scheduler.alphas_cumprod, table.alphas_cumprod, rtol=1e-4, atol=1e-8)
+    assert torch.equal(scheduler.timesteps.long(), table.timesteps)
+    for steps in (None, 5):
+        if steps:
+            scheduler.set_timesteps(steps)
+            assert scheduler.timesteps.max() < 998
+        got = scheduler.add_noise(x, noise, timesteps)
+        close(got, table.add_noise(x, noise, timesteps), 1e-4)
 
 
 def test_noise_for_training_of_a_flow_is_that_of_its_time():
@@ -908,6 +976,11 @@ def test_noise_of_a_begun_run_is_that_of_its_next_step():
     ({"use_karras_sigmas": True, "use_beta_sigmas": True}, "use one of"),
     ({"shift_terminal": 0.1}, "of flows"),
     ({"lambda_min_clipped": 50.0}, "lower it"),
+    ({"flow_shift": 0.0}, "flow_shift must be positive"),
+    ({"dynamic_thresholding_ratio": 2.0}, r"must lie in \[0, 1\]"),
+    ({"clip_sample_range": -1.0}, "clip_sample_range must be positive"),
+    ({"sample_max_value": 0.0}, "sample_max_value must be positive"),
+    ({"variance_type": "learnd"}, "variance_type must be one of"),
 ])  # fmt: skip
 def test_wrong_configs_say_what_to_do(config, message):
     with pytest.raises(ValueError, match=message):
@@ -920,15 +993,29 @@ def test_wrong_configs_say_what_to_do(config, message):
     ({"sigmas": [1.0, 0.5, 0.0], "timesteps": [900]}, "the same number"),
     ({"num_inference_steps": 0}, "at least 1"),
     ({"num_inference_steps": 2.5}, "at least 1"),
-    ({"sigmas": [1.0, 2.0]}, "strictly sorted"),
+    ({"sigmas": [1.0, 2.0]}, "sigmas must be strictly sorted, noisy to clean"),
     ({"sigmas": [1.0, -2.0]}, "positive"),
-    ({"timesteps": [500, 500]}, "strictly sorted"),
+    ({"timesteps": [500, 500]}, "timesteps must be strictly sorted"),
     ({"timesteps": [1500]}, "lie in"),
     ({"sigmas": [[1.0]]}, "lists of numbers"),
 ])  # fmt: skip
 def test_wrong_runs_say_what_to_do(arguments, message):
     with pytest.raises(ValueError, match=message):
         EVODiffScheduler().set_timesteps(**arguments)
+
+
+@pytest.mark.parametrize("option", [{}, {"use_focused_sigmas": True}, {"use_karras_sigmas": True}])
+def test_levels_of_a_flow_that_are_not_sorted_are_refused(option):
+    for given in ({"sigmas": [0.2, 0.5, 1.0]}, {"timesteps": [200.0, 1000.0, 500.0]}):
+        with pytest.raises(ValueError, match="must be strictly sorted"):
+            EVODiffScheduler(**FLOW, **option).set_timesteps(**given)
+
+
+@pytest.mark.parametrize("timestep", [0, 2000, float("nan")])
+def test_a_timestep_that_is_not_of_the_run_is_refused(timestep):
+    """Among them 0, the place of the first: 10 steps of this spacing end at 100."""
+    with pytest.raises(ValueError, match="timestep must be one of this run's, 999 to 100"):
+        scheduled(10).step(latents(), timestep, latents())
 
 
 def test_options_of_ddim_are_not_ignored():

@@ -17,8 +17,10 @@ once, in `set_timesteps`, and every `step` is one stage of the plan. It differs 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import diffusers
@@ -70,13 +72,33 @@ CLIPPING = (
     "DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler",
     "HeunDiscreteScheduler", "RePaintScheduler", "EVODiffScheduler",
 )  # fmt: skip
+VARIANCES = (
+    None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range",
+)  # fmt: skip
+# Keywords that say something only where the config of the scheduler has something else, and what that is.
+NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
+    (
+        (*BETAS, "timestep_spacing", "timestep_type", "steps_offset", "rescale_betas_zero_snr", "snr_shift_scale",
+         "lambda_min_clipped"),
+        "a model with betas, not of a flow",
+        lambda config: not config.use_flow_sigmas,
+    ),
+    (
+        ("flow_shift", "use_dynamic_shifting", "time_shift_type", "shift_terminal", "invert_sigmas"),
+        "a flow, use_flow_sigmas=True",
+        lambda config: config.use_flow_sigmas,
+    ),
+    (("sigma_min", "sigma_max"), f"one of {', '.join(GRIDS)}", lambda config: any(config[grid] for grid in GRIDS)),
+    (("dynamic_thresholding_ratio", "sample_max_value"), "thresholding=True", lambda config: config.thresholding),
+    (("clip_sample_range",), "clip_sample=True", lambda config: config.clip_sample),
+)  # fmt: skip
 WITH_OWN_TABLE = ("UnCLIPScheduler", "IPNDMScheduler")  # whose configs do not say all of it
 
 
 @dataclass
 class EVODiffSchedulerOutput(SchedulerOutput):
     """`prev_sample`, the latents at the next timestep, and `pred_original_sample`, the clean ones that the model
-    predicts at this, float32 or better: for previews, of the shape of the latents."""
+    predicts at this, float32 or better: for previews, of the shape of the latents, a copy."""
 
     pred_original_sample: Tensor | None = None
 
@@ -174,6 +196,8 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             choice("channel_dim", channel_dim, (AUTO,))
         if sum(bool(self.config[grid]) for grid in GRIDS) > 1:
             raise ValueError(f"use one of {', '.join(GRIDS)}")
+        choice("variance_type", variance_type, VARIANCES)
+        _check_numbers(self.config)
         if (shift_terminal or invert_sigmas) and not use_flow_sigmas:
             raise ValueError("shift_terminal and invert_sigmas are of flows: use_flow_sigmas=True")
 
@@ -186,11 +210,12 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         found = betas(self.config)
         self.betas = torch.tensor(found, dtype=torch.float32)
         self.alphas = 1.0 - self.betas
-        self._schedule: Discrete | Flow = (
-            Flow(data_std=data_std) if use_flow_sigmas else table_of(found, lambda_min_clipped, data_std)
-        )
+        # What the model was trained with, and what of it a run may have.
+        flow = Flow(data_std=data_std) if use_flow_sigmas else None
+        self._trained: Discrete | Flow = flow or table_of(found, data_std=data_std)
+        self._schedule: Discrete | Flow = flow or table_of(found, lambda_min_clipped, data_std)
         self._tuned = None if tuned is None else Tuned.load(tuned).on(self._schedule)
-        known = self._schedule.alphas_cumprod if isinstance(self._schedule, Discrete) else np.cumprod(1 - found)
+        known = self._trained.alphas_cumprod if isinstance(self._trained, Discrete) else np.cumprod(1 - found)
         self.alphas_cumprod = torch.tensor(known, dtype=torch.float32)
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
@@ -200,7 +225,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._step_index: int | None = None
         self._begin_index: int | None = None
         self._stages: Sequence[Stage] = ()
-        self._set(training_levels(self.config, self._schedule), None)
+        self._set(training_levels(self.config, self._trained), None)
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -211,15 +236,17 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
         Raises:
             ValueError: for a config that does not say which noise levels the model knows, asks for noise on the way, or
-                is of a model that is distilled to steps of its own.
+                is of a model that is distilled to steps of its own; for a keyword that this model has no use for.
             TypeError: for a keyword that is not ours. `shift` is `flow_shift`, as in the configs of flows.
         """
         if "shift" in kwargs:
             kwargs["flow_shift"] = kwargs.pop("shift")
+        given = dict(kwargs)
         ours = set(inspect.signature(cls.__init__).parameters)
         unknown = kwargs.keys() - ours
         if unknown and not return_unused_kwargs:
-            raise TypeError(f"EVODiffScheduler has no option {', '.join(sorted(unknown))}")
+            told = ", ".join(f"{name}={kwargs[name]!r}" for name in sorted(unknown))
+            raise TypeError(f"EVODiffScheduler has no option {told}: leave it out; `solver` names the method")
         if isinstance(config, dict):
             config = _translated(config, ours, kwargs.get("use_flow_sigmas"))
             if any(kwargs.get(grid) for grid in GRIDS):
@@ -228,7 +255,9 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 kwargs = {"use_dynamic_shifting": False, **kwargs}
                 if "shift" in config:
                     config["shift"] = kwargs["flow_shift"]  # under the name that FlowMatchEuler reads it by
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+        made: Any = super().from_config(config, return_unused_kwargs, **kwargs)
+        _check_used(given, (made[0] if return_unused_kwargs else made).config)
+        return made
 
     @property
     def step_index(self) -> int | None:
@@ -320,6 +349,8 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> EVODiffSchedulerOutput | tuple[Tensor, Tensor]:
         """The latents at the next timestep, and the clean ones predicted, from the model's output at `sample`.
 
+        With return_dict=False the clean ones are the solver's own: copy them before you change them.
+
         `timestep` says where the run begins, if nothing else has; later steps follow one another. `generator` draws
         the noise of stochastic solvers, unless `variance_noise`, unit Gaussian, is given. `eta` and
         `use_clipped_model_output` are DDIM's, which its pipeline passes on: they must be off.
@@ -358,7 +389,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         residue = None if out.dtype == x.dtype else (x - out).to(out.dtype)
         self._memory = Memory(state, residue, sample.shape)
         self._step_index = self._next = index + 1
-        return EVODiffSchedulerOutput(out, denoised) if return_dict else (out, denoised)
+        return EVODiffSchedulerOutput(out, denoised.clone()) if return_dict else (out, denoised)
 
     def _recall(self, index: int, sample: Tensor) -> Memory:
         """What the step at this index continues: the last step, the one before (a repeated step), or nothing."""
@@ -414,12 +445,19 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """The index of a timestep: its place in `timesteps` if it is a view of that, else the nearest in value.
 
         Of equal ones the second, as everywhere in diffusers: the first has been skipped by whoever starts there.
+        ValueError for one that is further off than half the longest step, such as a place in place of a timestep.
         """
         if isinstance(timestep, Tensor):
             if timestep.untyped_storage().data_ptr() == self._clock.untyped_storage().data_ptr():
                 return int(timestep.storage_offset())
             timestep = timestep.flatten()[0].item()
-        away = [abs(time - timestep) for time in self._clock.tolist()]
+        clock = self._clock.tolist()
+        away = [abs(time - timestep) for time in clock]
+        if not min(away) <= max((abs(s - t) / 2 for s, t in pairwise(clock)), default=math.inf):
+            raise ValueError(
+                f"timestep must be one of this run's, {clock[0]:g} to {clock[-1]:g}; got {timestep!r}: pass the "
+                "scheduler's `timesteps`, not their places"
+            )
         nearest = [i for i, distance in enumerate(away) if distance == min(away)]
         return nearest[:2][-1]
 
@@ -438,7 +476,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         else:
             planned = dict(zip(self._clock.tolist(), self._nodes, strict=False))
             times = timesteps.flatten().tolist() if isinstance(timesteps, Tensor) else [timesteps]
-            nodes = [planned[time] if time in planned else level(self.config, self._schedule, time) for time in times]
+            nodes = [planned[time] if time in planned else level(self.config, self._trained, time) for time in times]
         levels = torch.tensor([node[1:] for node in nodes], dtype=x.dtype).to(x.device)
         alpha, sigma = levels.reshape(-1, 2, *[1] * (x.ndim - 1)).unbind(1)
         return (alpha * x + sigma * noise).to(original_samples.dtype)
@@ -474,6 +512,30 @@ def _solver(config: Any, flow: bool, channels: int | None) -> Solver:
     return solver  # type: ignore[no-any-return]
 
 
+def _check_numbers(config: Any) -> None:
+    """ValueError for numbers that no scheduler can have."""
+    if not 0 < config.flow_shift < math.inf:
+        raise ValueError(f"flow_shift must be positive and finite, 1 for none; got {config.flow_shift!r}")
+    if not 0 <= config.dynamic_thresholding_ratio <= 1:
+        raise ValueError(
+            f"dynamic_thresholding_ratio must lie in [0, 1], a share of the pixels; got "
+            f"{config.dynamic_thresholding_ratio!r}"
+        )
+    for name in ("sample_max_value", "clip_sample_range"):
+        if not config[name] > 0:
+            raise ValueError(f"{name} must be positive, the largest value of a clean sample; got {config[name]!r}")
+
+
+def _check_used(given: Mapping[str, Any], config: Any) -> None:
+    """ValueError for a keyword that says something where nothing asks for it. One left in a config is no fault."""
+    defaults = _parameters(EVODiffScheduler.__name__)
+    for names, needed, has in NEEDS:
+        for name in names:
+            says = name in given and not np.array_equal(given[name], defaults[name])
+            if says and not has(config):
+                raise ValueError(f"{name} counts only with {needed}; got {name}={given[name]!r}: leave it out")
+
+
 def _class_of(config: dict[str, Any]) -> str:
     """The class that wrote a config. In memory diffusers leaves its name out; its parameters come first, in order."""
     if "_class_name" in config:
@@ -499,17 +561,19 @@ def _translated(config: dict[str, Any], ours: set[str], flow: bool | None) -> di
     # What a saved config leaves out is what its class has it be.
     config = {**{key: value for key, value in _parameters(name).items() if key in (*OF_THE_MODEL, "shift")}, **config}
     who = name or "this config, which names no class,"
+    likely = name if "_class_name" in config else f"a config like that of {name}"
     if name in OF_OWN_STEPS:
         raise ValueError(
-            f"{name} is for models that are distilled to a few steps of their own, or trained for stages of their own, "
-            "which no other solver follows: keep it. If the model is not (another scheduler was made from the config "
-            "of this), use from_config({**config, '_class_name': ...}) with the class that it came with"
+            f"{likely} is for models that are distilled to a few steps of their own, or trained for stages of their "
+            "own, which no other solver follows: keep it. If the model is not (another scheduler was made from the "
+            "config of this), use from_config({**config, '_class_name': ...}) with the class that it came with"
         )
     if name.startswith("EDM") or "sigma_data" in config:
         raise ValueError(
             f"{who} is for models that take EDM's preconditioning from their scheduler or pipeline, which "
             "EVODiffScheduler does not do: keep it, or wrap the model as a denoiser for fewstep.sample"
         )
+    chosen = bool(flow)
     if flow is None and (name in (*FLOWS, MINIMAX) or config.get("use_flow_sigmas")):
         flow = True
     if flow is None and "shift" in config:
@@ -526,7 +590,8 @@ def _translated(config: dict[str, Any], ours: set[str], flow: bool | None) -> di
     if name in WITH_OWN_TABLE or unclip or (foreign and not told):
         raise ValueError(
             f"{who} does not say which noise levels its model knows (neither betas nor a flow): "
-            "keep its scheduler, or build EVODiffScheduler(trained_betas=...) yourself"
+            "keep its scheduler, or build EVODiffScheduler(trained_betas=...) yourself; for a flow whose network "
+            "predicts noise - data, told sigma * num_train_timesteps, use from_config(config, use_flow_sigmas=True)"
         )
     if config.get("stochastic_sampling"):
         raise ValueError(
@@ -538,6 +603,10 @@ def _translated(config: dict[str, Any], ours: set[str], flow: bool | None) -> di
         # Whatever else is in it came from a scheduler before, as its class knows none of it.
         own = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": config.get("shift", 1.0)}
         own |= {"thresholding": False} | (AS_MINIMAX if name == MINIMAX else {})
+    elif chosen and config.get("prediction_type", "epsilon") == "epsilon":
+        own = {
+            "prediction_type": "flow_prediction"
+        }  # which `use_flow_sigmas` says; the config's is its class's default
     if name not in CLIPPING:
         own["clip_sample"] = False
     if flow:

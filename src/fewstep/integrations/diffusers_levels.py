@@ -141,6 +141,9 @@ def levels(
             "set_timesteps needs num_inference_steps, sigmas or timesteps, and the same number of each; "
             f"got num_inference_steps={steps!r}, {_size(sigmas)} sigmas and {_size(timesteps)} timesteps"
         )
+    for name, values in (("sigmas", levels_given), ("timesteps", times_given if levels_given is None else None)):
+        if values is not None and not (np.diff(values) * (-1 if _rises(config, name) else 1) < 0).all():
+            raise ValueError(f"{name} must be strictly sorted, noisy to clean; got {values.tolist()!r}")
     (count,) = counts
     if isinstance(count, bool) or not hasattr(count, "__index__") or count < 1:
         raise ValueError(f"num_inference_steps must be an integer of at least 1; got {count!r}")
@@ -156,6 +159,11 @@ def levels(
 def told(config: Any, schedule: Discrete | Flow, nodes: tuple[Node, ...]) -> Levels:
     """These nodes, and what the model is told at all but the last."""
     return _discrete_at(config, schedule, nodes) if isinstance(schedule, Discrete) else _flow_at(config, nodes)
+
+
+def _rises(config: Any, name: str) -> bool:
+    """Whether they rise from noisy to clean: what such models are told."""
+    return bool(name == "timesteps" and config.invert_sigmas)
 
 
 def _values(given: Any) -> Array | None:
