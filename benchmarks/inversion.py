@@ -40,9 +40,10 @@ where the first step is longer than all others together. Solvers are sorted by t
 leave in {STEPS[1]} steps; those of several calls a step cost as many times more.
 
 **Take `unipc-3-noise`**: of one call a step it has the least error in {STEPS[1]} steps from either start. EVODiff and
-stochastic solvers refuse rising levels. `fewstep.integrations.kdiffusion`, and with it the nodes for ComfyUI, refuse a
-long first step for the solvers that it takes far off: UniPC in data, but for its variant bh1, and `re-single-data`.
-Not to be used for inversion at all, as they lose more than half of the noise in {STEPS[0]} steps from the lowest level:
+stochastic solvers refuse rising levels. No run starts at σ = 0: make the grid with `to_zero=False`.
+`fewstep.integrations.kdiffusion`, and with it the nodes for ComfyUI, refuse a long first step for the solvers that it
+takes far off: UniPC in data, but for its variant bh1, and `re-single-data`. Not to be used
+for inversion at all, as they lose more than half of the noise in {STEPS[0]} steps from the lowest level:
 {{lost}}.
 
 """

@@ -222,7 +222,9 @@ def test_wrong_input_is_refused_at_the_door():
         edit.invert(gaussian, x * math.nan, NODES, **options)
     with pytest.raises(ValueError, match="seeds must be one a sample; got 2 for 3"):
         edit.invert(gaussian, x, NODES, schedule=SCHEDULE, seeds=range(2))
-    with pytest.raises(ValueError, match="needs nodes of falling noise"):
+    with pytest.raises(ValueError, match=r"give x.detach\(\)"):  # no differentiable=True, which it does not have
+        edit.invert(gaussian, x.clone().requires_grad_(), NODES, **options)
+    with pytest.raises(ValueError, match="nodes must be of falling noise"):
         edit.invert(gaussian, x, fs.karras(SCHEDULE, 6, to_zero=False)[::-1], **options)
     maps = edit.invert(gaussian, x, NODES, **options)
     with pytest.raises(ValueError, match="change must make a tensor of each"):

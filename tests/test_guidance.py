@@ -185,6 +185,12 @@ def test_a_scale_each_is_one_a_sample():
             guided(cond, uncond, wrong)
 
 
+@pytest.mark.parametrize("scale", ["2", None, [1.0, "2"], object()])
+def test_a_scale_that_is_no_number_is_refused_by_name(scale):
+    with pytest.raises(TypeError, match="scale must be a number, or a tensor of one a sample; got scale="):
+        guided(cond, uncond, scale)
+
+
 def test_a_scale_of_torch_or_integers_is_a_number():
     x = images(2, 3)
     for scale in (torch.tensor(2.0), 2):

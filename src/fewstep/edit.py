@@ -70,11 +70,14 @@ def invert(
         schedule: as in `sample`.
         seeds: one integer a sample.
 
-    Cost: one call a step. ValueError for a solver that draws no noise or calls more often, and as in `integrate`.
+    Cost: one call a step. ValueError for rising nodes, for a solver that draws no noise or calls more often, and as in
+    `integrate`.
     """
     solver = DDIM(eta=1.0) if solver is None else solver
-    check_tensor("x", x, False)
+    check_tensor("x", x, None)
     grid = checked(nodes)
+    if grid[1].lam < grid[0].lam:
+        raise ValueError("nodes must be of falling noise, those of the run that draws it; got rising ones: nodes[::-1]")
     image = x.to(torch.promote_types(x.dtype, torch.float32))
     draw = step_noise(seeds, image)
     start, *states = [image * node.alpha + draw(node) * node.sigma for node in grid[:-1]]

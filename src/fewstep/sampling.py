@@ -447,7 +447,8 @@ def _follows_steps(denoiser: object) -> bool:
     return getattr(denoiser, "follows_steps", False) is True or any(map(_follows_steps, parts))
 
 
-def check_tensor(name: str, x: Tensor, differentiable: bool) -> None:
+def check_tensor(name: str, x: Tensor, differentiable: bool | None) -> None:
+    """TypeError or ValueError for what no run can start from. `differentiable` is None where no run can be."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(x).__name__}{how_to_convert(x)}")
     if not x.is_floating_point():
@@ -458,8 +459,8 @@ def check_tensor(name: str, x: Tensor, differentiable: bool) -> None:
         raise ValueError(f"{name} must be finite; it holds NaN or inf")
     if not differentiable and _is_differentiated(x):
         raise ValueError(
-            f"a derivative is taken of {name} or around this run, which would drop it: give differentiable=True, or "
-            f"{name}.detach() under torch.no_grad()"
+            f"a derivative is taken of {name} or around this run, which would drop it: give "
+            f"{'' if differentiable is None else 'differentiable=True, or '}{name}.detach() under torch.no_grad()"
         )
 
 

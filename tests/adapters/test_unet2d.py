@@ -129,7 +129,7 @@ def test_guidance_extrapolates_from_the_unconditional(scale):
     assert not torch.equal(plain, conditioned)
 
 
-@pytest.mark.parametrize("labels", [3, -1, [0, 7], 1.0, torch.tensor([0.5])])
+@pytest.mark.parametrize("labels", [3, -1, [0, 7], 1.0, torch.tensor([0.5]), "horse", ["horse"], [[0, 1]], None])
 def test_wrong_labels_are_refused(labels):
     with pytest.raises(ValueError, match=r"labels must be integers in \[0, 3\); got"):
         model().conditioned(labels)

@@ -432,5 +432,5 @@ def test_checked_takes_pure_noise_and_clean_data_at_the_ends():
 
 
 def test_checked_refuses_clean_data_at_the_start():
-    with pytest.raises(ValueError, match=r"^nodes must not start at sigma = 0.*start at sigma_min"):
+    with pytest.raises(ValueError, match=r"^nodes must not start at sigma = 0.*leave that node out"):
         checked([Flow().node(t) for t in (0.0, 0.5, 1.0)])

@@ -20,6 +20,7 @@ from ..guidance import guided
 from ..prediction import Denoiser, each
 from ..schedule import EDM, Node, Schedule
 from ..statistics import fingerprint
+from .labels import integers
 
 __all__ = ["THRESHOLD", "Local", "local"]
 
@@ -83,8 +84,8 @@ class Local:
         """The denoiser of the images of the classes `labels`, one a sample or one for all; guidance 1 adds nothing."""
         if self.labels is None:
             raise ValueError("these images have no classes: give labels=, or call the denoiser as it is")
-        wanted = torch.as_tensor(labels)
-        if wanted.is_floating_point() or not bool(torch.isin(wanted, self.labels.to(wanted.device)).all()):
+        wanted = integers(labels)
+        if wanted is None or not bool(torch.isin(wanted, self.labels.to(wanted.device)).all()):
             raise ValueError(f"labels must be those of some images; got {labels!r}")
         one = Conditioned(self, wanted)
         return one if not isinstance(guidance, Tensor) and guidance == 1 else guided(one, self, guidance)

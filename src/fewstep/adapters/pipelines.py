@@ -32,6 +32,7 @@ from ..prediction import Denoiser
 from ..schedule import Node, Schedule
 from ..statistics import fingerprint
 from .devices import check_device
+from .labels import class_labels
 
 __all__ = ["BATCH", "LabelModel", "PipelineModel", "TextModel", "fetched", "load", "recognises"]
 
@@ -416,12 +417,7 @@ class LabelModel(PipelineModel):
 
     def conditioned(self, labels: Sequence[int] | Tensor | int, guidance: float | Tensor = 1.0) -> Labelled:
         """The denoiser of the classes `labels`, one a sample or one for all; guidance, too, both in one evaluation."""
-        wanted = torch.as_tensor(labels)
-        if not self.classes:
-            raise ValueError("this model has no classes: call it as it is")
-        if wanted.is_floating_point() or bool(((wanted < 0) | (wanted >= len(self.classes))).any()):
-            raise ValueError(f"labels must be integers in [0, {len(self.classes)}); got {labels!r}")
-        return Labelled(self, wanted, self._check_guidance(guidance))
+        return Labelled(self, class_labels(labels, self.classes), self._check_guidance(guidance))
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,7 @@ from ..prediction import Denoiser, each, spread
 from ..schedule import EDM
 from ..statistics import fingerprint
 from .devices import check_device
+from .labels import class_labels
 from .unet2d_network import UNet2D, covers
 
 __all__ = ["BATCH", "EDMModel", "load", "recognises"]
@@ -62,12 +63,7 @@ class EDMModel:
 
     def conditioned(self, labels: Sequence[int] | Tensor | int, guidance: float | Tensor = 1.0) -> Denoiser:
         """The denoiser of the classes `labels`, one a sample or one for all; guidance, too, and 1 adds nothing."""
-        if not self.classes:
-            raise ValueError("this model has no classes: call it as it is")
-        wanted = torch.as_tensor(labels)
-        if wanted.is_floating_point() or bool(((wanted < 0) | (wanted >= len(self.classes))).any()):
-            raise ValueError(f"labels must be integers in [0, {len(self.classes)}); got {labels!r}")
-        conditioned = Conditioned(self, wanted)
+        conditioned = Conditioned(self, class_labels(labels, self.classes))
         if not isinstance(guidance, Tensor) and guidance == 1:
             return conditioned
         if self.null_label is None:

@@ -292,7 +292,9 @@ def checked(nodes: Iterable[Node], name: str = "nodes") -> tuple[Node, ...]:
         if not all(math.isfinite(v) for v in node) or node.alpha < 0 or node.sigma < 0:
             raise ValueError(f"{name} must be finite with alpha, sigma >= 0; got {node} at index {i}")
     if grid[0].sigma == 0:
-        raise ValueError(f"{name} must not start at sigma = 0, where the ODE is singular: start at sigma_min")
+        raise ValueError(
+            f"{name} must not start at sigma = 0, where the ODE is singular: leave that node out, or start at sigma_min"
+        )
     falling = grid[1].lam > grid[0].lam
     for i, (s, t) in enumerate(pairwise(grid), start=1):
         if not (t.lam > s.lam if falling else t.lam < s.lam):

@@ -91,8 +91,11 @@ def pair(denoiser: Denoiser, uncond: Denoiser, x: Tensor, t: float | Tensor) -> 
 
 
 def checked(scale: float | Tensor, name: str = "scale") -> float | Tensor:
-    """A scale as a float, or as a tensor (B,) of float64; ValueError if it is neither, or not finite."""
-    scales: Any = torch.as_tensor(scale, dtype=torch.float64, device="cpu")
+    """A scale as a float, or as a tensor (B,) of float64; TypeError if it is neither, ValueError if not finite."""
+    try:
+        scales: Any = torch.as_tensor(scale, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a number, or a tensor of one a sample; got {name}={scale!r}") from error
     if scales.ndim > 1 or not bool(scales.isfinite().all()):
         raise ValueError(f"{name} must be finite, one for all or a tensor (B,); got {name}={scale!r}")
     return scales if scales.ndim else float(scales)

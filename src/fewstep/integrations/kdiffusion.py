@@ -159,7 +159,7 @@ def _sample(
     pieces = _pieces(values)
     if len(values) < 2 or pieces == [[0]]:
         return x
-    check_tensor("x", x, False)
+    check_tensor("x", x, None)
     solver = _with_eta(solver, eta)
     dtype, working = x.dtype, torch.promote_types(x.dtype, torch.float32)
     nodes = [tuple(_node(values[i], flow) for i in piece) for piece in pieces]

@@ -89,7 +89,7 @@ def red_diff(
             raise TypeError("start is needed, as this operator has no adjoint to begin from: give an image (B, *)")
         of_variance = posterior(_mean, operator, y, noise=noise, schedule=found, method="proximal")
         start = of_variance(y.new_zeros(len(y), *shape), found.t_max)
-    check_tensor("start", start, False)
+    check_tensor("start", start, None)
     if len(y) not in (1, len(start)) or (shape is not None and start.shape[1:] != shape):
         due = "*" if shape is None else ", ".join(map(str, shape))
         raise ValueError(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...prediction import Denoiser
 from ...schedule import Schedule
 from ...statistics import fingerprint
+from ..labels import class_labels
 
 __all__ = ["Networked"]
 
@@ -58,9 +59,4 @@ class Networked(ABC):
 
     def checked(self, labels: Sequence[int] | Tensor | int) -> Tensor:
         """Labels as a tensor, (1,) or (B,)."""
-        if not self.classes:
-            raise ValueError("this model has no classes: call it as it is")
-        wanted = torch.as_tensor(labels)
-        if wanted.is_floating_point() or wanted.ndim > 1 or bool(((wanted < 0) | (wanted >= len(self.classes))).any()):
-            raise ValueError(f"labels must be integers in [0, {len(self.classes)}); got {labels!r}")
-        return wanted.reshape(-1).long()
+        return class_labels(labels, self.classes).reshape(-1).long()
