@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from integrations.runs import ONE_CALL
 
 from fewstep.integrations.diffusers import EVODiffScheduler
 from fewstep.prediction import from_denoised
 from fewstep.table import SOLVERS
+from integrations.runs import ONE_CALL
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "diffusers.md").read_text(encoding="utf-8")
 OPTIONS = inspect.signature(EVODiffScheduler.__init__).parameters
