@@ -190,6 +190,45 @@ def test_after_a_frame_that_failed_the_next_is_tried():
     assert results[1].error is results[0].error
 
 
+class Buffer:
+    """A camera that fills one buffer again and again."""
+
+    def __init__(self, images):
+        self.images, self.buffer = images, torch.empty_like(images[0])
+
+    def __iter__(self):
+        return (self.buffer.copy_(image) for image in self.images)
+
+
+@pytest.mark.parametrize("options", [{"skip": torch.equal}, {"scale": 1.5, "above": 0.05}], ids=["skip", "guided"])
+def test_a_camera_may_fill_one_buffer_again_and_again(options):
+    denoiser, images = Bent(fs.EDM()), frames(4)
+    apart = list(stream(denoiser, images, nfe=6, start=2, **options))
+    results = list(stream(denoiser, Buffer(images), nfe=6, start=2, **options))
+    assert [result.outcome for result in results] == ["done"] * 4
+    assert all(torch.equal(a.image, b.image) for a, b in zip(results, apart, strict=True))
+
+
+def test_frames_that_wait_may_have_come_in_one_buffer():
+    denoiser, images = Bent(fs.EDM()), frames(4)
+    line = Stream(denoiser, nfe=3, start=1, waiting=4)
+    for frame in Buffer(images):
+        line.put(frame)
+    nodes = fs.focused(fs.EDM(), 3)[1:]
+    for result, frame in zip(line.flush(), images, strict=True):
+        assert torch.equal(result.image, alone(denoiser, frame, nodes))
+
+
+def test_an_image_may_be_worked_on_in_place():
+    """By who is handed it: it is neither another's nor the stream's."""
+    denoiser, (one, other) = Bent(fs.EDM()), frames(2)
+    shown = [one, one, one, other, one, one]
+    nodes = fs.focused(fs.EDM(), 4)[1:]
+    for frame, result in zip(shown, stream(denoiser, shown, nfe=4, start=1, skip=torch.equal), strict=True):
+        assert torch.equal(result.image, alone(denoiser, frame, nodes))
+        result.image.zero_()
+
+
 @pytest.mark.parametrize(("delta", "above"), [(1.0, 0.0), (0.7, 0.0), (1.0, 0.5)])
 def test_residual_guidance_by_the_frame_itself(delta, above):
     """Self-negative: no further call; above a level of noise alone, and plain below."""

@@ -39,8 +39,9 @@ __all__ = ["Result", "Stream", "stream"]
 class Result:
     """What became of a frame; `number` counts them as they came, from 0.
 
-    done: `image`, like the frame. skipped: `image` is that of the last frame that was not. dropped: more frames waited
-    than there was room for. failed: `error` says where; a frame that is skipped after one that failed has its error.
+    done: `image`, like the frame. skipped: `image` is that of the last frame that was not, in a copy. dropped: more
+    frames waited than there was room for. failed: `error` says where; a frame that is skipped after one that failed has
+    its error.
     """
 
     number: int
@@ -90,7 +91,8 @@ class Stream:
         waiting: how many frames may wait; one more, and the oldest of them is dropped.
 
     A result is, bit for bit, that of the frame alone, on CPU, if the denoiser's answer for a sample does not depend on
-    the others: with `load_model(batch=8)`, not with batch norm or activations that are quantised together. Cost: the
+    the others: with `load_model(batch=8)`, not with batch norm or activations that are quantised together. Frames are
+    copied as they come, so that a camera may fill one buffer again and again; each result's image is its own. Cost: the
     frame's calls, and one with `negative`.
 
     Raises:
@@ -160,7 +162,7 @@ class Stream:
         self._dropped: list[Result] = []
         self._line: deque[_Run] = deque()  # all that were taken in, in order
         self._taken: Tensor | None = None  # the last frame that was not skipped
-        self._last: Result | None = None  # the last one of a run
+        self._last: Result | None = None  # the last one of a run, whose image is handed out in copies
 
     def push(self, frame: Tensor) -> list[Result]:
         """`put` and `advance`."""
@@ -168,7 +170,7 @@ class Stream:
         return self.advance()
 
     def put(self, frame: Tensor) -> None:
-        """Let a frame wait, (*shape): with `start` an image, else unit noise. A camera's thread may do it."""
+        """Let a copy of a frame wait, (*shape): with `start` an image, else unit noise. A camera's thread may do it."""
         if not isinstance(frame, Tensor) or not frame.is_floating_point() or not frame.numel():
             found = f"{tuple(frame.shape)}, {frame.dtype}" if isinstance(frame, Tensor) else type(frame).__name__
             raise TypeError(f"a frame must be a tensor of floating point; got {found}{how_to_convert(frame)}")
@@ -182,7 +184,7 @@ class Stream:
             if len(self._queue) == self._waiting:
                 number, _ = self._queue.popleft()
                 self._dropped.append(Result(number, "dropped"))
-            self._queue.append((next(self._numbers), frame))
+            self._queue.append((next(self._numbers), frame.detach().clone()))
 
     def advance(self) -> list[Result]:
         """Take in a frame, if one waits, make the calls until the next is due, and hand out what is ready, in order.
@@ -263,12 +265,12 @@ class Stream:
                 run.result = Result(run.number, "done", run.x[0])
 
     def _leave(self, run: _Run) -> Result:
-        """The result of the first in line."""
-        if run.result is not None:
-            self._last = run.result
-            return run.result
+        """The result of the first in line, with an image of its own."""
+        self._last = run.result or self._last
         assert self._last is not None  # a frame is skipped after one that was taken
-        return replace(self._last, number=run.number, outcome="skipped" if self._last.error is None else "failed")
+        outcome = "skipped" if run.result is None and self._last.error is None else self._last.outcome
+        image = None if self._last.image is None else self._last.image.clone()
+        return replace(self._last, number=run.number, outcome=outcome, image=image)
 
 
 def _integer(name: str, number: Any) -> int:
