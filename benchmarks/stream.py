@@ -131,9 +131,10 @@ for frame in camera:
 ```
 
 A result says whether its frame was done, skipped, dropped or failed: the queue is bounded, and NaN in one frame does
-not touch the others. A frame is copied as it comes, so a camera may fill one buffer again and again. On CPU an image is that of its frame alone, to the bit, if the model's answer for a sample does
-not depend on the others: `load_model(batch=8)` sees to that. Times are one a sample; no model that `load_model` reads
-takes one a token, as some transformers of videos do.
+not touch the others. A frame is copied as it comes, so a camera may fill one buffer again and again. After an
+exception, `advance` goes on with all frames that came. On CPU an image is that of its frame alone, to the bit, if the
+model's answer for a sample does not depend on the others: `load_model(batch=8)` sees to that. Times are one a sample;
+no model that `load_model` reads takes one a token, as some transformers of videos do.
 
 **When not to use it.** Where all images are there at once, a batch is as fast and simpler. Where a call for one image
 uses the whole machine, phases gain nothing.

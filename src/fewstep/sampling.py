@@ -192,7 +192,7 @@ def unit_noise(
     """
     if not dtype.is_floating_point:
         raise TypeError(f"dtype must be floating point; got {dtype}")
-    fitting = (seed if 0 <= seed < 2**32 else hashed_seed(seed % 2**64) for seed in _integers(seeds))
+    fitting = (seed if 0 <= seed < 2**32 else hashed_seed(seed % 2**64) for seed in integers(seeds))
     generators = [torch.Generator().manual_seed(seed) for seed in fitting]
     if not generators:
         raise ValueError("seeds must hold at least one; got none")
@@ -210,7 +210,7 @@ def hashed_seed(*entropy: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
-def _integers(seeds: Iterable[int]) -> list[int]:
+def integers(seeds: Iterable[int]) -> list[int]:
     """Of Python, numpy or torch."""
     try:
         numbers = [operator.index(seed) for seed in seeds]
@@ -246,7 +246,7 @@ def step_noise(seeds: Iterable[int], x: Tensor) -> Callable[[Node], Tensor]:
     It belongs to the node's log-SNR, so that a run in two parts, or one that is entered late, draws what the whole run
     draws there; drawn once more at the same node, it is other noise.
     """
-    numbers = _integers(seeds)
+    numbers = integers(seeds)
     if len(numbers) != len(x):
         raise ValueError(f"seeds must be one a sample; got {len(numbers)} for {len(x)} samples")
     drawn: dict[int, int] = {}

@@ -1,5 +1,6 @@
 """A stream gives each frame what it gets alone, whatever the others do, and says what became of each."""
 
+import contextlib
 import itertools
 import math
 import threading
@@ -140,6 +141,142 @@ def test_a_call_that_throws_leaves_the_runs_as_they_were():
     line.denoiser = denoiser
     for result, frame in zip(line.flush(), noise, strict=True):
         assert torch.equal(result.image, fs.sample(denoiser, frame[None], nfe=3)[0])
+
+
+class Throws:
+    """A function whose calls of the given numbers throw."""
+
+    def __init__(self, function, *numbers):
+        self.function, self.numbers, self.calls = function, numbers, -1
+
+    def __call__(self, *given):
+        self.calls += 1
+        if self.calls in self.numbers:
+            raise MemoryError
+        return self.function(*given)
+
+
+class Fragile:
+    """DDIM, of which some steps throw."""
+
+    grid, calls_per_step = fs.DDIM.grid, fs.DDIM.calls_per_step
+
+    def __init__(self, *numbers):
+        self.step = Throws(lambda stage, *given: stage(*given), *numbers)
+
+    def plan(self, *given):
+        return [FragileStage(stage, self.step) for stage in fs.DDIM().plan(*given)]
+
+
+class FragileStage:
+    def __init__(self, stage, step):
+        self.stage, self.step = stage, step
+        self.node, self.noise = stage.node, stage.noise
+
+    def __call__(self, *given):
+        return self.step(self.stage, *given)
+
+
+def went_on(asked):
+    """All that it tells, asked on after each MemoryError."""
+    told = []
+    while True:
+        try:
+            told.extend(asked())
+            return told
+        except MemoryError:
+            pass
+
+
+THROWN = (0, 1, 4, 8)
+PLAIN = {"nfe": 4, "solver": fs.DDIM(), "start": 1}
+GUIDED = {**PLAIN, "scale": 1.5, "negative": Bent(fs.EDM(), -0.5)}
+THROWING = {
+    "the denoiser": (lambda: Throws(Bent(fs.EDM()), *THROWN), PLAIN, dict),
+    "the negative": (lambda: Bent(fs.EDM()), GUIDED, lambda: {"negative": Throws(GUIDED["negative"], *THROWN)}),
+    "the filter": (lambda: Bent(fs.EDM()), {**PLAIN, "skip": torch.equal}, lambda: {"skip": Throws(torch.equal, 0, 3)}),
+    "the solver": (lambda: Bent(fs.EDM()), PLAIN, lambda: {"solver": Fragile(*THROWN)}),
+}
+
+
+@pytest.mark.parametrize(("denoiser", "options", "throwing"), THROWING.values(), ids=THROWING)
+def test_whatever_throws_loses_no_frame_and_no_notice(denoiser, options, throwing):
+    images = frames(8)
+    images[6] = images[5]
+    expected = list(stream(Bent(fs.EDM()), images[2:], seeds=itertools.count(2), **options))
+    line = Stream(denoiser(), schedule=fs.EDM(), seeds=itertools.count(), **{**options, **throwing()})
+    for frame in images[:2]:
+        line.put(frame)
+    results = []
+    for frame in images[2:]:
+        line.put(frame)
+        results += went_on(line.advance)
+    results += went_on(line.flush)
+    assert [(result.number, result.outcome) for result in results[:2]] == [(0, "dropped"), (1, "dropped")]
+    assert [result.number for result in results[2:]] == list(range(2, 8))
+    for got, due in zip(results[2:], expected, strict=True):
+        assert got.outcome == due.outcome
+        assert torch.equal(got.image, due.image)
+    # The same of the iterator, which holds its stream.
+    given = stream(denoiser(), images[2:], schedule=fs.EDM(), seeds=itertools.count(2), **{**options, **throwing()})
+    for got, due in zip(went_on(lambda: given), expected, strict=True):
+        assert (got.number, got.outcome) == (due.number, due.outcome)
+        assert torch.equal(got.image, due.image)
+
+
+def test_no_more_than_the_phases_are_under_way_whatever_throws():
+    denoiser = Bent(fs.EDM())
+    line = Stream(Throws(denoiser, *range(1, 40, 2)), schedule=fs.EDM(), nfe=3, waiting=40)
+    results = []
+    for frame in frames(20, size=1.0):
+        line.put(frame)
+        with contextlib.suppress(MemoryError):
+            results += line.advance()
+    results += went_on(line.flush)
+    assert [(result.number, result.outcome) for result in results] == [(i, "done") for i in range(20)]
+    assert max(denoiser.batches) == 3
+
+
+def test_a_frame_that_is_refused_loses_no_other():
+    denoiser, images = Bent(fs.EDM()), frames(4, size=1.0)
+    results = stream(denoiser, [*images[:2], images[0][:1], *images[2:]], nfe=3)
+    with pytest.raises(ValueError, match="all frames must be like the first"):
+        next(results)
+    for result, frame in zip(results, images, strict=True):
+        assert torch.equal(result.image, fs.sample(denoiser, frame[None], nfe=3)[0])
+
+
+def test_a_model_cannot_end_the_stream():
+    prompts = iter([0.3, 0.4])
+    results = stream(lambda x, t: x * next(prompts), frames(3), schedule=fs.EDM(), nfe=4)
+    with pytest.raises(RuntimeError, match="a model or skip raised StopIteration"):
+        list(results)
+
+
+def test_seeds_are_one_a_frame_whatever_becomes_of_it():
+    denoiser, (one, other) = Bent(fs.EDM()), frames(2)
+    shown, nodes = [one, one, other, other, one], fs.focused(fs.EDM(), 4)[1:]
+    line = Stream(denoiser, nfe=4, start=1, skip=torch.equal, seeds=[5, 6, 7, 8])
+    results = [result for frame in shown[:4] for result in line.push(frame)]
+    for _ in range(2):  # one that is refused takes no number
+        with pytest.raises(ValueError, match=r"seeds must be one a frame; there is none for frame 4: give more, or"):
+            line.push(shown[4])
+    results += line.flush()
+    assert [(r.number, r.outcome) for r in results] == [(0, "done"), (1, "skipped"), (2, "done"), (3, "skipped")]
+    for result, frame, seed in zip(results, shown, [5, 5, 7, 7], strict=False):
+        assert torch.equal(result.image, alone(denoiser, frame, nodes, seed))
+    given = stream(denoiser, frames(5), nfe=4, start=1, seeds=[1, 2])
+    with pytest.raises(ValueError, match="there is none for frame 2"):
+        list(given)
+
+
+@pytest.mark.parametrize(("seed", "error"), [(None, TypeError), (1.5, TypeError), (2**64, ValueError)])
+def test_a_seed_that_is_none_is_refused_as_its_frame_comes(seed, error):
+    line = Stream(DENOISER, nfe=2, seeds=[seed, 3])
+    with pytest.raises(error, match="seeds must"):
+        line.put(torch.zeros(SHAPE))
+    assert [result.outcome for result in line.push(torch.zeros(SHAPE))] == []
+    assert [(result.number, result.outcome) for result in line.flush()] == [(0, "done")]
 
 
 def test_the_queue_is_bounded_and_what_is_dropped_is_told():
@@ -308,10 +445,6 @@ def test_wrong_frames_are_refused_and_the_stream_goes_on():
     with pytest.raises(ValueError, match=r"all frames must be like the first, \(2, 3, 5\), torch\.float64 on cpu; got"):
         line.put(good[:1])
     assert [result.outcome for result in line.flush()] == ["done"]
-    short = Stream(DENOISER, nfe=2, seeds=[1])
-    short.push(good)
-    with pytest.raises(ValueError, match="seeds must be one a frame; there is none for frame 1"):
-        short.push(good)
 
 
 def test_the_filter_works_in_the_stream_and_is_seeded():

@@ -15,7 +15,7 @@ import operator
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -26,7 +26,7 @@ from ..grid import GridFunction
 from ..guidance import guided
 from ..guidance.base import answer
 from ..prediction import Denoiser
-from ..sampling import check_parts, plan, solve, step_noise, unit_noise
+from ..sampling import check_parts, integers, plan, solve, step_noise, unit_noise
 from ..schedule import Schedule
 from ..solvers import EVODiff, Solver
 from ..solvers.core.planned import planned
@@ -52,12 +52,14 @@ class Result:
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """A frame that was taken in. One that is skipped waits for no answer."""
+    """A frame, in the queue and then in the line."""
 
     number: int
     frame: Tensor
-    waits: Generator[tuple[Tensor, Any], Tensor, None] | None
-    x: Tensor  # (1, *), where the model is called next; the image after the last call
+    seed: int
+    skipped: bool | None = None  # None: not asked yet
+    waits: Generator[tuple[Tensor, Any], Tensor, None] | None = None  # for an answer; None: to be begun
+    x: Tensor = field(init=False)  # (1, *), where the model is called next; the image after the last call
     calls: int = 0  # made
     reference: Tensor | None = None  # of residual guidance
     result: Result | None = None
@@ -80,7 +82,7 @@ class Stream:
         start: what comes is images, which are given noise of node `start` of the grid and go on from there; None: what
             comes is unit noise.
         seeds: of that noise and of what stochastic solvers draw; one for all frames, so that what does not move stays,
-            or one a frame, such as itertools.count().
+            or one a frame, whatever becomes of it, such as itertools.count().
         scale: of residual guidance, as `guided` has it; 1 is none.
         negative: the unconditional denoiser, asked once a frame, at its first x; None takes the frame itself.
         delta: as in `residual`.
@@ -96,7 +98,7 @@ class Stream:
     frame's calls, and one with `negative`.
 
     Raises:
-        ValueError, TypeError: wrong arguments, or a frame that is not like the first, at once.
+        ValueError, TypeError: at once, for wrong arguments, a frame that is not like the first, or one without a seed.
         DenoiserError: an answer that is no tensor like x. NaN and inf are results: they concern their own frame alone.
     """
 
@@ -132,7 +134,7 @@ class Stream:
         phases = calls if phases is None else phases
         if not 1 <= _integer("phases", phases) <= calls:
             raise ValueError(f"phases must lie in 1 to {calls}, the calls of a frame; got phases={phases!r}")
-        self._stride = -(-calls // phases)
+        self._phases, self._stride = phases, -(-calls // phases)
         if _integer("waiting", waiting) < 1:
             raise ValueError(f"waiting must be at least 1; got waiting={waiting!r}")
         for name, number in {"scale": scale, "delta": delta, "above": above}.items():
@@ -156,21 +158,25 @@ class Stream:
         self._seeds = iter(seeds) if isinstance(seeds, Iterable) else itertools.repeat(_integer("seeds", seeds))
         self._skip, self._waiting = skip, waiting
         self._lock = threading.Lock()  # of the next four
-        self._numbers = itertools.count()
+        self._came = 0  # frames
         self._kind: tuple[Any, ...] | None = None  # shape, dtype and device of the first frame
-        self._queue: deque[tuple[int, Tensor]] = deque()
-        self._dropped: list[Result] = []
+        self._queue: deque[_Run] = deque()
+        self._told: list[Result] = []  # to be handed out
         self._line: deque[_Run] = deque()  # all that were taken in, in order
         self._taken: Tensor | None = None  # the last frame that was not skipped
         self._last: Result | None = None  # the last one of a run, whose image is handed out in copies
 
     def push(self, frame: Tensor) -> list[Result]:
-        """`put` and `advance`."""
+        """`put` and `advance`. What the second raises is no reason to push the frame again: it is in."""
         self.put(frame)
         return self.advance()
 
     def put(self, frame: Tensor) -> None:
-        """Let a copy of a frame wait, (*shape): with `start` an image, else unit noise. A camera's thread may do it."""
+        """Let a copy of a frame wait, (*shape): with `start` an image, else unit noise. A camera's thread may do it.
+
+        One that is refused has no number and no result: TypeError if it is no tensor of floating point, ValueError if
+        it is not like the first or if no seed is left.
+        """
         if not isinstance(frame, Tensor) or not frame.is_floating_point() or not frame.numel():
             found = f"{tuple(frame.shape)}, {frame.dtype}" if isinstance(frame, Tensor) else type(frame).__name__
             raise TypeError(f"a frame must be a tensor of floating point; got {found}{how_to_convert(frame)}")
@@ -181,63 +187,88 @@ class Stream:
                 raise ValueError(
                     "all frames must be like the first, {}, {} on {}; got {}, {} on {}".format(*self._kind, *kind)
                 )
+            run = _Run(self._came, frame.detach().clone(), self._seed())
             if len(self._queue) == self._waiting:
-                number, _ = self._queue.popleft()
-                self._dropped.append(Result(number, "dropped"))
-            self._queue.append((next(self._numbers), frame.detach().clone()))
+                self._told.append(Result(self._queue.popleft().number, "dropped"))
+            self._queue.append(run)
+            self._came += 1
 
     def advance(self) -> list[Result]:
         """Take in a frame, if one waits, make the calls until the next is due, and hand out what is ready, in order.
 
-        Frames that were dropped are told at once.
+        Frames that were dropped are told at once. Whatever is raised here, of a model, `skip` or memory, loses neither
+        a frame nor a result: call it again, and it goes on. Frames wait while `phases` are under way.
         """
         with self._lock:
-            results, self._dropped = self._dropped, []
-            waiting = [self._queue.popleft()] if self._queue else []
-        for number, frame in waiting:
-            self._take(number, frame)
+            if self._queue and len(self._under_way()) < self._phases:
+                self._line.append(self._queue.popleft())
+        for run in self._line:
+            if run.skipped is None:
+                self._ask(run)
         for _ in range(self._stride):
             self._call()
-        while self._line and (self._line[0].waits is None or self._line[0].result is not None):
-            results.append(self._leave(self._line.popleft()))
+        while self._line and (self._line[0].skipped or self._line[0].result is not None):
+            self._told.append(self._leave(self._line[0]))
+            self._line.popleft()
+        with self._lock:
+            results, self._told = self._told, []
         return results
 
     def flush(self) -> Iterator[Result]:
         """`advance` until nothing waits and nothing is under way."""
-        while self._queue or self._dropped or self._line:
+        while self._busy():
             yield from self.advance()
 
-    def _take(self, number: int, frame: Tensor) -> None:
-        if self._skip is not None and self._taken is not None and self._skip(frame, self._taken):
-            self._line.append(_Run(number, frame, None, frame))
-            return
-        seed = next(self._seeds, None)
-        if seed is None:
-            raise ValueError(f"seeds must be one a frame; there is none for frame {number}")
+    def _busy(self) -> bool:
+        return bool(self._queue or self._told or self._line)
+
+    def _under_way(self) -> list[_Run]:
+        return [run for run in self._line if not run.skipped and run.result is None]
+
+    def _seed(self) -> int:
+        """Of the frame that comes."""
+        for seed in self._seeds:
+            (found,) = integers([seed])
+            return found
+        raise ValueError(
+            f"seeds must be one a frame; there is none for frame {self._came}: give more, or itertools.count()"
+        )
+
+    def _ask(self, run: _Run) -> None:
+        """Whether its frame is skipped."""
+        like = self._skip is not None and self._taken is not None and self._skip(run.frame, self._taken)
+        run.skipped = bool(like)
+        if not run.skipped:
+            self._taken = run.frame
+
+    def _begin(self, run: _Run) -> None:
+        frame = run.frame
         x = frame[None].to(torch.promote_types(frame.dtype, torch.float32))
         if self._images:
-            noise = unit_noise([seed], frame.shape, dtype=x.dtype, device=x.device)
+            noise = unit_noise([run.seed], frame.shape, dtype=x.dtype, device=x.device)
             x = self._node.alpha * x + self._node.sigma * noise
         else:
             x = x * self._node.sigma
-        waits = solve(x, self._node, self._stages, frame.dtype, step_noise([seed], x), False)
-        given, _ = next(waits)
-        run = _Run(number, frame, waits, given)
+        waits = solve(x, self._node, self._stages, frame.dtype, step_noise([run.seed], x), False)
+        run.x, _ = next(waits)
+        run.calls = 0
         scale, negative, _ = self._guidance
         if scale != 1:
             run.reference = frame[None]
             if negative is not None:
                 with torch.no_grad():
                     time = self._stages[0].node.time
-                    run.reference = answer(negative, given.clone(), time, "the unconditional denoiser").clone()
-        self._line.append(run)
-        self._taken = frame
+                    run.reference = answer(negative, run.x.clone(), time, "the unconditional denoiser").clone()
+        run.waits = waits  # once all of it is there
 
     def _call(self) -> None:
         """One call for all runs under way."""
-        runs = [run for run in self._line if run.waits is not None and run.result is None]
+        runs = self._under_way()
         if not runs:
             return
+        for run in runs:
+            if run.waits is None:
+                self._begin(run)
         t = torch.tensor([self._stages[run.calls].node.time for run in runs], dtype=torch.float64)
         denoiser, (scale, _, delta) = self.denoiser, self._guidance
         if scale != 1:
@@ -251,16 +282,17 @@ class Stream:
 
     def _hand(self, run: _Run, own: Tensor) -> None:
         """Its answer to a run."""
-        assert run.waits is not None
-        run.calls += 1
+        waits, run.waits = run.waits, None  # if the solver throws, its state is lost: the run begins anew
+        assert waits is not None
         try:
-            run.x, _ = run.waits.send(own)
+            run.x, _ = waits.send(own)
         except DenoiserError as error:
             told = error if bool(run.frame.isfinite().all()) else ValueError("the frame itself holds NaN or inf")
             run.result = Result(run.number, "failed", error=told)
             if self._taken is run.frame:  # the next one is tried, whatever it is like
                 self._taken = None
         else:
+            run.waits, run.calls = waits, run.calls + 1
             if run.calls == len(self._stages):
                 run.result = Result(run.number, "done", run.x[0])
 
@@ -268,7 +300,7 @@ class Stream:
         """The result of the first in line, with an image of its own."""
         self._last = run.result or self._last
         assert self._last is not None  # a frame is skipped after one that was taken
-        outcome = "skipped" if run.result is None and self._last.error is None else self._last.outcome
+        outcome = "skipped" if run.skipped and self._last.error is None else self._last.outcome
         image = None if self._last.image is None else self._last.image.clone()
         return replace(self._last, number=run.number, outcome=outcome, image=image)
 
@@ -282,7 +314,21 @@ def _integer(name: str, number: Any) -> int:
 def stream(denoiser: Denoiser, frames: Iterable[Tensor], **options: Any) -> Iterator[Result]:
     """The results of all `frames`, in order; `options` are those of `Stream`.
 
-    Frames are taken from their iterator one by one, as there is room for them, so that none is dropped.
+    Frames are taken from their iterator one by one, as there is room for them, so that none is dropped. Whatever is
+    raised, a frame that is refused among it, loses no other: ask the same iterator on.
     """
-    line = Stream(denoiser, **options)
-    return itertools.chain(itertools.chain.from_iterable(map(line.push, frames)), line.flush())
+    line, coming, ready = Stream(denoiser, **options), iter(frames), deque[Result]()
+
+    def result() -> Result | None:
+        while not ready:
+            for frame in itertools.islice(coming, 0 if line._queue else 1):
+                line.put(frame)
+            if not line._busy():
+                return None
+            try:
+                ready.extend(line.advance())
+            except StopIteration as error:  # of a model: it would pass for the end
+                raise RuntimeError("a model or skip raised StopIteration, as next() does without a default") from error
+        return ready.popleft()
+
+    return iter(result, None)  # a generator would be at its end by what is raised
