@@ -12,11 +12,11 @@ import fewstep
 SOURCE = Path(fewstep.__file__).parent
 # Each room may import from those before it.
 ROOMS = [
-    "signals", "files", "store", "models", "prompts", "schedule", "grid", "answers", "prediction", "statistics",
-    "solvers", "table", "sampling", "tuning", "analysis", "transition", "guidance", "edit", "restore", "api",
-    "pictures", "runs", "integrations", "adapters", "stream", "cheaper", "bench", "cli", "__main__",
+    "signals", "files", "arguments", "store", "models", "prompts", "schedule", "grid", "answers", "prediction",
+    "statistics", "solvers", "table", "sampling", "tuning", "analysis", "transition", "guidance", "edit", "restore",
+    "api", "pictures", "runs", "integrations", "adapters", "stream", "cheaper", "bench", "cli", "__main__",
 ]  # fmt: skip
-TENSOR_FREE = ["signals", "files", "store", "models", "prompts", "schedule", "grid", "prediction"]
+TENSOR_FREE = ["signals", "files", "arguments", "store", "models", "prompts", "schedule", "grid", "prediction"]
 
 
 def files(room):

@@ -136,6 +136,7 @@ def test_a_budget_is_a_positive_integer(nfe):
     [
         (np.zeros((2, 3)), TypeError, "noise must be a torch.Tensor; got ndarray"),
         (torch.zeros(2, 3, dtype=torch.int64), TypeError, "noise must be floating point; got torch.int64"),
+        (torch.zeros(2, 3, dtype=torch.uint8), TypeError, r"got torch.uint8 \(.float\(\) / 127.5 - 1, of an image"),
         (torch.zeros(3), ValueError, r"noise must be \(B, \*\) of rank 2 or more and not empty; got shape \(3,\)"),
         (torch.zeros(0, 3), ValueError, r"not empty; got shape \(0, 3\)"),
         (torch.tensor([[1.0, float("nan")]]), ValueError, "noise must be finite"),
@@ -272,6 +273,7 @@ def test_a_run_warns_of_nothing():
         ({"schedule": fs.Flow}, r"schedule must be a schedule such as EDM\(\); got <class"),
         ({"grid": "karras"}, "grid must be a grid such as .*; got 'karras'"),
         ({"grid": 5}, "grid must be a grid such as .*; got 5"),
+        ({"grid": np.int64(5)}, "grid must be a grid such as .*; got np.int64"),
     ],
 )
 def test_parts_of_the_wrong_kind(wrong, message):

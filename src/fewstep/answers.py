@@ -44,6 +44,10 @@ def _refuse(who: str, what: str, remedy: str, time: Times, sigma: float | None, 
 
 def how_to_convert(value: object) -> str:
     """How to make a tensor of `value`, to follow a sentence; empty where that is not known."""
+    if isinstance(value, Tensor):
+        if value.dtype == torch.uint8:
+            return " (.float() / 127.5 - 1, of an image)"
+        return "" if value.is_floating_point() or value.is_complex() else " (.float())"
     if isinstance(value, tuple | list):
         return " (the first of these? or torch.stack, torch.as_tensor)"
     if type(value).__module__.partition(".")[0] == "numpy":

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, is_dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .answers import DenoiserError, check_answer, how_to_convert
+from .arguments import integer
 from .grid import GridFunction, checked, from_times
 from .prediction import Denoiser, schedule_of
 from .schedule import Node, Schedule, mismatch
@@ -269,7 +271,7 @@ def plan(
 ) -> tuple[tuple[Node, ...], Sequence[Stage]]:
     """The nodes and the stages of a run: as many stages as `nfe`, or as explicit times imply."""
     nfe = None if nfe is None else _budget(nfe)
-    if isinstance(grid, (str, int, float)):
+    if isinstance(grid, str | Real):
         raise TypeError(f"grid must be a grid such as karras(rho=7), or explicit times; got {grid!r}")
     if grid is not None and not callable(grid):
         nodes = _of(schedule, _falling(from_times(schedule, grid)), "grid")
@@ -296,10 +298,7 @@ def plan(
 
 
 def _budget(nfe: int) -> int:
-    try:
-        number = 0 if isinstance(nfe, bool) else operator.index(nfe)
-    except TypeError:
-        number = 0
+    number = integer(nfe) or 0
     if number < 1:
         raise ValueError(f"nfe must be an integer of at least 1; got {nfe!r}")
     if number > MOST_NFE:
@@ -452,7 +451,7 @@ def check_tensor(name: str, x: Tensor, differentiable: bool | None) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(x).__name__}{how_to_convert(x)}")
     if not x.is_floating_point():
-        raise TypeError(f"{name} must be floating point; got {x.dtype}")
+        raise TypeError(f"{name} must be floating point; got {x.dtype}{how_to_convert(x)}")
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(f"{name} must be (B, *) of rank 2 or more and not empty; got shape {tuple(x.shape)}")
     if not bool(x.isfinite().all()):

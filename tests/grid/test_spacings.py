@@ -43,10 +43,10 @@ def test_one_step_of_linspace_starts_at_noise():
     assert peer("DDIMScheduler", 1, timestep_spacing="linspace") == [0]
 
 
-@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("offset", [0, 1, np.uint8(1)])
 def test_leading_equals_ddim(offset):
     for steps in COUNTS[:-1]:
-        expected = peer("DDIMScheduler", steps, timestep_spacing="leading", steps_offset=offset)
+        expected = peer("DDIMScheduler", steps, timestep_spacing="leading", steps_offset=int(offset))
         assert times(leading(offset=offset), steps) == expected, steps
 
 

@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from fewstep import EDM
-from fewstep.restore import Linear, deblurring, inpainting, posterior, superresolution
+from fewstep.restore import Linear, deblurring, inpainting, posterior, red_diff, superresolution
 from fewstep.restore.measurement import linearised
 
 SHAPE = (2, 12, 8)
@@ -101,11 +102,42 @@ def test_a_function_that_is_not_linear_is_taken_by_its_derivative():
         (lambda: deblurring(1, (8,)), r"shape must be that of one image, \(C, H, W\); got \(8,\)"),
         (lambda: superresolution(2, (8,)), r"shape must be that of one image, \(C, H, W\); got \(8,\)"),
         (lambda: superresolution(2.0, SHAPE), r"got factor=2\.0"),
+        (lambda: superresolution(np.float32(2), SHAPE), r"got factor=np\.float32\(2\.0\)"),
+        (lambda: deblurring(True, SHAPE), "got std=True"),
     ],
 )
 def test_an_operator_that_cannot_be_is_refused(make, told):
     with pytest.raises(ValueError, match=told):
         make()
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8])
+def test_integers_of_numpy_are_those_of_python(kind):
+    x = rows(*SHAPE)
+    assert torch.equal(superresolution(kind(4), SHAPE).A(x), OPERATORS["superresolution"].A(x))
+    y = OPERATORS["superresolution"].A(x)
+    given = [
+        posterior(lambda x, t: x / 2, OPERATORS["superresolution"], y, noise=0.1, schedule=EDM(), iterations=count)
+        for count in (3, kind(3))
+    ]
+    assert torch.equal(*(denoiser(x, 1.0) for denoiser in given))
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_numbers_of_numpy_are_those_of_python(kind):
+    x, value = rows(*SHAPE), kind(0.7)
+    blur = deblurring(float(value), SHAPE)
+    assert torch.equal(deblurring(value, SHAPE).A(x), blur.A(x))
+    y = blur.A(x)
+    denoisers = (posterior(lambda x, t: x / 2, blur, y, noise=each, schedule=EDM()) for each in (float(value), value))
+    assert torch.equal(*(denoiser(x, 1.0) for denoiser in denoisers))
+    options = {"schedule": EDM(), "seeds": range(3), "nfe": 3}
+    weights = ({"weight": lambda node: float(value)}, {"weight": lambda node: value}, {"weight": value})
+    due, *others = (
+        red_diff(lambda x, t: x / 2, blur, y, noise=each, rate=each, **weight, **options)
+        for each, weight in zip((float(value), value, value), weights, strict=True)
+    )
+    assert all(torch.equal(other, due) for other in others)
 
 
 class Unmatched:

@@ -5,6 +5,7 @@ import itertools
 import math
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -425,6 +426,10 @@ WRONG = {
     "no delta": ({"start": 1, "scale": 2.0, "delta": math.inf}, r"delta must be a finite number; got delta=inf"),
     "no level": ({"start": 1, "scale": 2.0, "above": "1"}, r"above must be a finite number; got above='1'"),
     "no negative": ({"start": 1, "scale": 2.0, "negative": 3}, r"negative must be a function or None; got negative=3"),
+    "a scale of a truth": ({"start": 1, "scale": True}, r"scale must be a finite number; got scale=True"),
+    "a scale beyond a float": ({"start": 1, "scale": 10**400}, r"scale must be a finite number; got scale=100"),
+    "a node of half NumPy": ({"start": np.float32(1.5)}, r"start must be an integer; got start=np.float32\(1.5\)"),
+    "a node of a tensor": ({"start": torch.tensor(1.5)}, r"start must be an integer; got start=tensor\(1.5"),
     "no filter": ({"skip": 0.98}, r"skip must be a function or None; got skip=0.98"),
 }
 
@@ -435,13 +440,29 @@ def test_wrong_options_are_refused_at_the_door(options, message):
         stream(DENOISER, [], **options)
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int64, np.uint8])
+def test_numbers_of_numpy_are_those_of_python(kind):
+    options = {"nfe": 4, "scale": 2, "delta": 1, "above": 1, "start": 1, "phases": 2, "waiting": 1, "seeds": 3}
+    whole = np.issubdtype(kind, np.integer)
+    given = {name: kind(value) if whole or name in ("scale", "delta", "above") else value
+             for name, value in options.items()}  # fmt: skip
+    (due,), (got,) = (stream(Bent(fs.EDM()), [torch.ones(SHAPE) / 2], **each) for each in (options, given))
+    assert torch.equal(got.image, due.image)
+
+
 def test_wrong_frames_are_refused_and_the_stream_goes_on():
     line, good = Stream(DENOISER, nfe=2), frames(1)[0]
     line.put(good)
-    with pytest.raises(TypeError, match=r"a frame must be a tensor of floating point; got ndarray \(torch\.from_numpy"):
+    with pytest.raises(
+        TypeError, match=r"a frame must be a tensor of floating point, .*; got ndarray \(torch\.from_numpy"
+    ):
         line.put(good.numpy())
-    with pytest.raises(TypeError, match=r"floating point; got \(2, 3, 5\), torch\.uint8"):
+    with pytest.raises(TypeError, match=r"got \(2, 3, 5\), torch\.uint8 \(\.float\(\) / 127\.5 - 1, of an image\)$"):
         line.put(good.byte())
+    with pytest.raises(TypeError, match=r"got \(2, 3, 5\), torch\.int64 \(\.float\(\)\)$"):
+        line.put(good.long())
+    with pytest.raises(TypeError, match=r"and not empty; got \(2, 3, 0\), torch\.float64$"):
+        line.put(good[..., :0])
     with pytest.raises(ValueError, match=r"all frames must be like the first, \(2, 3, 5\), torch\.float64 on cpu; got"):
         line.put(good[:1])
     assert [result.outcome for result in line.flush()] == ["done"]

@@ -20,6 +20,7 @@ from typing import Any, Protocol, overload
 
 import numpy as np
 
+from ..arguments import integer
 from ..schedule import DATA_STD, VISIBLE, Node, Schedule
 
 __all__ = [
@@ -63,9 +64,10 @@ class Grid:
     def __call__(self, schedule: Schedule | None = None, steps: int | None = None, /, **options: Any) -> Any:
         if schedule is None:
             return Grid(self.make, {**self.options, **options})
-        if steps is None or isinstance(steps, bool) or not hasattr(steps, "__index__") or steps < 1:
+        count = integer(steps)
+        if count is None or count < 1:
             raise ValueError(f"steps must be an integer of at least 1; got {steps!r}")
-        return self.make(schedule, int(steps), **{**self.options, **options})
+        return self.make(schedule, count, **{**self.options, **options})
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in self.options.items())

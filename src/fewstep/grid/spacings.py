@@ -20,6 +20,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from ..arguments import integer
 from ..schedule import Discrete, Flow, Node, Schedule
 from .base import Grid, between, closes, evenly, need_scipy, time_ends
 
@@ -44,11 +45,12 @@ def leading(
     schedule: Schedule, steps: int, *, offset: int = 0, drop_last: bool = False, to_zero: bool | None = None
 ) -> tuple[Node, ...]:
     """Multiples of floor(T / N) of a discrete table of T entries, and `offset`, which is 1 for Stable Diffusion."""
-    if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
+    first = integer(offset)
+    if first is None or first < 0:
         raise ValueError(f"offset must be an integer of at least 0; got {offset!r}")
 
     def times(size: int, count: int) -> Sequence[int]:
-        return [(count - 1 - i) * (size // count) + offset for i in range(count)]
+        return [(count - 1 - i) * (size // count) + first for i in range(count)]
 
     return _spaced("leading", schedule, steps, times, drop_last, to_zero)
 

@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import avg_pool2d, conv1d, pad
 
 from ..answers import how_to_convert
+from ..arguments import integer, number
 
 __all__ = [
     "Linear",
@@ -91,29 +92,29 @@ def inpainting(mask: Tensor, shape: tuple[int, ...]) -> Linear:
 def superresolution(factor: int, shape: tuple[int, ...]) -> Linear:
     """The means of squares of `factor` x `factor` pixels, for images of `shape` (C, H, W)."""
     _check_image(shape)
-    whole = isinstance(factor, int) and factor >= 2
-    if not whole or any(side % factor for side in shape[-2:]):
+    size = integer(factor)
+    if size is None or size < 2 or any(side % size for side in shape[-2:]):
         raise ValueError(
             f"factor must be 2 or more and divide the sides of {tuple(shape)}, an integer; got factor={factor!r}"
         )
     rows, columns = (
-        torch.eye(side // factor, dtype=torch.float64).repeat_interleave(factor, 1) / factor for side in shape[-2:]
+        torch.eye(side // size, dtype=torch.float64).repeat_interleave(size, 1) / size for side in shape[-2:]
     )
-    pooled, spread = partial(avg_pool2d, kernel_size=factor), partial(_spread, factor=factor)
+    pooled, spread = partial(avg_pool2d, kernel_size=size), partial(_spread, factor=size)
     return Known(pooled, shape, spread, tables=(rows, columns))
 
 
 def deblurring(std: float, shape: tuple[int, ...]) -> Linear:
     """Blur by a Gaussian of `std` pixels, mirrored at the edges, for images of `shape` (C, H, W)."""
     _check_image(shape)
-    number = isinstance(std, int | float) and not isinstance(std, bool)
+    width = number(std)
     # A width whose square is 0 in floating point is none.
-    reach = math.ceil(TAIL * std) if number and std * std > 0 and 0 < std < math.inf else 0
+    reach = math.ceil(TAIL * width) if width * width > 0 and 0 < width < math.inf else 0
     if not 0 < reach < min(shape[-2:]):
         raise ValueError(
             f"std must be positive and at most {(min(shape[-2:]) - 1) / TAIL:.3g} pixels here; got std={std!r}"
         )
-    line = torch.exp(-torch.arange(-reach, reach + 1, dtype=torch.float64).square() / (2 * std**2))
+    line = torch.exp(-torch.arange(-reach, reach + 1, dtype=torch.float64).square() / (2 * width**2))
     rows, columns = (_blur(side, line / line.sum()) for side in shape[-2:])
     blurred = (partial(_blurred, rows=one, columns=other) for one, other in ((rows, columns), (rows.T, columns.T)))
     return Known(next(blurred), shape, next(blurred), tables=(rows, columns))
@@ -223,10 +224,13 @@ def check_measurement(operator: Any, y: Tensor, noise: float) -> tuple[int, ...]
     if not isinstance(y, Tensor):
         raise TypeError(f"y must be a torch.Tensor; got {type(y).__name__}{how_to_convert(y)}")
     if not y.is_floating_point() or y.ndim < 2 or not y.numel():
-        raise ValueError(f"y must be floating point, (B, *), and not empty; got {y.dtype} of shape {tuple(y.shape)}")
+        raise ValueError(
+            f"y must be floating point, (B, *), and not empty; got {y.dtype} of shape {tuple(y.shape)}"
+            f"{how_to_convert(y)}"
+        )
     if not bool(y.isfinite().all()):
         raise ValueError("y must be finite; it holds NaN or inf: leave out what was not measured by a mask")
-    if isinstance(noise, bool) or not isinstance(noise, int | float) or not LEAST < noise < 1 / LEAST:
+    if not LEAST < number(noise) < 1 / LEAST:
         raise ValueError(
             f"noise must be a number, the standard deviation of y's noise, positive and finite, with a square that "
             f"float32 can hold; got noise={noise!r}: without noise, give that of rounding, such as 1 / 255"

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from ..answers import DenoiserError
+from ..arguments import number
 from ..grid import GridFunction
 from ..guidance.base import answer
 from ..prediction import Denoiser, schedule_of
@@ -84,6 +85,7 @@ def red_diff(
             f"weight must be a finite number, 0 or more, a function of the level, or None; got weight={weight!r}"
         )
     shape = check_measurement(operator, y, noise)
+    noise = float(noise)
     if start is None:
         if shape is None:
             raise TypeError("start is needed, as this operator has no adjoint to begin from: give an image (B, *)")
@@ -98,7 +100,7 @@ def red_diff(
     nodes, _ = plan(found, EVODiff(), nfe=nfe, grid=grid)
     given = WEIGHT / noise**2 if weight is None else weight
     mean = start.to(torch.promote_types(start.dtype, torch.float32), copy=True)
-    adam = torch.optim.Adam([mean], lr=rate, betas=MOMENTA)
+    adam = torch.optim.Adam([mean], lr=float(rate), betas=MOMENTA)
     draw = step_noise(seeds, mean)
     with torch.no_grad():
         for node in nodes[:-1]:
@@ -116,7 +118,7 @@ def red_diff(
                 raise ValueError(
                     f"weight must return a finite number, 0 or more, of each level; got {pull!r} of {node}"
                 )
-            mean.grad = at.adjoint(at.measured - y.to(mean.dtype)) / noise**2 + pull * (mean - denoised)
+            mean.grad = at.adjoint(at.measured - y.to(mean.dtype)) / noise**2 + float(pull) * (mean - denoised)
             adam.step()
     if not bool(mean.isfinite().all()):
         raise DenoiserError("RED-Diff ended at NaN or inf: the denoiser returned such, or the rate is too large")
@@ -129,4 +131,4 @@ def _mean(x: Tensor, t: float) -> Tensor:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    return 0 <= number(value) < math.inf

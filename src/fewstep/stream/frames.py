@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..answers import DenoiserError, how_to_convert
+from ..arguments import integer, number
 from ..grid import GridFunction
 from ..guidance import guided
 from ..guidance.base import answer
@@ -125,21 +125,21 @@ class Stream:
         self._schedule = check_parts(denoiser, solver, schedule)
         nodes, self._stages = plan(self._schedule, solver, nfe=nfe, grid=grid)
         if start is not None:
-            if not 0 <= _integer("start", start) < len(nodes) - 1:
+            first = _integer("start", start)
+            if not 0 <= first < len(nodes) - 1:
                 raise ValueError(f"start must be one of the grid's nodes 0 to {len(nodes) - 2}; got start={start!r}")
-            nodes = nodes[start:]
+            nodes = nodes[first:]
             self._stages = planned(solver, self._schedule, nodes)
         self._node, self._images = nodes[0], start is not None
         calls = len(self._stages)
-        phases = calls if phases is None else phases
-        if not 1 <= _integer("phases", phases) <= calls:
+        self._phases = calls if phases is None else _integer("phases", phases)
+        if not 1 <= self._phases <= calls:
             raise ValueError(f"phases must lie in 1 to {calls}, the calls of a frame; got phases={phases!r}")
-        self._phases, self._stride = phases, -(-calls // phases)
-        if _integer("waiting", waiting) < 1:
+        self._stride = -(-calls // self._phases)
+        self._waiting = _integer("waiting", waiting)
+        if self._waiting < 1:
             raise ValueError(f"waiting must be at least 1; got waiting={waiting!r}")
-        for name, number in {"scale": scale, "delta": delta, "above": above}.items():
-            if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-                raise ValueError(f"{name} must be a finite number; got {name}={number!r}")
+        scale, delta, above = _finite("scale", scale), _finite("delta", delta), _finite("above", above)
         for name, function in {"negative": negative, "skip": skip}.items():
             if function is not None and not callable(function):
                 raise TypeError(f"{name} must be a function or None; got {name}={function!r}")
@@ -156,7 +156,7 @@ class Stream:
         self._guidance = scale, negative, delta
         self._scales = [scale if stage.node.nsr > above else 1.0 for stage in self._stages]
         self._seeds = iter(seeds) if isinstance(seeds, Iterable) else itertools.repeat(_integer("seeds", seeds))
-        self._skip, self._waiting = skip, waiting
+        self._skip = skip
         self._lock = threading.Lock()  # of the next four
         self._came = 0  # frames
         self._kind: tuple[Any, ...] | None = None  # shape, dtype and device of the first frame
@@ -179,7 +179,9 @@ class Stream:
         """
         if not isinstance(frame, Tensor) or not frame.is_floating_point() or not frame.numel():
             found = f"{tuple(frame.shape)}, {frame.dtype}" if isinstance(frame, Tensor) else type(frame).__name__
-            raise TypeError(f"a frame must be a tensor of floating point; got {found}{how_to_convert(frame)}")
+            raise TypeError(
+                f"a frame must be a tensor of floating point, and not empty; got {found}{how_to_convert(frame)}"
+            )
         with self._lock:
             kind = tuple(frame.shape), frame.dtype, frame.device
             self._kind = kind if self._kind is None else self._kind
@@ -305,10 +307,18 @@ class Stream:
         return replace(self._last, number=run.number, outcome=outcome, image=image)
 
 
-def _integer(name: str, number: Any) -> int:
-    if isinstance(number, bool) or not hasattr(number, "__index__"):
-        raise TypeError(f"{name} must be an integer; got {name}={number!r}")
-    return operator.index(number)
+def _integer(name: str, value: Any) -> int:
+    found = integer(value)
+    if found is None:
+        raise TypeError(f"{name} must be an integer; got {name}={value!r}")
+    return found
+
+
+def _finite(name: str, value: Any) -> float:
+    found = number(value)
+    if not math.isfinite(found):
+        raise ValueError(f"{name} must be a finite number; got {name}={value!r}")
+    return found
 
 
 def stream(denoiser: Denoiser, frames: Iterable[Tensor], **options: Any) -> Iterator[Result]:
