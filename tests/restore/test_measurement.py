@@ -179,6 +179,44 @@ def test_what_does_not_fit_is_said_at_the_door():
     assert "A_adjoint is not the adjoint of operator.A" in refused(doubled, y)
 
 
+class OfAnyShape:
+    """As the operators of deepinv are: it takes one image for a batch of its colours."""
+
+    def __init__(self, operator):
+        self.A, self.A_adjoint = operator.function, operator.adjoint
+
+
+MEASURES = {
+    **OPERATORS,
+    "derived": Linear(OPERATORS["superresolution"].function, SHAPE),
+    "of any shape": OfAnyShape(OPERATORS["superresolution"]),
+    "of one dimension": Linear(lambda x: x.flatten(1)[:, :9], SHAPE),
+    "a function": torch.sin,
+}
+
+
+@pytest.mark.parametrize("operator", MEASURES.values(), ids=MEASURES)
+def test_one_measurement_is_told_to_be_made_a_batch(operator):
+    x = rows(*SHAPE)
+    y = getattr(operator, "A", operator)(x)[0]
+    options = {"noise": 0.1, "schedule": EDM()}
+    with pytest.raises(ValueError, match=r"y must be .*give y\[None\]$"):
+        posterior(lambda x, t: x / 2, operator, y, **options)(x[:1], 1.0)
+    posterior(lambda x, t: x / 2, operator, y[None], **options)(x[:1], 1.0)
+
+
+def test_one_measurement_with_as_many_colours_as_samples_is_told_so_too():
+    y, options = rows(*SHAPE)[0], {"noise": 0.1, "schedule": EDM()}
+    told = r"y must be a batch.*got one measurement, \(2, 12, 8\): give y\[None\]$"
+    for operator in (OfAnyShape(OPERATORS["inpainting"]), torch.sin):
+        with pytest.raises(ValueError, match=told):
+            posterior(lambda x, t: x / 2, operator, y, **options)(rows(*SHAPE)[:2], 1.0)
+    with pytest.raises(ValueError, match=told):
+        red_diff(lambda x, t: x / 2, torch.sin, y, start=rows(*SHAPE)[:2], seeds=range(2), **options)
+    with pytest.raises(ValueError, match=r"start must be .*if y is one measurement, give y\[None\]$"):
+        red_diff(lambda x, t: x / 2, torch.sin, y, start=rows(*SHAPE)[:1], seeds=[0], **options)
+
+
 class Nothing(Unmatched):
     """What a function that forgets its return gives."""
 

@@ -32,6 +32,7 @@ __all__ = [
     "derived",
     "inpainting",
     "linearised",
+    "lone",
     "superresolution",
 ]
 
@@ -200,6 +201,18 @@ def derived(found: Tensor, name: str, remedy: str) -> Tensor:
     return found
 
 
+def lone(y: Tensor) -> str:
+    """What is told of one measurement, where a batch of them is due."""
+    return f"y must be a batch, (1, *) for all samples or (B, *); got one measurement, {tuple(y.shape)}: give y[None]"
+
+
+def _fits(operator: Any, y: Tensor) -> bool:
+    try:
+        return _function(operator)(_adjoint(operator, y)).shape == y.shape
+    except (RuntimeError, ValueError):
+        return False
+
+
 def check_derivative(operator: Any, at: Linearised) -> None:
     """ValueError for a function whose derivative is 0 all over, as that of rounding. An accelerator waits."""
     if not hasattr(operator, "A_adjoint"):
@@ -226,7 +239,7 @@ def check_measurement(operator: Any, y: Tensor, noise: float) -> tuple[int, ...]
     if not y.is_floating_point() or y.ndim < 2 or not y.numel():
         raise ValueError(
             f"y must be floating point, (B, *), and not empty; got {y.dtype} of shape {tuple(y.shape)}"
-            f"{how_to_convert(y)}"
+            f"{how_to_convert(y)}{': give y[None]' if y.ndim == 1 else ''}"
         )
     if not bool(y.isfinite().all()):
         raise ValueError("y must be finite; it holds NaN or inf: leave out what was not measured by a mask")
@@ -244,11 +257,11 @@ def check_measurement(operator: Any, y: Tensor, noise: float) -> tuple[int, ...]
         measured = _function(operator)(v)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"y, {y.dtype} of shape {tuple(y.shape)}, does not fit the operator ({reason})") from error
+        misfit = f"y, {y.dtype} of shape {tuple(y.shape)}, does not fit the operator ({reason})"
+        raise ValueError(lone(y) if _fits(operator, y[None]) else misfit) from error
     if measured.shape != y.shape:
-        raise ValueError(
-            f"y must have the shape that the operator measures, {tuple(measured.shape)}; got {tuple(y.shape)}"
-        )
+        misfit = f"y must have the shape that the operator measures, {tuple(measured.shape)}; got {tuple(y.shape)}"
+        raise ValueError(lone(y) if _fits(operator, y[None]) else misfit)
     w = measured + measured.square().mean().sqrt() * torch.randn(y.shape, generator=draw, dtype=y.dtype).to(y.device)
     one, other = float((measured * w).sum()), float((v * _adjoint(operator, w)).sum())
     if not abs(one - other) <= math.sqrt(torch.finfo(y.dtype).eps) * max(abs(one), abs(other)):

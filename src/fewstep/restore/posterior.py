@@ -35,7 +35,7 @@ from ..arguments import integer
 from ..guidance.base import answer
 from ..prediction import Denoiser, schedule_of
 from ..schedule import Node, Schedule
-from .measurement import Linearised, check_derivative, check_measurement, derived, linearised
+from .measurement import Linearised, check_derivative, check_measurement, derived, linearised, lone
 from .residuals import Solution, conjugate_residuals
 from .separable import Map, same, separable
 from .spectrum import Spectrum
@@ -99,7 +99,8 @@ class Posterior:
         mean = denoised.to(y.dtype)
         at = linearised(self.operator, mean)
         if at.measured.shape != y.shape:
-            raise ValueError(f"y must have the shape of A(x), {tuple(at.measured.shape)}; got {tuple(y.shape)}")
+            misfit = f"y must have the shape of A(x), {tuple(at.measured.shape)}; got {tuple(y.shape)}"
+            raise ValueError(lone(self.y) if at.measured.shape[1:] == self.y.shape else misfit)
         if not self.checked:
             check_derivative(self.operator, at)
             self.checked.append(True)
@@ -131,12 +132,17 @@ class Posterior:
     def _measurement(self, x: Tensor) -> Tensor:
         """y for each of x, in float32 or better."""
         if self.shape is not None and x.shape[1:] != self.shape:
+            if x.shape[1:] == (len(self.y), *self.shape):  # to an operator of any shape, y was a batch
+                raise ValueError(lone(self.y))
             raise ValueError(
                 f"x must have the shape that the operator takes, {self.shape}; got {tuple(x.shape[1:])}: "
                 f"one of x and y, of shape {tuple(self.y.shape)}, is of another size"
             )
         if len(self.y) not in (1, len(x)):
-            raise ValueError(f"y must be one for all or one a sample, {len(x)}; got {len(self.y)}")
+            raise ValueError(
+                f"y must be one for all or one a sample, {len(x)}; got {len(self.y)}: "
+                f"if y, {tuple(self.y.shape)}, is one measurement, give y[None]"
+            )
         return self.y.expand(len(x), *self.y.shape[1:]).to(x.device, torch.promote_types(x.dtype, torch.float32))
 
     def _system(self, node: Node, mean: Tensor, at: Linearised, tweedie: Map) -> tuple[Map, Map, Map]:

@@ -36,7 +36,7 @@ from ..prediction import Denoiser, schedule_of
 from ..sampling import check_tensor, plan, step_noise
 from ..schedule import Node, Schedule
 from ..solvers import EVODiff
-from .measurement import check_derivative, check_measurement, linearised
+from .measurement import check_derivative, check_measurement, linearised, lone
 from .posterior import posterior
 
 __all__ = ["red_diff"]
@@ -95,7 +95,8 @@ def red_diff(
     if len(y) not in (1, len(start)) or (shape is not None and start.shape[1:] != shape):
         due = "*" if shape is None else ", ".join(map(str, shape))
         raise ValueError(
-            f"start must be an image a measurement, ({len(y)}, {due}); got {tuple(start.shape)}: resize or expand it"
+            f"start must be an image a measurement, ({len(y)}, {due}); got {tuple(start.shape)}: resize or expand it, "
+            "or, if y is one measurement, give y[None]"
         )
     nodes, _ = plan(found, EVODiff(), nfe=nfe, grid=grid)
     given = WEIGHT / noise**2 if weight is None else weight
@@ -109,9 +110,8 @@ def red_diff(
             at = linearised(operator, mean)
             if node is nodes[0]:
                 if at.measured.shape[1:] != y.shape[1:]:
-                    raise ValueError(
-                        f"y must have the shape of A(start), {tuple(at.measured.shape)}; got {tuple(y.shape)}"
-                    )
+                    misfit = f"y must have the shape of A(start), {tuple(at.measured.shape)}; got {tuple(y.shape)}"
+                    raise ValueError(lone(y) if at.measured.shape[1:] == y.shape else misfit)
                 check_derivative(operator, at)
             pull = given(node) if callable(given) else given
             if callable(given) and not _number(pull):
