@@ -148,6 +148,8 @@ def test_correctors_can_be_left_out():
     ("options", "message"),
     [
         ({"order": 5}, "order must be one of 1, 2, 3, 4; got 5"),
+        ({"order": np.float32(2)}, r"order must be one of 1, 2, 3, 4; got np.float32\(2.0\)"),
+        ({"order": np.bool_(True)}, "order must be one of 1, 2, 3, 4; got np.True_"),
         ({"variant": "vary_coeff"}, "variant must be one of 'bh1', 'bh2', 'vary'; got 'vary_coeff'"),
         ({"field": "velocity"}, "field must be one of 'data', 'noise'; got 'velocity'"),
         ({"final_order": 0}, "final_order must be one of None, 1, 2, 3, 4; got 0"),

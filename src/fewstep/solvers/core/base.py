@@ -28,8 +28,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from ...grid import Grid
@@ -201,7 +203,7 @@ def orders(nodes: Sequence[Node], order: int, final_order: int) -> list[int]:
 
 def choice(name: str, value: object, allowed: Sequence[object]) -> None:
     """ValueError unless `value` is one of `allowed`; True is no 1, and 2.0 no 2."""
-    exact = isinstance(value, bool | float)
+    exact = isinstance(value, bool | np.bool_) or (isinstance(value, Real) and not isinstance(value, Integral))
     if not any(value == each and (not exact or type(value) is type(each)) for each in allowed):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
 
