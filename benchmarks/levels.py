@@ -111,7 +111,7 @@ not known.**
 """
 READING = """
 The levels that these configs ask for are even in time and end with a long step to σ = 0, which decides the error of
-every solver; EVODiff foretells where it leads, which takes up to a third of the error away. Stable Diffusion 1.5's
+every solver; EVODiff foretells where it leads, which takes up to a third of the error away. SDXL's, "leading",
 begin too clean besides. On the range of these betas, σ = 14.6 to 0.03, Karras' levels and EVODiff's own are the best of
 these, and about alike: its own have a little less error at 5, as much at 8 and a tenth more at 10 and 15. On flows,
 which begin and end further out, its own are the best. They stop at σ = 0.003, whose noise nobody sees (of shift 3), and
