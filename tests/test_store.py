@@ -12,6 +12,7 @@ import threading
 
 import pytest
 
+from fewstep import store as store_module
 from fewstep.files import LOCK
 from fewstep.store import Store
 
@@ -201,10 +202,78 @@ def test_overwriting_removes_what_was_written_and_nothing_else(filled):
     for name, each in mine.items():
         (filled / name).write_bytes(each)
     with Store(filled, {**SETTINGS, "seed": 1}, overwrite=True) as work:
-        assert work.previous is None
-        assert content(filled).keys() == {*mine, "run.json"}
+        assert (work.previous, work.damaged) == (None, [])
+        work.write({"d": b"new"})
         work.record("done")
     assert content(filled).items() >= mine.items()
+    assert content(filled).keys() == {*mine, "d", "run.json", "SHA256SUMS"}
+
+
+def test_overwriting_removes_nothing_before_there_is_something_to_replace_it(filled):
+    """What fails before its first file leaves the other run whole, and its record."""
+    (filled / "b").write_bytes(b"damaged")
+    before = content(filled)
+    for status in ("failed", "interrupted"):
+        with Store(filled, {**SETTINGS, "seed": 1}, overwrite=True) as work:
+            assert not any(map(work.holds, FILES))
+            assert work.record(status)["settings"]["seed"] == 1
+            (filled / "mine").write_bytes(b"mine")
+            with pytest.raises(FileExistsError, match="mine is not of this run"):
+                work.write({"a": b"new", "mine": b"new"})
+            (filled / "mine").unlink()
+        assert content(filled) == before
+
+
+def test_a_store_that_begins_anew_replaces_its_own_files_too(filled):
+    before = content(filled)
+    with store(filled) as work:
+        work.begin_anew()
+        assert not any(map(work.holds, FILES))
+        assert content(filled) == before
+        work.write({"b": b"new"})
+        assert content(filled).keys() == {"b", "run.json", "SHA256SUMS"}
+    assert lines(filled) == [[hashlib.sha256(b"new").hexdigest(), "b"]]
+
+
+def test_overwriting_that_is_killed_at_any_moment_leaves_one_run_or_the_other(filled, tmp_path_factory, monkeypatch):
+    """Killed before each change to the folder in turn: what is held then is of the record that is there."""
+    other, new = {**SETTINGS, "seed": 1}, {"b": b"three", "c": b"four"}
+    for moment in range(100):
+        folder = tmp_path_factory.mktemp("killed") / "run"
+        shutil.copytree(filled, folder)
+        left = iter(range(moment))
+
+        def killed(real, left=left):
+            def change(*args, **kwargs):
+                if next(left, None) is None:
+                    raise KeyboardInterrupt
+                return real(*args, **kwargs)
+
+            return change
+
+        work = Store(folder, other, overwrite=True)
+        try:
+            with work, monkeypatch.context() as patch:
+                for owner, name in ((os, "replace"), (type(folder), "unlink"), (store_module, "append")):
+                    patch.setattr(owner, name, killed(getattr(owner, name)))
+                work.write(new)
+                work.record("done")
+        except KeyboardInterrupt:
+            pass
+        else:
+            break
+        wanted = FILES if record(folder)["settings"] == SETTINGS else new
+        with Store(folder, record(folder)["settings"]) as work:
+            assert work.damaged == []
+            kept = {name: work.read(name) for name in "abc" if work.holds(name)}
+            assert kept.items() <= wanted.items()
+            assert all(name in kept for name in content(folder).keys() - {"run.json", "SHA256SUMS"})
+        with Store(folder, other, overwrite=True) as work:
+            work.write({name: each for name, each in new.items() if not work.holds(name)})
+            work.record("done")
+        assert {name: content(folder)[name] for name in content(folder).keys() & set("abc")} == new
+        assert len(lines(folder)) == 2
+    assert moment > 5  # of two files to remove and two to write
 
 
 def test_a_record_without_files_does_not_hold_the_folder(tmp_path):

@@ -28,9 +28,9 @@ class Store:
     """The folder, held for this process alone until `close` or the end of a `with`.
 
     `settings` is everything that the content depends on, in the terms of JSON. A folder with the same settings is gone
-    on with; one with others is refused, in words that end with `remedy`, or emptied of its files if `overwrite`. The
-    numbers of the settings that `extends` names may grow. `names` are of files that will be written: one that is not
-    ours is refused at once.
+    on with; one with others is refused, in words that end with `remedy`, or replaced, as by `begin_anew`, if
+    `overwrite`. The numbers of the settings that `extends` names may grow. `names` are of files that will be written:
+    one that is not ours is refused at once.
 
     `previous` is the record found, of the same work; `damaged` has the names of files that are not as they were
     written: `holds` denies them, and `write` replaces them.
@@ -48,17 +48,19 @@ class Store:
     ):
         self.folder, self.settings = folder, json.loads(json.dumps(dict(settings)))
         self._whole: set[str] = set()
+        self._old: set[str] = set()  # files of the run that is to be replaced
         self._begun = False
         check_writable(folder)
         with ExitStack() as held:
             held.enter_context(locked(folder))
             self.previous = self._read_record()
             self._sums = self._read_sums()
+            ours = set(self._sums)
             if self.previous is not None:
                 self._accept(self.previous["settings"], extends, overwrite, remedy)
-            for name in sorted(set(os.listdir(folder)) & set(names) - self._sums.keys()):
+            for name in sorted(set(os.listdir(folder)) & set(names) - ours):
                 self._refuse(name)
-            remove_leftovers(folder, {RECORD, SUMS, *self._sums})
+            remove_leftovers(folder, {RECORD, SUMS, *ours})
             self.damaged = [name for name in self._sums if (folder / name).exists() and not self.holds(name)]
             self._held = held.pop_all()
 
@@ -77,6 +79,13 @@ class Store:
         """Whether nothing was written yet, not even a record."""
         return not (self.folder / RECORD).exists()
 
+    def begin_anew(self) -> None:
+        """Take nothing of what was found. It stays until there is a first file to write, and goes then."""
+        self._old = {name for name in self._sums if (self.folder / name).exists()}
+        self.previous, self.damaged, self._sums, self._whole = None, [], {}, set()
+        if not self._old:
+            self._empty()
+
     def holds(self, name: str) -> bool:
         """Whether the file is there, as it was written."""
         if name not in self._whole and name in self._sums:
@@ -91,8 +100,10 @@ class Store:
     def write(self, contents: Mapping[str, bytes]) -> None:
         """Write files by name, in order, or replace what they held; they are on the disk when this returns."""
         for name in contents:
-            if name not in self._sums and (self.folder / name).exists():
+            if name not in {*self._sums, *self._old} and (self.folder / name).exists():
                 self._refuse(name)
+        if self._old:
+            self._empty()
         if not self._begun:
             self.record("running")
         # A file that is replaced has two checksums, until it is known which one came to the disk.
@@ -104,8 +115,10 @@ class Store:
         write_all(self.folder, contents)
 
     def record(self, status: str, **facts: Any) -> dict[str, Any]:
-        """Write run.json, and return its content."""
+        """Write run.json, and return its content. While another run's files are there, it keeps its own."""
         record = {"status": status, **facts, "settings": self.settings}
+        if self._old:
+            return record
         write_atomically(self.folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
         self._begun = True
         self._tidy()
@@ -156,17 +169,16 @@ class Store:
         changed = [key for key in {**new, **old} if old.get(key) != new.get(key) and key not in grown]
         if not changed:
             return
-        if not overwrite and any((self.folder / name).exists() for name in self._sums):
+        self.begin_anew()
+        if self._old and not overwrite:
             told = "; ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed)
             raise FileExistsError(f"{self.folder} holds another run ({told}): {remedy}")
-        self._empty()
-        self.previous = None
 
     def _empty(self) -> None:
-        for name in self._sums:
+        for name in (*self._sums, *self._old):
             (self.folder / name).unlink(missing_ok=True)
         (self.folder / SUMS).unlink(missing_ok=True)
-        self._sums, self._whole = {}, set()
+        self._sums, self._old, self._whole = {}, set(), set()
 
     def _tidy(self) -> None:
         """One line a file that is there; so that all of them are right, unless something is damaged."""

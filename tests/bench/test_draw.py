@@ -159,6 +159,17 @@ def test_what_is_drawn_otherwise_is_refused_or_overwritten(plan, tmp_path):
     assert anew == {name for name in before if "--ddim--" in name}
 
 
+def test_images_are_overwritten_when_there_are_others(plan, tmp_path, monkeypatch):
+    """A model that fails at once loses none of those that were to be drawn anew."""
+    drawn(plan, tmp_path / "a")
+    before = files(tmp_path / "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(fakes.Gaussian, "__call__", lambda self, x, t: x * torch.nan)
+        with pytest.raises(RuntimeError, match="failed at ddim"):
+            drawn(plan, tmp_path / "a", overwrite={"ddim"})
+    assert files(tmp_path / "a") == before
+
+
 def test_errors_are_against_the_converged_solution(plan, tmp_path):
     rows = drawn(plan, tmp_path / "a")
     noise = unit_noise(range(30), (3, 8, 8))

@@ -196,6 +196,16 @@ def test_a_run_grows_goes_on_and_is_mended(restore, photos, tmp_path, monkeypatc
     assert_refused(restore("deblur", photos, *common, "--blur", 1), FAILED, "another run", "blur was 1.5, now 1.0")
 
 
+@pytest.mark.parametrize("method", ["proximal", "red-diff"])
+def test_overwrite_loses_nothing_when_the_new_run_cannot_be_made(restore, photos, tmp_path, method):
+    restore("deblur", photos, "--method", method)
+    before = content(tmp_path / "restored")
+    too_much = ("--guidance", "1e30", "--label", "star")  # which ends at NaN, but where an optimiser takes small steps
+    for wrong in (("--nfe", 20_000), ("--grid", "trailing"), *([too_much] if method == "proximal" else [])):
+        assert restore("deblur", photos, "--method", method, *wrong, "--overwrite").exit_code == FAILED
+        assert content(tmp_path / "restored") == before
+
+
 def test_an_image_is_degraded_by_noise_of_its_own(photos, tmp_path):
     files = [photos / f"{name}.png" for name in "abc"]
     task = Task("superres", None, 2, 1.5, 0.3, True)

@@ -137,9 +137,50 @@ def test_another_run_is_refused_unless_overwritten(sample, tmp_path):
 def test_overwrite_loses_nothing_when_the_new_run_cannot_start(sample, tmp_path):
     sample()
     before = content(tmp_path / "samples")
-    for wrong in (("--model", tmp_path / "missing"), ("--label", "dragon"), ("--guidance", "nan")):
+    for wrong in (
+        ("--model", tmp_path / "missing"), ("--label", "dragon"), ("--guidance", "nan"), ("--guidance", "1e30"),
+        ("--grid", "trailing"), ("--nfe", 20_000),
+    ):  # fmt: skip
         assert sample(*wrong, "--overwrite", "--seed", "9").exit_code != DONE
         assert content(tmp_path / "samples") == before
+
+
+@pytest.mark.parametrize("npz", [(), ("--npz",)], ids=["png", "npz"])
+def test_overwrite_that_is_interrupted_before_its_first_image_loses_nothing(sample, tmp_path, monkeypatch, npz):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    sample(*npz)
+    before = content(tmp_path / "samples")
+    with monkeypatch.context() as patch:
+        patch.setattr(EDMModel, "_evaluate", interrupted)
+        assert sample(*npz, "--seed", "9", "--overwrite").exit_code == INTERRUPTED
+    assert content(tmp_path / "samples") == before
+
+
+def test_overwrite_that_is_interrupted_goes_on_as_the_new_run(sample, tmp_path, monkeypatch):
+    evaluate, calls = EDMModel._evaluate, []
+
+    def stopping(self, *args):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return evaluate(self, *args)
+
+    command = ("--seed", "9", "--batch-size", "1")
+    sample()
+    with monkeypatch.context() as patch:
+        patch.setattr(EDMModel, "_evaluate", stopping)
+        assert sample(*command, "--overwrite").exit_code == INTERRUPTED
+    assert names(tmp_path / "samples") == ["000000.png", "000001.png", "SHA256SUMS", "grid.png", "run.json"]
+    assert "2 drawn now" in sample(*command, "--overwrite").stderr
+    sample(*command, out=tmp_path / "whole")
+    assert np.array_equal(stored(tmp_path / "samples"), stored(tmp_path / "whole"))
+
+
+def test_what_cannot_be_planned_is_told_before_there_is_a_folder(sample, tmp_path):
+    assert_refused(sample("--grid", "trailing"), FAILED, "trailing counts the entries of a Discrete table")
+    assert names(tmp_path) == []
 
 
 def test_a_finished_run_is_extended(sample, tmp_path):

@@ -108,9 +108,10 @@ def draw(
                 settings = _settings(plan, subject, cell, solver, grid, worker.device)
                 shards = shards_of(plan, folder, cell)
                 for shard in worker.mine(list(shards)):
-                    if cell.solver in overwrite:
-                        Store(shards.path(shard), settings, overwrite=True).remove()
-                    with Store(shards.path(shard), settings) as store:
+                    anew = cell.solver in overwrite
+                    with Store(shards.path(shard), settings, overwrite=anew) as store:
+                        if anew:
+                            store.begin_anew()
                         for part in shards.parts(shard):
                             if not store.holds(file_of(part)):
                                 exact = _exact(plan, folder, cell, part)

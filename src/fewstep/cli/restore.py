@@ -129,6 +129,7 @@ def restore(
         from ..restore import posterior, red_diff
         from ..restore.measurement import linearised
         from ..runs import IMAGES, Run, versions
+        from ..sampling import plan as planned
         from ..sampling import sample as draw
         from ..sampling import unit_noise
         from .degraded import Task, degraded, image_files, mask_of, spectrum_of
@@ -149,6 +150,8 @@ def restore(
         label = "all" if of_text and label == "none" else label
         denoiser = conditioned(loaded, label, guidance, texts, negative, seed)
         chosen = informed(picked, None, None, loaded, label, guidance, texts, negative)[solver]
+        levels = grid_of(loaded, grid, chosen)
+        planned(loaded.schedule, chosen, nfe=nfe, grid=levels)  # what cannot be planned is told before there is a run
         shape, decode = loaded.shape, getattr(loaded, "decode", None)
         if decode is not None and (spectrum is not None or method == RED_DIFF):
             what = "--spectrum" if spectrum is not None else f"--method {RED_DIFF}"
@@ -192,7 +195,7 @@ def restore(
             if method == RED_DIFF:
                 x = red_diff(
                     evaluations.of(denoiser(seeds)), operator, given.y[images].to(device), noise=noise,
-                    schedule=loaded.schedule, seeds=seeds, nfe=nfe, grid=grid_of(loaded, grid, chosen),
+                    schedule=loaded.schedule, seeds=seeds, nfe=nfe, grid=levels,
                 )  # fmt: skip
                 return {IMAGES: pixels(x)}
             restoring = posterior(
@@ -203,7 +206,7 @@ def restore(
             start = unit_noise(seeds, loaded.shape, device=device)
             x = draw(
                 restoring, None if begins_unit else start, x=start if begins_unit else None, nfe=nfe, solver=chosen,
-                schedule=loaded.schedule, grid=grid_of(loaded, grid, chosen), seeds=seeds,
+                schedule=loaded.schedule, grid=levels, seeds=seeds,
             )  # fmt: skip
             return {IMAGES: pixels(x if decode is None else decode(x))}
 

@@ -100,6 +100,7 @@ def sample(
         from ..files import sha256_of
         from ..pictures import pixels
         from ..runs import IMAGES, LATENTS, Run, versions
+        from ..sampling import plan as planned
         from ..sampling import sample as draw
         from ..sampling import unit_noise
 
@@ -111,6 +112,8 @@ def sample(
         loaded = load(model, device, dtype, batch_size, size)
         denoiser = conditioned(loaded, label, guidance, texts, negative, seed)
         chosen = informed(picked, statistics, plan, loaded, label, guidance, texts, negative)[solver]
+        levels = grid_of(loaded, grid, chosen)
+        planned(loaded.schedule, chosen, nfe=nfe, grid=levels)  # what cannot be planned is told before there is a run
         network = getattr(loaded, "network", None)
         settings = {
             "model": model, "family": loaded.family, "weights": loaded.fingerprint, "network": digest_of(network),
@@ -130,7 +133,7 @@ def sample(
             noise = unit_noise(seeds, loaded.shape, device=device)
             x = draw(
                 evaluations.of(denoiser(seeds)), None if begins_unit else noise, x=noise if begins_unit else None,
-                nfe=nfe, solver=chosen, schedule=loaded.schedule, grid=grid_of(loaded, grid, chosen), seeds=seeds,
+                nfe=nfe, solver=chosen, schedule=loaded.schedule, grid=levels, seeds=seeds,
             )  # fmt: skip
             found = {}
             if IMAGES in SAVED[save]:
