@@ -223,7 +223,22 @@ def test_an_image_is_degraded_by_noise_of_its_own(photos, tmp_path):
     [
         (["superres", "a.png"], ["a.png has 8 x 8 pixels", "it must have 2 x 2: --degrade if it is whole, or crop"]),
         (["deblur", "wide.png"], ["wide.png has 9 x 8 pixels", "crop or resize it"]),
-        (["inpaint", "a.png"], ["a.png is opaque: give a --mask, white where to fill in"]),
+        (["inpaint", "a.png"], ["a.png is nowhere transparent, by half or more: give a --mask, white where"]),
+        (["inpaint", "thinned.png"], ["thinned.png is nowhere transparent, by half or more: give a --mask"]),
+        (["deblur", "cut.png"], ["cut.png is transparent where it counts as seen: save it without transparency"]),
+        (["deblur", "palette.png"], ["palette.png is transparent where it counts as seen: save it without"]),
+        (["superres", "cut.png", "--degrade"], ["cut.png is transparent where it counts as seen: save it without"]),
+        (["inpaint", "cut.png", "--degrade"], ["cut.png is transparent where it counts as seen: save it without"]),
+        (["inpaint", "cut.png", "--mask", "corner.png"], ["cut.png is transparent where", "or make its --mask white"]),
+        (["inpaint", "thinned.png", "--mask", "corner.png"], ["thinned.png is transparent where it counts as seen"]),
+        (
+            ["deblur", "a.png", "--method", "proximal", "--spectrum", "folder of cut.png"],
+            ["--spectrum: ", "cut.png is transparent where it counts as seen: save it without transparency"],
+        ),
+        (["deblur", "moving.gif"], ["moving.gif has 3 frames or pages: save the one to be read as an image of"]),
+        (["deblur", "pages.tif"], ["pages.tif has 3 frames or pages: save the one to be read"]),
+        (["inpaint", "a.png", "--mask", "moving.gif.png"], ["moving.gif.png has 3 frames or pages: save the one"]),
+        (["deblur", "broken.gif"], ["broken.gif cannot be read as an image"]),
         (["inpaint", "a.png", "--mask", "wide.png"], ["wide.png has 9 x 8 pixels", "a.png 8 x 8"]),
         (["inpaint", "a.png", "--mask", "thin.png"], ["thin.png has 1 x 8 pixels", "a.png 8 x 8: a mask must have"]),
         (["inpaint", "a.png", "--mask", "white.png"], ["white.png: the mask leaves nothing seen"]),
@@ -236,7 +251,8 @@ def test_an_image_is_degraded_by_noise_of_its_own(photos, tmp_path):
         (["deblur", "\udcff.png"], ["is no name in UTF-8: rename"]),
         (["deblur", "x" * 201 + ".png"], ["has a name of 201 bytes, of which 200 are left"]),
         (["deblur", "a.png", "--blur", "1e-200"], ["--blur: 1e-200 pixels are no blur"]),
-        (["inpaint", "a.png", "--mask", "black.png"], ["black.png leaves nothing to fill in"]),
+        (["inpaint", "a.png", "--mask", "black.png"], ["black.png leaves nothing to fill in, its lightest"]),
+        (["inpaint", "a.png", "--mask", "ones.png"], ["its lightest pixel is 1 of 255: make it white, 128 or"]),
         (["inpaint", "a.png", "--mask", "none.png"], ["none.png cannot be read as an image"]),
         (["deblur", "deep.png"], ["deep.png has more than 8 bits a colour"]),
         (["deblur", "lab.tif"], ["lab.tif is in Lab colours: save it in RGB"]),
@@ -258,7 +274,22 @@ def test_what_cannot_be_restored_is_told(restore, photos, tmp_path, args, parts)
     (photos / "text.png").write_text("no image")
     Image.fromarray(HOLE[:, :1]).save(photos / "thin.png")
     Image.fromarray(np.full_like(HOLE, 255)).save(photos / "white.png")
+    Image.fromarray(HOLE // 255).save(photos / "ones.png")
     Image.fromarray(np.full((SIDE, SIDE, 4), (255, 255, 255, 0), np.uint8)).save(photos / "clear.png")
+    Image.fromarray(np.full((SIDE, SIDE, 4), (255, 255, 255, 200), np.uint8)).save(photos / "thinned.png")
+    cut = Image.fromarray(np.dstack([COLOURS[0], 255 - HOLE]))
+    (photos / "folder of cut.png").mkdir()
+    for each in (photos / "cut.png", photos / "folder of cut.png" / "cut.png"):
+        cut.save(each)
+    Image.fromarray(HOLE).convert("P").save(photos / "palette.png", transparency=255)
+    corner = np.zeros_like(HOLE)
+    corner[0, 0] = 255
+    Image.fromarray(corner).save(photos / "corner.png")
+    first, *rest = map(Image.fromarray, COLOURS)
+    for name in ("moving.gif", "pages.tif"):
+        first.save(photos / name, save_all=True, append_images=rest)
+    shutil.copy(photos / "moving.gif", photos / "moving.gif.png")
+    (photos / "broken.gif").write_bytes((photos / "moving.gif").read_bytes()[:400])  # in the second frame
     Image.fromarray(np.full((SIDE, SIDE, 4), (255, 255, 255, 0), np.uint8)).save(photos / "gone.png")
     if args[1].endswith(".png") and not (photos / args[1]).exists():
         shutil.copy(photos / "a.png", photos / args[1])
@@ -275,6 +306,20 @@ def test_what_cannot_be_restored_is_told(restore, photos, tmp_path, args, parts)
     more = [photos / each if each.endswith((".png", "masks")) else each for each in more]
     assert_refused(restore(task, photos / image, *more), FAILED, *parts)
     assert not (tmp_path / "restored").exists() or names(tmp_path / "restored") == []
+
+
+def test_alpha_that_hides_nothing_seen_and_previews_change_nothing(photos, hole, tmp_path):
+    opaque, cut, preview = (tmp_path / name for name in ("opaque.png", "cut.png", "preview.mpo"))
+    Image.fromarray(np.dstack([COLOURS[0], np.full_like(HOLE, 255)])).save(opaque)
+    Image.fromarray(np.dstack([COLOURS[0], 255 - HOLE])).save(cut)
+    deblur, inpaint = (Task(name, hole, 4, 1.5, 0.05, False) for name in ("deblur", "inpaint"))
+    assert torch.equal(degraded([opaque], deblur, SHAPE).y, given(COLOURS[0]))
+    assert torch.equal(degraded([cut], inpaint, SHAPE).y, degraded([photos / "a.png"], inpaint, SHAPE).y)
+    first, second = (Image.fromarray(image).resize((8, 8)) for image in COLOURS[:2])
+    first.save(preview, format="MPO", save_all=True, append_images=[second])
+    with Image.open(preview) as both:
+        assert both.n_frames == 2
+    assert torch.equal(degraded([preview], deblur, SHAPE).y, given(read(preview)))
 
 
 @pytest.mark.parametrize("most", [20, 50])  # of 64 pixels: Pillow refuses twice its limit, and warns of less

@@ -28,6 +28,7 @@ __all__ = ["Degraded", "Task", "degraded", "image_files", "mask_of", "spectrum_o
 
 ROWS, COLUMNS = 16, 8  # images of the picture, and restorations of each
 MIDDLE = 128  # of 255
+ONE_PICTURE = ("MPO", "PSD")  # whose frames after the first are previews or layers of it
 LEAST_BLUR = 0.1  # a neighbour's weight is exp(-50), which float32 loses beside 1
 LONGEST = 200  # bytes of a name, of 255: the seed has up to 19 digits, and a file being written a suffix
 
@@ -144,7 +145,7 @@ def degraded(files: Sequence[Path], task: Task, shape: tuple[int, ...]) -> Degra
             operators = [deblurring(task.blur, shape)] * len(files)
     wanted = (width, height) if task.degrade else (width // shrunk, height // shrunk)
     remedy = "--degrade if it is whole, or crop or resize it" if shrunk > 1 else "crop or resize it"
-    images = []
+    images, seen = [], []
     for file in files:
         image = _opened(file)
         if image.size != wanted:
@@ -153,8 +154,14 @@ def degraded(files: Sequence[Path], task: Task, shape: tuple[int, ...]) -> Degra
                 f"must have {_size(wanted)}: {remedy}"
             )
         images.append(_tensor(np.asarray(image.convert("RGB")), channels))
+        if task.name == "inpaint":
+            seen.append(_seen(file, image, task))
+        if task.name != "inpaint" or task.degrade:
+            _check_opaque(file, image)
+        elif task.mask is not None:
+            _check_opaque(file, image, seen[-1])
     if task.name == "inpaint":
-        operators = [inpainting(_seen(file, task, shape), shape) for file in files]
+        operators = [inpainting(torch.from_numpy(each)[None].float(), shape) for each in seen]
     stack = torch.stack(images)
     if not task.degrade:
         pairs = zip(operators, stack, strict=True)
@@ -179,6 +186,8 @@ def spectrum_of(files: Sequence[Path], shape: tuple[int, ...]) -> Spectrum:
                 f"--spectrum: {file} has {_size(image.size)} pixels, and this model's images {_size((width, height))}: "
                 "crop or resize it"
             )
+        with _option("--spectrum"):
+            _check_opaque(file, image)
         images.append(_tensor(np.asarray(image.convert("RGB")), channels))
     if len(images) < 2:
         raise ValueError(f"--spectrum: {files[0]} is one image, which varies by nothing: give a folder of two or more")
@@ -199,11 +208,15 @@ def _opened(file: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = ImageOps.exif_transpose(Image.open(file))
+            with Image.open(file) as found:
+                frames = 1 if found.format in ONE_PICTURE else getattr(found, "n_frames", 1)
+                image = ImageOps.exif_transpose(found)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{file} has too many pixels to be read ({error}): crop or resize it") from error
-    except OSError as error:
+    except Exception as error:  # Pillow has several for a damaged file
         raise OSError(f"{file} cannot be read as an image ({error})") from error
+    if frames > 1:
+        raise ValueError(f"{file} has {frames} frames or pages: save the one to be read as an image of its own")
     if image.mode.startswith(("I", "F")):  # which Pillow clips
         raise ValueError(f"{file} has more than 8 bits a colour: save it with 8")
     if image.mode == "LAB":  # which Pillow does not convert
@@ -211,10 +224,26 @@ def _opened(file: Path) -> Image.Image:
     return image
 
 
-def _seen(file: Path, task: Task, shape: tuple[int, ...]) -> Tensor:
-    """1 where the image is seen, (1, H, W)."""
+def _alpha(image: Image.Image) -> np.ndarray:
+    """(H, W), 255 where the image is opaque."""
+    if not image.has_transparency_data:
+        return np.full(image.size[::-1], 255)
+    return np.asarray(image.convert("RGBA").getchannel("A"))
+
+
+def _check_opaque(file: Path, image: Image.Image, seen: np.ndarray | None = None) -> None:
+    """Where the image is seen, by default everywhere: below what is transparent lies any colour."""
+    hidden = _alpha(image) < 255
+    if hidden.any() if seen is None else (hidden & seen).any():
+        other = "" if seen is None else ", or make its --mask white there"
+        raise ValueError(f"{file} is transparent where it counts as seen: save it without transparency{other}")
+
+
+def _seen(file: Path, image: Image.Image, task: Task) -> np.ndarray:
+    """Where the image is seen, (H, W)."""
+    size = image.size
     if (mask := mask_of(file, task.mask)) is not None:
-        drawn, size = _opened(mask), _opened(file).size
+        drawn = _opened(mask)
         if drawn.size != size:
             raise ValueError(
                 f"{mask} has {_size(drawn.size)} pixels, and {file} {_size(size)}: a mask must have its image's size"
@@ -222,19 +251,25 @@ def _seen(file: Path, task: Task, shape: tuple[int, ...]) -> Tensor:
         if drawn.has_transparency_data:
             clear = drawn.convert("RGBA")
             drawn = Image.alpha_composite(Image.new("RGBA", size, "black"), clear)
-        grey = np.asarray(drawn.convert("L")) < MIDDLE
+        grey = np.asarray(drawn.convert("L"))
+        seen = grey < MIDDLE
+        if seen.all():
+            raise ValueError(
+                f"{mask} leaves nothing to fill in, its lightest pixel is {grey.max()} of 255: make it white, {MIDDLE} "
+                "or more, where to fill in"
+            )
     elif task.degrade:
-        grey = np.tile(np.arange(shape[2]) < shape[2] // 2, (shape[1], 1))
+        seen = np.tile(np.arange(size[0]) < size[0] // 2, (size[1], 1))
     else:
-        image = _opened(file)
-        if not image.has_transparency_data:
-            raise ValueError(f"{file} is opaque: give a --mask, white where to fill in, or make it transparent there")
-        grey = np.asarray(image.convert("RGBA").getchannel("A")) >= MIDDLE
-    if grey.all():
-        raise ValueError(f"{mask or file} leaves nothing to fill in")
-    if not grey.any():
+        seen = _alpha(image) >= MIDDLE
+        if seen.all():
+            raise ValueError(
+                f"{file} is nowhere transparent, by half or more: give a --mask, white where to fill in, or make it "
+                "transparent there"
+            )
+    if not seen.any():
         raise ValueError(f"{mask or file}: the mask leaves nothing seen: give one that fills in less")
-    return torch.from_numpy(grey)[None].float()
+    return seen
 
 
 def _tensor(array: np.ndarray, channels: int) -> Tensor:
