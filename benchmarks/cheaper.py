@@ -362,7 +362,7 @@ def page(model: Any, folder: Path) -> tuple[str, str]:
         "seeds": list(SEEDS), "held out": list(HELD_OUT), "reference": REFERENCE, "fewstep.cheaper": 3,
         "precisions": list(models), "torch": torch.__version__, "model": model.fingerprint,
     }  # fmt: skip
-    with Store(folder, settings) as store:
+    with Store(folder, settings, argument="--results") as store:
         once = Kept(store)
         taken = once("seconds", lambda: seconds(models))
         by_images, speed = once("together", lambda: together(models)), once("rates", rates)

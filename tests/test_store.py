@@ -178,10 +178,21 @@ def test_content_is_flushed_before_its_name_appears_and_its_checksum_before_that
 def test_other_settings_are_refused_and_nothing_is_touched(filled, changes):
     before = content(filled)
     (key,) = changes
-    told = rf"another run \({key} was .*, now .*\): choose another --out, or --overwrite"
+    told = rf"another run \({key} was .*, now .*\): choose another --out$"
     with pytest.raises(FileExistsError, match=told):
         store(filled, **changes)
     assert content(filled) == before
+
+
+def test_who_is_refused_is_told_by_the_words_that_they_have(filled):
+    words = {"argument": "folder", "instead": "overwrite=True"}
+    with pytest.raises(FileExistsError, match=r"another run .*: choose another folder, or overwrite=True$"):
+        Store(filled, {}, **words)
+    with store(filled), pytest.raises(BlockingIOError, match=r"or choose another folder$"):
+        Store(filled, SETTINGS, **words)
+    (filled / "c").write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match=r"c is not of this run: choose another folder$"):
+        Store(filled, SETTINGS, names="c", **words)
 
 
 def test_a_number_may_grow_and_the_files_stay(filled):

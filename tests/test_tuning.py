@@ -147,7 +147,7 @@ def test_what_a_search_for_other_numbers_has_kept_is_not_taken(tmp_path, monkeyp
         earlier.setattr(tuning, "VERSION", tuning.VERSION - 1)
         with pytest.raises(KeyboardInterrupt):
             tuned(Counting(fs.EDM(), 1500), out=tmp_path / "plan.json", fingerprint="abc")
-    with pytest.raises(FileExistsError, match="choose another --out, or remove that folder"):
+    with pytest.raises(FileExistsError, match="choose another out, or remove that folder"):
         tuned(Counting(fs.EDM()), out=tmp_path / "plan.json", fingerprint="abc")
 
 

@@ -368,7 +368,7 @@ def main(
     out = out or Path("restore-images.md")
     check_file(out)
     settings = {"noise": NOISE, "samples": SAMPLES, "ours": {name: repr(each) for name, each in OURS.items()}}
-    with Store(folder, settings, remedy="choose another --folder") as store:
+    with Store(folder, settings, argument="--folder") as store:
         if draw_more:
             fill(store, data, parts)
         lacking = {

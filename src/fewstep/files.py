@@ -34,25 +34,28 @@ DAMAGED = (ValueError, TypeError, EOFError, OSError, RuntimeError, zipfile.BadZi
 TAG_BYTES = 8  # of the random part of a temporary file's name
 
 
-def check_writable(folder: Path) -> None:
-    """Make `folder` if need be, and fail now rather than after the work if it takes no files."""
+def check_writable(folder: Path, argument: str = "--out") -> None:
+    """Make `folder` if need be, and fail now rather than after the work if it takes no files.
+
+    `argument` is what its user names it by.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(f"cannot write to {folder} ({error.strerror}): choose another --out") from error
+        raise OSError(f"cannot write to {folder} ({error.strerror}): choose another {argument}") from error
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, argument: str = "--out") -> None:
     """The same for one file."""
     if path.is_dir():
-        raise IsADirectoryError(f"cannot write {path}, it is a folder: choose another --out")
-    check_writable(path.parent)
+        raise IsADirectoryError(f"cannot write {path}, it is a folder: choose another {argument}")
+    check_writable(path.parent, argument)
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, argument: str = "--out") -> Iterator[None]:
     """Hold `folder` for this process alone, or BlockingIOError; the lock ends with the process, however it ends."""
     from filelock import FileLock, Timeout  # torch depends on it
 
@@ -61,7 +64,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout as error:
         raise BlockingIOError(
-            f"{folder} is in use by another run: wait until that has ended, or choose another --out"
+            f"{folder} is in use by another run: wait until that has ended, or choose another {argument}"
         ) from error
     try:
         yield
@@ -134,7 +137,7 @@ def remove_leftovers(folder: Path, names: Collection[str]) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> OSError:
-    return OSError(f"cannot write {path} ({error.strerror or error}): make room there, or choose another --out")
+    return OSError(f"cannot write {path} ({error.strerror or error}): make room there, or write elsewhere")
 
 
 def flush(file: IO[bytes]) -> None:

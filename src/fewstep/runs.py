@@ -57,7 +57,8 @@ class Run(Store):
         self._draw = draw or Run._sheet
         sheet_name = [GRID] if IMAGES in keep else []
         files = [NPZ] if as_npz else [name for i in range(settings["n"]) for name in self._names(i)]
-        super().__init__(folder, settings, names=sheet_name + files, extends=("n",), overwrite=overwrite)
+        names = sheet_name + files
+        super().__init__(folder, settings, names=names, extends=("n",), overwrite=overwrite, instead="--overwrite")
         found = read_npz(folder / NPZ) if as_npz and self.holds(NPZ) else {}
         self._kept: dict[str, list[np.ndarray]] = {kind: list(found.get(kind, ())) for kind in self.keep}
         self.missing = self._count()

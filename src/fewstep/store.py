@@ -28,9 +28,9 @@ class Store:
     """The folder, held for this process alone until `close` or the end of a `with`.
 
     `settings` is everything that the content depends on, in the terms of JSON. A folder with the same settings is gone
-    on with; one with others is refused, in words that end with `remedy`, or replaced, as by `begin_anew`, if
-    `overwrite`. The numbers of the settings that `extends` names may grow. `names` are of files that will be written:
-    one that is not ours is refused at once.
+    on with; one with others is refused, or replaced, as by `begin_anew`, if `overwrite`. The numbers of the settings
+    that `extends` names may grow. `names` are of files that will be written: one that is not ours is refused at once.
+    For those who are refused, `argument` is what they named the folder by, and `instead` how they may overwrite it.
 
     `previous` is the record found, of the same work; `damaged` has the names of files that are not as they were
     written: `holds` denies them, and `write` replaces them.
@@ -44,20 +44,22 @@ class Store:
         names: Collection[str] = (),
         extends: Collection[str] = (),
         overwrite: bool = False,
-        remedy: str = "choose another --out, or --overwrite",
+        argument: str = "--out",
+        instead: str | None = None,
     ):
         self.folder, self.settings = folder, json.loads(json.dumps(dict(settings)))
+        self._remedy = f"choose another {argument}"
         self._whole: set[str] = set()
         self._old: set[str] = set()  # files of the run that is to be replaced
         self._begun = False
-        check_writable(folder)
+        check_writable(folder, argument)
         with ExitStack() as held:
-            held.enter_context(locked(folder))
+            held.enter_context(locked(folder, argument))
             self.previous = self._read_record()
             self._sums = self._read_sums()
             ours = set(self._sums)
             if self.previous is not None:
-                self._accept(self.previous["settings"], extends, overwrite, remedy)
+                self._accept(self.previous["settings"], extends, overwrite, instead)
             for name in sorted(set(os.listdir(folder)) & set(names) - ours):
                 self._refuse(name)
             remove_leftovers(folder, {RECORD, SUMS, *ours})
@@ -134,7 +136,7 @@ class Store:
         self.close()
 
     def _refuse(self, name: str) -> NoReturn:
-        raise FileExistsError(f"{self.folder / name} is not of this run: choose another --out")
+        raise FileExistsError(f"{self.folder / name} is not of this run: {self._remedy}")
 
     def _read_record(self) -> dict[str, Any] | None:
         path = self.folder / RECORD
@@ -146,7 +148,7 @@ class Store:
             record = json.loads(path.read_text(encoding="utf-8"))
             return {**record, "settings": dict(record["settings"])}
         except (ValueError, KeyError, TypeError) as error:
-            raise FileExistsError(f"{path} is not of a run of fewstep: choose another --out") from error
+            raise FileExistsError(f"{path} is not of a run of fewstep: {self._remedy}") from error
 
     def _read_sums(self) -> dict[str, list[str]]:
         path, sums = self.folder / SUMS, dict[str, list[str]]()
@@ -157,13 +159,13 @@ class Store:
         for line in whole.splitlines(keepends=True):
             found = LINE.fullmatch(line)
             if found is None or found[2] in (RECORD, SUMS):
-                raise FileExistsError(f"{path} is damaged, or not of a run of fewstep: choose another --out")
+                raise FileExistsError(f"{path} is damaged, or not of a run of fewstep: {self._remedy}")
             sums.setdefault(found[2], []).append(found[1])
         if whole != text:  # a process was killed as it wrote the last line: that file was not begun
             write_atomically(path, whole.encode())
         return sums
 
-    def _accept(self, old: Mapping[str, Any], extends: Collection[str], overwrite: bool, remedy: str) -> None:
+    def _accept(self, old: Mapping[str, Any], extends: Collection[str], overwrite: bool, instead: str | None) -> None:
         new = self.settings
         grown = {key for key in extends if isinstance(old.get(key), int) and old[key] < new[key]}
         changed = [key for key in {**new, **old} if old.get(key) != new.get(key) and key not in grown]
@@ -172,6 +174,7 @@ class Store:
         self.begin_anew()
         if self._old and not overwrite:
             told = "; ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed)
+            remedy = self._remedy if instead is None else f"{self._remedy}, or {instead}"
             raise FileExistsError(f"{self.folder} holds another run ({told}): {remedy}")
 
     def _empty(self) -> None:

@@ -151,7 +151,8 @@ def test_a_full_disk_keeps_what_is_finished(plan, tmp_path, monkeypatch):
 def test_what_is_drawn_otherwise_is_refused_or_overwritten(plan, tmp_path):
     drawn(plan, tmp_path / "a")
     other = dataclasses.replace(plan, converged=16)
-    with pytest.raises(FileExistsError, match="converged was 8, now 16"):
+    told = "converged was 8, now 16.*or --overwrite ddim; of all solvers --overwrite converged,ddim,sde-dpmpp-2m$"
+    with pytest.raises(FileExistsError, match=told):
         draw(other, tmp_path / "a", Worker())
     before = files(tmp_path / "a")
     drawn(plan, tmp_path / "a", overwrite={"ddim"})

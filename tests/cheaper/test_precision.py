@@ -122,6 +122,8 @@ def test_a_file_keeps_half_precision_bit_for_bit(model, tmp_path, half_first):
 
 def test_files_of_others_and_damaged_ones_are_refused(model, tmp_path):
     path = tmp_path / "small.safetensors"
+    with pytest.raises(IsADirectoryError, match=r"it is a folder: choose another path$"):
+        cheaper.save(model, tmp_path)
     cheaper.save(cheaper.half(model), path)
     with pytest.raises(ValueError, match="is of another network"):
         cheaper.load(Net(), path)

@@ -172,7 +172,9 @@ def test_what_goes_wrong_is_one_line(tmp_path, reference):
     refused("report", tmp_path / "out", parts=["has no rows yet"])
     plan = (tmp_path / "out" / "bench.json").read_bytes()
     other = ["--model", "fakes:failing", *SMALL, *reference, "--n", "160", "--batch", "5"]
-    refused("run", *other, parts=["choose another --out"])
+    anew = "choose another --out, or --overwrite converged; of all solvers --overwrite converged,"
+    refused("run", *other, parts=["batch was", anew])
+    refused("run", *other, "--overwrite", "euler", code=USAGE, parts=["--overwrite: 'euler' is not known; choose"])
     assert (tmp_path / "out" / "bench.json").read_bytes() == plan
 
 

@@ -239,7 +239,7 @@ def test_a_full_disk_is_told_by_the_name_of_the_file(sample, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         result = sample("--batch-size", "2")
-    assert_refused(result, FAILED, "000002.png (No space left on device): make room there, or choose another --out")
+    assert_refused(result, FAILED, "000002.png (No space left on device): make room there, or write elsewhere")
     assert (record(tmp_path / "samples")["status"], record(tmp_path / "samples")["images"]) == ("failed", 2)
     assert sample().exit_code == DONE
     sample(out=tmp_path / "whole")

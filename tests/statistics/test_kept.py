@@ -88,7 +88,7 @@ def test_a_file_changes_no_number(tmp_path, kind):
 )
 def test_points_of_another_estimate_are_not_taken(tmp_path, changes, told):
     interrupted("gamma", tmp_path)
-    with pytest.raises(FileExistsError, match=rf"{told}.*: choose another --out, or remove that folder to begin anew"):
+    with pytest.raises(FileExistsError, match=rf"{told}.*: choose another out, or remove that folder to begin anew"):
         estimated("gamma", Shrinking(), out=tmp_path / "s.safetensors", **changes)
     assert names(tmp_path) == ["s.safetensors.parts"]
 

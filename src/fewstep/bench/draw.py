@@ -104,12 +104,14 @@ def draw(
             cells = [*_solution(plan, name, guidance), *plan.cells(name, guidance)]
             for cell, solver, grid in cells:  # what cannot be planned is told before the long run
                 steps_of(subject.schedule, solver, nfe=cell.calls, grid=grid or subject.grid)
+            every = ",".join(dict.fromkeys(cell.solver for cell, _, _ in cells))
             for cell, solver, grid in cells:
                 settings = _settings(plan, subject, cell, solver, grid, worker.device)
                 shards = shards_of(plan, folder, cell)
                 for shard in worker.mine(list(shards)):
                     anew = cell.solver in overwrite
-                    with Store(shards.path(shard), settings, overwrite=anew) as store:
+                    instead = f"--overwrite {cell.solver}; of all solvers --overwrite {every}"
+                    with Store(shards.path(shard), settings, overwrite=anew, instead=instead) as store:
                         if anew:
                             store.begin_anew()
                         for part in shards.parts(shard):

@@ -160,7 +160,8 @@ def _facts(cell: Cell, shards: Shards) -> dict[str, Any]:
     n = len(shards.seeds)
     if calls != {cell.calls}:
         raise ValueError(
-            f"{shards.folder.name} took {sorted(calls)} calls, not {cell.calls}: draw it anew, with --overwrite"
+            f"{shards.folder.name} took {sorted(calls)} calls, not {cell.calls}: draw it anew, with --overwrite "
+            f"{cell.solver}"
         )
     errors: Mapping[str, float] = {"rmse": math.sqrt(squares / n), "gain": gain / n} if squares else {}
     return {

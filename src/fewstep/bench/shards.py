@@ -69,7 +69,7 @@ class Shards:
                 if found.get(key) != common.get(key):
                     raise ValueError(
                         f"the images of {self.folder.name} are not of one kind, {key} was {common.get(key)!r} and from "
-                        f"seed {shard.start} on {found.get(key)!r}: draw them anew, with --overwrite"
+                        f"seed {shard.start} on {found.get(key)!r}: draw them anew, with --overwrite SOLVER"
                     )
             yield from ((part, self.batch_of(part)) for part in self.parts(shard))
 

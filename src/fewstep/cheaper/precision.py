@@ -101,7 +101,7 @@ def save(model: Any, path: str | Path) -> None:
     except ImportError as error:
         raise ImportError("saving needs safetensors: pip install 'fewstep[cli]'") from error
     path = Path(path)
-    check_file(path)
+    check_file(path, "path")
     network = network_of(model)
     state = {name: tensor.detach() for name, tensor in network.state_dict().items()}
     small = {name: tensor for name, tensor in state.items() if type(tensor) is not Tensor}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import ALL_GRIDS, ALL_SOLVERS, AsJson, Debug, path
+from .parse import pick
 from .show import count, errors, progress, say
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def run(
     with errors(debug):
         from ..bench.draw import Worker, draw
         from ..bench.measure import Judge, measure
-        from ..bench.plan import Plan
+        from ..bench.plan import CONVERGED, Plan
         from ..bench.presets import load_preset
         from ..files import check_writable, write_atomically
 
@@ -75,6 +76,9 @@ def run(
         if preset is not None:
             given = load_preset(preset).filled(preset, given)
         plan = Plan.of(given)
+        anew = _listed("overwrite", overwrite, str) if overwrite else []
+        for name in anew:
+            pick("--overwrite", [*plan.candidates(), CONVERGED], name)
         worker = Worker.here(plan.device, job - 1, jobs)
         judge = Judge(plan, worker.device) if worker.leads else None
         check_writable(out)
@@ -94,7 +98,7 @@ def run(
                     record()
                     advance(calls)
 
-                draw(plan, out, worker, drawn, set(overwrite.split(",")), try_on)
+                draw(plan, out, worker, drawn, anew, try_on)
                 record()  # of a worker without a share, too
         except KeyboardInterrupt as interruption:
             raise KeyboardInterrupt(f"the same command goes on from what is in {out}") from interruption

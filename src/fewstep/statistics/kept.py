@@ -50,13 +50,13 @@ def kept(
     if fingerprint is None:
         raise ValueError("out needs a fingerprint, so that no point of another model is taken: see fewstep.fingerprint")
     path = Path(out)
-    check_file(path)
+    check_file(path, "out")
     settings = {
         "statistics": kind.__name__, "model": fingerprint, "schedule": describe(schedule), "data": _digest(data), **how,
         "torch": torch.__version__,
     }  # fmt: skip
-    remedy = "choose another --out, or remove that folder to begin anew"
-    with Store(path.with_name(f"{path.name}.parts"), settings, remedy=remedy) as store:
+    instead = "remove that folder to begin anew"
+    with Store(path.with_name(f"{path.name}.parts"), settings, argument="out", instead=instead) as store:
 
         def once(name: str, make: Callable[[], Tensor]) -> Tensor:
             file = f"{name}.npy"

@@ -97,7 +97,7 @@ def write_folder(folder: Path, facts: Mapping[str, Any], weights: Mapping[str, M
     """
     from safetensors.torch import save_file
 
-    check_writable(folder)
+    check_writable(folder, "out")
     for name, tensors in weights.items():
         with appearing(folder / name) as temporary:
             save_file({key: each.contiguous() for key, each in tensors.items()}, temporary)
