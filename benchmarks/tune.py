@@ -350,9 +350,10 @@ In Python, for any denoiser:
 At most {most:,} evaluations of a single sample for each number of calls, 63 for each seed for the reference ({seeds}
 seeds unless told otherwise), and two runs of the held-out half for the report. `fewstep tune` says the sum before it
 begins; with guidance each is two of the network. What was measured is kept: after an interruption the same command
-goes on. The memory is that of one batch. A step of a tuned plan costs what the default's costs. Where a call costs next
-to nothing, as of small networks or trees for a few numbers, give far more seeds and evaluations: what they gain is
-below.
+goes on, and a finished plan is read. Another file in its place is refused, or replaced when the plan is done, with
+`--overwrite` (in Python `overwrite=True`). The memory is that of one batch. A step of a tuned plan costs what the
+default's costs. Where a call costs next to nothing, as of small networks or trees for a few numbers, give far more
+seeds and evaluations: what they gain is below.
 
 For the packaged network `fewstep tune --guidance 4 --nfe 5,6,8,10,12` takes 248 seconds on two cores, and 349 MB in
 all.
@@ -362,7 +363,8 @@ all.
 The plan is tuned on half of the seeds. On the other half the report has the error of the default, that of the tuned
 plan, and a 95 % interval of their ratio over seeds. Where nothing was gained the file says so, and the default runs. A
 number of calls that was not tuned is planned with the numbers of the nearest one. The file is JSON, numbers and words;
-it is refused on another schedule, and for another model or guidance there is a warning.
+it is refused on another schedule, and for another model or guidance there is a warning. The plan of all classes serves
+each of them; that of one class is warned of for another.
 
 ## How it is done
 

@@ -147,7 +147,7 @@ def test_what_a_search_for_other_numbers_has_kept_is_not_taken(tmp_path, monkeyp
         earlier.setattr(tuning, "VERSION", tuning.VERSION - 1)
         with pytest.raises(KeyboardInterrupt):
             tuned(Counting(fs.EDM(), 1500), out=tmp_path / "plan.json", fingerprint="abc")
-    with pytest.raises(FileExistsError, match="choose another out, or remove that folder"):
+    with pytest.raises(FileExistsError, match=r"choose another out \(--out\), or overwrite=True"):
         tuned(Counting(fs.EDM()), out=tmp_path / "plan.json", fingerprint="abc")
 
 
@@ -274,6 +274,36 @@ def test_a_file_is_what_was_found(tmp_path):
     assert Tuned.load(tmp_path / "plan.json", schedule=fs.EDM(), fingerprint="abc") == found
 
 
+@pytest.mark.parametrize("changes", [{"nfe": (4,)}, {"fingerprint": "xyz"}, {"batch": 3}, {"objective": lambda x: x}])
+def test_a_plan_is_not_replaced_unless_asked(tmp_path, changes):
+    out, denoiser = tmp_path / "plan.json", Counting(fs.EDM())
+    tuned(Counting(fs.EDM()), out=out, fingerprint="abc")
+    before = out.read_bytes()
+    asked = {"out": out, "fingerprint": "abc", **changes}
+    with pytest.raises(FileExistsError, match=r"plan.json is there, and is not what is asked for: choose another out"):
+        tuned(denoiser, **asked)
+    assert (denoiser.asked, out.read_bytes()) == (0, before)
+    found = tuned(denoiser, overwrite=True, **asked)
+    assert Tuned.load(out) == found == tuned(Counting(fs.EDM()), **changes | {"fingerprint": asked["fingerprint"]})
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_a_finished_plan_is_read_and_not_measured_again(tmp_path):
+    out, again, told = tmp_path / "plan.json", Counting(fs.EDM()), []
+    found = tuned(Counting(fs.EDM()), out=out, fingerprint="abc")
+    before = out.read_bytes()
+    assert tuned(again, out=out, fingerprint="abc", progress=lambda *_: told.append(1)) == found
+    assert (again.asked, told, out.read_bytes()) == (0, [], before)
+
+
+def test_what_a_reference_is_off_by_is_said_of_a_plan_that_is_read_too(tmp_path):
+    denoiser = gaussian(SHAPE).denoiser(fs.EDM())
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="the reference is off by") as warned:
+            tuned(denoiser, (12,), 32, most=MOST, out=tmp_path / "plan.json", fingerprint="abc")
+        assert warned[0].filename.endswith("test_tuning.py")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -311,7 +341,7 @@ def test_another_objective_of_the_same_name_does_not_go_on_from_the_first(tmp_pa
     out = tmp_path / "plan.json"
     with pytest.raises(KeyboardInterrupt):
         tuned(Counting(fs.EDM(), fails_after=1800), out=out, fingerprint="abc", objective=lambda x: x)
-    with pytest.raises(FileExistsError, match="remove that folder to begin anew"):
+    with pytest.raises(FileExistsError, match=r"data was .*or overwrite=True"):
         tuned(Counting(fs.EDM()), out=out, fingerprint="abc", objective=lambda x: x**3)
 
 

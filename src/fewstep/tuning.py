@@ -127,6 +127,7 @@ def tune(
     device: str | torch.device = "cpu",
     fingerprint: str | None = None,
     out: str | Path | None = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Tuned:
     """Measure a plan for each budget of `nfe` calls on `denoiser`.
@@ -144,7 +145,9 @@ def tune(
         batch: samples at a time.
         fingerprint: of the model and its guidance, kept in the result: `fewstep.fingerprint`.
         out: the file, needs `fingerprint`. Until it is there what is known is kept in a folder beside it, `out` and
-            ".parts": when the same tune is asked for again, it goes on from there.
+            ".parts": when the same tune is asked for again, it goes on from there. Once it is there, the same tune is
+            read from it.
+        overwrite: replace another file `out`, when the plan is done, and what another tune has kept beside it.
         progress: called with evaluations done and the most that there will be (`cost`).
 
     Returns:
@@ -153,6 +156,8 @@ def tune(
 
     Raises:
         ValueError, TypeError: wrong arguments, before the first call.
+        FileExistsError: `out` is there and is not of this tune, or the folder beside it is not, and no `overwrite`.
+        OSError: `out` cannot be written. This and the above are told before the first call.
         DenoiserError: the denoiser's answer is not a tensor like x, or not finite on the default's path or the
             reference's.
 
@@ -198,7 +203,8 @@ def tune(
     }  # fmt: skip
     how = {**facts, "nfe": budgets, "batch": batch, "format": VERSION}  # which other numbers are searched for
     total = cost(budgets, len(numbers), most)
-    with kept(out, Tuned, fingerprint, found, (probe,), how) as (once, save):
+
+    def measured(once: Once, origin: str | None) -> Tuned:
         count = Count(progress, total)
 
         def batches(part: list[int], name: str) -> Iterator[Batch]:
@@ -228,16 +234,18 @@ def tune(
             if outcome.kept:
                 std = found.data_scale * math.exp(before.scale)
                 plans[calls] = Measured.of(found, *chosen, std, before)
-            if outcome.kept and off > CONVERGED * outcome.tuned:
-                warnings.warn(
-                    f"the reference is off by about {off:.2g}, the tuned plan of {calls} calls by {outcome.tuned:.2g}: "
-                    "gains below that say nothing",
-                    stacklevel=2,
-                )
-        facts["reference_error"] = off
-        result = Tuned(plans, describe(found), fingerprint, facts, tuple(report))
-        save(result)
-    count.done()
+        count.done()
+        return Tuned(plans, describe(found), fingerprint, {**facts, "reference_error": off}, tuple(report), origin)
+
+    result = kept(out, overwrite, Tuned, fingerprint, found, (probe,), how, measured)
+    off = result.facts["reference_error"]
+    for outcome in result.report:
+        if outcome.kept and off > CONVERGED * outcome.tuned:
+            warnings.warn(
+                f"the reference is off by about {off:.2g}, the tuned plan of {outcome.calls} calls by "
+                f"{outcome.tuned:.2g}: gains below that say nothing",
+                stacklevel=2,
+            )
     return result
 
 

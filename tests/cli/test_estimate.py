@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cli.commands import DONE, FAILED, INTERRUPTED, USAGE, assert_refused, names, run
+from cli.commands import DONE, FAILED, INTERRUPTED, USAGE, assert_refused, content, names, run
 from fewstep.adapters.unet2d import EDMModel
 from fewstep.statistics import load_statistics
 from fewstep.table import SOLVERS
@@ -62,6 +62,23 @@ def test_an_interrupted_estimate_goes_on(model, data, files, kind, tmp_path, mon
     assert names(tmp_path) == [path.name]
     one, other = map(load_statistics, (path, files[kind]))
     assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in one._columns())
+
+
+def test_a_finished_estimate_is_read_and_a_file_of_others_is_refused(model, data, tmp_path, monkeypatch):
+    path, picture = tmp_path / "gamma.safetensors", tmp_path / "mask.png"
+    estimated(model, data, "gamma", tmp_path)
+    picture.write_bytes(b"a picture")
+    before = content(tmp_path)
+    command = ("estimate", "gamma", "--model", model, "--data", data, "--points", 8, "--samples", 8, "--out")
+    told = "is there, and is not what is asked for: choose another out (--out), or overwrite=True (--overwrite)"
+    with monkeypatch.context() as patch:
+        patch.setattr(EDMModel, "_evaluate", None)
+        assert run(*command, path).exit_code == DONE
+        assert_refused(run(*command, picture), FAILED, f"mask.png {told}")
+        assert_refused(run(*command, path, "--guidance", 2), FAILED, f"gamma.safetensors {told}")
+    assert content(tmp_path) == before
+    assert run(*command, picture, "--overwrite").exit_code == DONE
+    assert load_statistics(picture).fingerprint == load_statistics(path).fingerprint
 
 
 @pytest.mark.parametrize("solver", INFORMED)

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from cli.commands import DONE, FAILED, INTERRUPTED, USAGE, assert_refused, names, record, run, stored
+from cli.commands import DONE, FAILED, INTERRUPTED, USAGE, assert_refused, content, names, record, run, stored
 from fewstep.adapters.unet2d import EDMModel
 from fewstep.solvers import Tuned
 from fewstep.tuning import cost
+from tiny import CLASSES
 
 
 @pytest.fixture
@@ -62,6 +63,43 @@ def test_an_interrupted_one_goes_on(tune, tmp_path, monkeypatch):
     resumed, whole = tune("--json"), tune("--json", out=tmp_path / "whole.json")
     assert json.loads(resumed.stdout)["report"] == json.loads(whole.stdout)["report"]
     assert (tmp_path / "plan.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
+def test_a_finished_one_is_read_and_another_or_a_file_of_others_is_refused(tune, tmp_path, monkeypatch):
+    assert tune().exit_code == DONE
+    before = content(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(EDMModel, "_evaluate", None)
+        again = tune()
+        assert again.exit_code == DONE, again.stderr
+        assert "besides reference and report, all from before" in again.stderr.replace("\n", " ")
+        foreign = tmp_path / "someone.json"
+        foreign.write_text('{"mine": 1}')
+        told = "is there, and is not what is asked for: choose another out (--out), or overwrite=True (--overwrite)"
+        for args, file in (({}, foreign), ({"nfe": "2"}, tmp_path / "plan.json")):
+            assert_refused(tune(out=file, **args), FAILED, f"{file.name} {told}")
+        for args in (("--guidance", "3"), ("--label", "star"), ("--seed", "5")):
+            assert_refused(tune(*args), FAILED, f"plan.json {told}")
+    assert content(tmp_path) == {**before, "someone.json": b'{"mine": 1}'}
+    assert tune("--overwrite", nfe="2").exit_code == DONE
+    assert [each.calls for each in Tuned.load(tmp_path / "plan.json").report] == [2]
+
+
+def test_the_plan_of_all_classes_serves_each_and_that_of_one_no_other(tune, sample, tmp_path):
+    """Which are numbers or names alike."""
+    assert tune("--label", "1").exit_code == DONE
+    assert tune(out=tmp_path / "all.json").exit_code == DONE
+    assert "all from before" in tune("--label", CLASSES[1]).stderr
+    for file, label, warned in (
+        ("plan", CLASSES[1], False),
+        ("plan", "2", True),
+        ("plan", "all", True),
+        ("all", "2", False),
+    ):
+        command = ("--solver", "tuned", "--plan", tmp_path / f"{file}.json", "--label", label)
+        drawn = sample(*command, n=1, nfe=3, out=tmp_path / f"{file}-{label}")
+        assert drawn.exit_code == DONE
+        assert ("was tuned on another model or guidance" in drawn.stderr.replace("\n", " ")) == warned
 
 
 def test_sample_and_compare_run_a_plan(sample, compare, plan, tmp_path):

@@ -1,5 +1,7 @@
 """An estimate that is interrupted goes on, to the same numbers, and only that estimate."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -88,9 +90,68 @@ def test_a_file_changes_no_number(tmp_path, kind):
 )
 def test_points_of_another_estimate_are_not_taken(tmp_path, changes, told):
     interrupted("gamma", tmp_path)
-    with pytest.raises(FileExistsError, match=rf"{told}.*: choose another out, or remove that folder to begin anew"):
-        estimated("gamma", Shrinking(), out=tmp_path / "s.safetensors", **changes)
+    out = tmp_path / "s.safetensors"
+    with pytest.raises(FileExistsError, match=rf"{told}.*: choose another out \(--out\), or overwrite=True"):
+        estimated("gamma", Shrinking(), out=out, **changes)
     assert names(tmp_path) == ["s.safetensors.parts"]
+    got = estimated("gamma", Shrinking(), out=out, overwrite=True, **changes)
+    assert torch.equal(got.gamma, estimated("gamma", Shrinking(), **changes).gamma)
+    assert names(tmp_path) == ["s.safetensors"]
+
+
+OTHERS = {"its own": None, "foreign": b'{"mine": 1}\n', "a picture": b"\x89PNG\r\n\x1a\n" + bytes(99), "empty": b""}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_is_not_replaced_unless_asked_and_then_at_the_end(tmp_path, kind, other):
+    out = tmp_path / "s.safetensors"
+    if other == "its own":
+        estimated(kind, Shrinking(), out=out, seed=5)
+    else:
+        out.write_bytes(OTHERS[other])
+    before, denoiser = out.read_bytes(), Shrinking()
+    told = r"is there, and is not what is asked for: choose another out \(--out\), or overwrite=True \(--overwrite\)"
+    with pytest.raises(FileExistsError, match=told):
+        estimated(kind, denoiser, out=out)
+    assert (denoiser.calls, out.read_bytes(), names(tmp_path)) == (0, before, [out.name])
+    with pytest.raises(KeyboardInterrupt):
+        estimated(kind, Shrinking(last=KINDS[kind][1] // 2), out=out, overwrite=True)
+    assert out.read_bytes() == before
+    assert estimated(kind, denoiser, out=out, overwrite=True).origin
+    assert denoiser.calls < KINDS[kind][1]  # it went on
+    assert names(tmp_path) == [out.name]
+    estimated(kind, Shrinking(), out=tmp_path / "whole")
+    assert_same(out, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_finished_is_read_and_not_estimated_again(tmp_path, kind, overwrite):
+    out, denoiser = tmp_path / "s.safetensors", Shrinking()
+    got = estimated(kind, Shrinking(), out=out)
+    before = out.read_bytes()
+    (tmp_path / "s.safetensors.parts").mkdir()  # of one that was killed as it had written the file
+    again = estimated(kind, denoiser, out=out, overwrite=overwrite)
+    assert (denoiser.calls, out.read_bytes(), names(tmp_path)) == (0, before, [out.name])
+    assert all(torch.equal(getattr(got, name), getattr(again, name)) for name in got._columns())
+
+
+def test_a_table_that_was_changed_is_not_taken_for_the_estimate(tmp_path):
+    out = tmp_path / "s.safetensors"
+    dataclasses.replace(estimated("gamma", Shrinking(), out=out), schedule=None).save(out)
+    with pytest.raises(FileExistsError, match="is not what is asked for"):
+        estimated("gamma", Shrinking(), out=out)
+
+
+def test_a_folder_in_the_place_of_the_file_is_told_by_the_name_of_the_argument(tmp_path):
+    with pytest.raises(IsADirectoryError, match=r"it is a folder: choose another out$"):
+        estimated("gamma", Shrinking(), out=tmp_path)
+
+
+def test_there_is_nothing_to_overwrite_without_a_file():
+    with pytest.raises(ValueError, match="overwrite=True needs out"):
+        estimated("gamma", Shrinking(), overwrite=True)
 
 
 def test_other_labels_are_other_data(tmp_path):

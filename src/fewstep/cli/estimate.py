@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..models import CIFAR10, DEFAULT_MODEL
-from .options import MAX_SEED, Debug, Device, Guidance, Model, path
+from .options import MAX_SEED, Debug, Device, Guidance, Model, OverwriteFile, path
 from .parse import load, pick_device, subject
 from .show import Reached, errors, progress, say
 
@@ -35,16 +35,19 @@ def ems(
     probes: Annotated[int, typer.Option(min=1, help="Random signs for each image.")] = 1,
     seed: StatisticsSeed = 0,
     device: Device = "cpu",
+    overwrite: OverwriteFile = False,
     debug: Debug = False,
 ) -> None:
     """Estimate the statistics of DPM-Solver-v3: about six calls for each point and sample.
 
-    An interrupted estimate goes on when the same command is given again.
+    An interrupted estimate goes on when the same command is given again, a finished one is read.
     """
     with errors(debug):
         from ..statistics import estimate_ems
 
-        _estimate(estimate_ems, out, data, model, label, guidance, device, points, samples, seed, probes=probes)
+        _estimate(
+            estimate_ems, out, data, model, label, guidance, device, overwrite, points, samples, seed, probes=probes
+        )
 
 
 @app.command()
@@ -58,16 +61,17 @@ def gamma(
     samples: Samples = 1024,
     seed: StatisticsSeed = 0,
     device: Device = "cpu",
+    overwrite: OverwriteFile = False,
     debug: Debug = False,
 ) -> None:
     """Estimate Gamma of Analytic-DPM: one call for each point and sample.
 
-    An interrupted estimate goes on when the same command is given again.
+    An interrupted estimate goes on when the same command is given again, a finished one is read.
     """
     with errors(debug):
         from ..statistics import estimate_gamma
 
-        _estimate(estimate_gamma, out, data, model, label, guidance, device, points, samples, seed)
+        _estimate(estimate_gamma, out, data, model, label, guidance, device, overwrite, points, samples, seed)
 
 
 def _estimate(
@@ -78,6 +82,7 @@ def _estimate(
     label: str,
     guidance: float,
     device: str,
+    overwrite: bool,
     points: int,
     samples: int,
     seed: int,
@@ -117,6 +122,7 @@ def _estimate(
                 seed=seed,
                 fingerprint=subject(loaded, label, guidance),
                 out=out,
+                overwrite=overwrite,
                 progress=reached,
                 **options,
             )

@@ -49,4 +49,5 @@ Statistics = Annotated[
 Plan = Annotated[
     Path | None, typer.Option(parser=path, metavar="<path>", help="A file of `fewstep tune`, for the solver 'tuned'.")
 ]
+OverwriteFile = Annotated[bool, typer.Option("--overwrite", help="Replace what else --out is, once this is done.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -147,14 +147,19 @@ def conditioned(
         model.conditioned(0, guidance)  # what is wrong with it is told now
     if label == "all":
         return lambda seeds: model.conditioned([seed % len(names) for seed in seeds], guidance)
-    if label in names:
-        number = names.index(label)
-    elif label.isdecimal() and int(label) < len(names):
-        number = int(label)
-    else:
-        known = f"'none', 'all', {', '.join(names[:SHOWN])}" if names else "'none', it has no classes"
-        raise typer.BadParameter(f"{label!r} is not a class of this model; choose from {known}", param_hint="--label")
+    number = class_of(model, label)
     return lambda seeds: model.conditioned(number, guidance)
+
+
+def class_of(model: Any, label: str) -> int:
+    """Its number, of a name or a number."""
+    names = list(model.classes)
+    if label in names:
+        return names.index(label)
+    if label.isdecimal() and int(label) < len(names):
+        return int(label)
+    known = f"'none', 'all', {', '.join(names[:SHOWN])}" if names else "'none', it has no classes"
+    raise typer.BadParameter(f"{label!r} is not a class of this model; choose from {known}", param_hint="--label")
 
 
 def grid_of(model: Any, name: str | None, solver: Solver) -> GridFunction | None:
@@ -166,8 +171,11 @@ def grid_of(model: Any, name: str | None, solver: Solver) -> GridFunction | None
 
 
 def subject(model: Any, label: str, guidance: float, prompts: Sequence[str] = (), negative: str | None = None) -> str:
-    """What statistics are of: the model, with the classes or prompts of its images or without, and the guidance."""
-    classes = "no classes" if label == "none" or not model.classes else "classes"
+    """What statistics and plans are of: the model, the classes, class or prompts of its images if any, the guidance."""
+    if label == "none" or not model.classes:
+        classes = "no classes"
+    else:
+        classes = "classes" if label == "all" else f"class {class_of(model, label)}"
     if told := digest(prompts, negative):
         classes = f"prompts {told['sha256']}"
     return f"{model.fingerprint}, {classes}, guidance {guidance:g}"
@@ -191,8 +199,9 @@ def informed(
     from ..table import SOLVERS
 
     flow = isinstance(model.schedule, Flow)
-    of = subject(model, label, guidance, prompts, negative)
-    found = [load_statistics(path, schedule=model.schedule, fingerprint=of) for path in files or []]
+    # What was measured on all classes serves each of them.
+    of = [subject(model, each, guidance, prompts, negative) for each in (label if label == "none" else "all", label)]
+    found = [load_statistics(path, schedule=model.schedule, fingerprint=of[0]) for path in files or []]
     informed, used = {}, set()
     for name, solver in solvers.items():
         if flow and name in SOLVERS:
@@ -209,7 +218,8 @@ def informed(
                 raise typer.BadParameter(f"{name} needs a plan: fewstep tune --out FILE", param_hint="--plan")
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
-                solver = Tuned.load(plan, schedule=model.schedule, fingerprint=of)
+                known = Tuned.load(plan).fingerprint
+                solver = Tuned.load(plan, schedule=model.schedule, fingerprint=known if known in of else of[-1])
             for each in told:
                 say(f"warning: {each.message}")
         informed[name] = dataclasses.replace(solver, statistics=fitting[0]) if fitting else solver  # type: ignore[type-var]

@@ -21,6 +21,7 @@ from .options import (
     Label,
     Model,
     Negative,
+    OverwriteFile,
     Prompt,
     Prompts,
     Seed,
@@ -52,12 +53,14 @@ def tune(
     guidance: Guidance = 1.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 8,
     device: Device = "cpu",
+    overwrite: OverwriteFile = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Measure a plan on a model: nodes and weights for each budget, and what they gain on seeds it was not tuned on.
 
-    An interrupted one goes on when the same command is given again. The plan is used by --solver tuned --plan FILE.
+    An interrupted one goes on when the same command is given again, a finished one is read. The plan is used by
+    --solver tuned --plan FILE.
     """
     budgets = pick_budgets(nfe)
     if min(budgets) < 2:
@@ -96,6 +99,7 @@ def tune(
                     device=device,
                     fingerprint=subject(loaded, label, guidance, texts, negative),
                     out=out,
+                    overwrite=overwrite,
                     progress=reached,
                 )
             except KeyboardInterrupt:
@@ -110,8 +114,8 @@ def tune(
         typer.echo(json.dumps({"out": str(out), "evaluations": evaluations, "report": outcomes, **found.facts}))
     else:
         Console().print(_table(found))
-    seconds = time.perf_counter() - started
-    say(f"{evaluations:,} evaluations besides reference and report, {seconds:.0f} s, {peak(device)}")
+    took = f"{time.perf_counter() - started:.0f} s, {peak(device)}" if reached.units else "all from before"
+    say(f"{evaluations:,} evaluations besides reference and report, {took}")
     better = [str(each.calls) for each in found.report if each.kept]
     if better:
         say(f"the plan for {', '.join(better)} calls is {out}: --solver tuned --plan {out}")

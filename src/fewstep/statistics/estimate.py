@@ -33,7 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..prediction import Denoiser
 from ..schedule import Node, Schedule
-from .kept import kept
+from .kept import Once, kept
 from .tables import EMS, Gamma, describe
 
 __all__ = ["estimate_ems", "estimate_gamma"]
@@ -61,6 +61,7 @@ def estimate_ems(
     derivative: Literal["reverse", "forward"] = "reverse",
     fingerprint: str | None = None,
     out: str | Path | None = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> EMS:
     """The statistics l, s, b of `denoiser` at `points` half log-SNRs, evenly over `schedule.lam_range`.
@@ -76,10 +77,17 @@ def estimate_ems(
             2.13 the group norms of diffusers' UNets do not on every layout).
         fingerprint: of the model, to be recorded: `fewstep.statistics.fingerprint`, or `EDMModel.fingerprint`.
         out: a file for what is estimated, needs `fingerprint`. Until it is there each point is kept in a folder beside
-            it, `out` and ".parts": when the same estimate is asked for again, it goes on from there.
+            it, `out` and ".parts": when the same estimate is asked for again, it goes on from there. Once it is there,
+            the same estimate is read from it.
+        overwrite: replace another file `out`, when the estimate is done, and what another estimate has kept beside it.
         progress: called with what is done and of how much, in units of its own.
 
     Costs about 6 calls for each point and sample, a backward pass counted as two.
+
+    Raises:
+        ValueError, TypeError: wrong arguments, or a denoiser without the derivative.
+        FileExistsError: `out` is there and is not of this estimate, or the folder beside it is not, and no `overwrite`.
+        OSError: `out` cannot be written. This and the above are told before the first call.
     """
     if points < FEWEST or probes < 1 or batch < 1:
         raise ValueError(
@@ -105,12 +113,13 @@ def estimate_ems(
             count += drawn.signs.shape[0] * drawn.signs.shape[1]
         return total / count
 
-    def pair(i: int) -> Tensor:
-        batches = (_f_and_slope(drawn, schedule, nodes[i], reach, l[i], slopes[i]) for drawn in draws())
+    def pair(i: int, level: Tensor, slope: Tensor) -> Tensor:
+        batches = (_f_and_slope(drawn, schedule, nodes[i], reach, level, slope) for drawn in draws())
         return torch.stack(_regression(batches))
 
     how = {"points": points, "samples": samples, "probes": probes, "batch": batch, "seed": seed, "by": derivative}
-    with kept(out, EMS, fingerprint, schedule, (images, labels), how) as (once, save):
+
+    def estimated(once: Once, origin: str | None) -> EMS:
         diagonals, pairs = [], []
         for i in range(points):
             diagonals.append(once(f"l-{i}", partial(diagonal, i)))
@@ -118,12 +127,12 @@ def estimate_ems(
         l = 1 - torch.stack(diagonals)  # noqa: E741
         slopes = torch.gradient(l, spacing=(torch.from_numpy(at),), dim=0, edge_order=2)[0]
         for i in range(points):
-            pairs.append(once(f"s-b-{i}", partial(pair, i)))
+            pairs.append(once(f"s-b-{i}", partial(pair, i, l[i], slopes[i])))
             tell(points + i + 1, 2 * points)
         s, b = torch.stack(pairs, 1)
-        found = EMS(torch.from_numpy(lams), l, s, b, describe(schedule), fingerprint)
-        save(found)
-    return found
+        return EMS(torch.from_numpy(lams), l, s, b, describe(schedule), fingerprint, origin)
+
+    return kept(out, overwrite, EMS, fingerprint, schedule, (images, labels), how, estimated)
 
 
 def estimate_gamma(
@@ -138,9 +147,10 @@ def estimate_gamma(
     seed: int = 0,
     fingerprint: str | None = None,
     out: str | Path | None = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Gamma:
-    """Gamma of `denoiser`; arguments as for `estimate_ems`. Costs one call for each point and sample."""
+    """Gamma of `denoiser`; arguments and errors as for `estimate_ems`. Costs one call for each point and sample."""
     if points < 2 or batch < 1:
         raise ValueError(f"points must be at least 2, and batch 1; got points={points!r}, batch={batch!r}")
     lams = np.linspace(*schedule.lam_range, points)
@@ -158,14 +168,15 @@ def estimate_gamma(
         return torch.tensor(total / count, dtype=torch.float64, device="cpu")
 
     how = {"points": points, "samples": samples, "batch": batch, "seed": seed}
-    with kept(out, Gamma, fingerprint, schedule, (images, labels), how) as (once, save):
+
+    def estimated(once: Once, origin: str | None) -> Gamma:
         gammas = []
         for i, lam in enumerate(lams):
             gammas.append(once(f"gamma-{i}", partial(gamma, lam)))
             tell(i + 1, points)
-        found = Gamma(torch.from_numpy(lams), torch.stack(gammas), describe(schedule), fingerprint)
-        save(found)
-    return found
+        return Gamma(torch.from_numpy(lams), torch.stack(gammas), describe(schedule), fingerprint, origin)
+
+    return kept(out, overwrite, Gamma, fingerprint, schedule, (images, labels), how, estimated)
 
 
 class Drawn(NamedTuple):

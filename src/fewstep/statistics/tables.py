@@ -24,6 +24,7 @@ from ..schedule import Node, Schedule
 __all__ = ["EMS", "Gamma", "describe", "fingerprint", "load_statistics"]
 
 FORMAT_VERSION = "1"
+FACTS = ("schedule", "fingerprint", "origin")
 # A table is not left for the rounding of its own ends.
 SLACK = 1e-9
 
@@ -34,7 +35,7 @@ class _Table:
 
     @classmethod
     def _columns(cls) -> tuple[str, ...]:
-        return tuple(f.name for f in fields(cls) if f.name not in ("schedule", "fingerprint"))
+        return tuple(f.name for f in fields(cls) if f.name not in FACTS)
 
     def __post_init__(self) -> None:
         first = self._columns()[1]
@@ -91,9 +92,9 @@ class _Table:
                 )
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, whole or not at all."""
+        """Write a safetensors file, whole or not at all, in place of what is there."""
         save, _ = _safetensors()
-        facts = {name: getattr(self, name) for name in ("schedule", "fingerprint") if getattr(self, name) is not None}
+        facts = {name: getattr(self, name) for name in FACTS if getattr(self, name) is not None}
         content = save(
             {name: getattr(self, name) for name in self._columns()},
             {"format": f"fewstep {type(self).__name__}", "version": FORMAT_VERSION, **facts},
@@ -114,7 +115,8 @@ class EMS(_Table):
     """The empirical model statistics l, s, b of DPM-Solver-v3, each (points, *) at the half log-SNRs `lam` (points,).
 
     * is the shape of an image, or anything that broadcasts to it; with (points,) all elements share one number. Between
-    points they are linear in lam. `schedule`, as `describe` writes it, and `fingerprint` say what they are of.
+    points they are linear in lam. `schedule`, as `describe` writes it, and `fingerprint` say what they are of; `origin`
+    is of all that they were estimated from, by which `estimate_ems` knows its file.
     """
 
     l: Tensor  # noqa: E741
@@ -122,6 +124,7 @@ class EMS(_Table):
     b: Tensor
     schedule: str | None = None
     fingerprint: str | None = None
+    origin: str | None = None
 
     @classmethod
     def constant(cls, l: float = 1.0, s: float = 0.0, b: float = 0.0, end: float = 10.0) -> EMS:  # noqa: E741
@@ -138,6 +141,7 @@ class Gamma(_Table):
     gamma: Tensor
     schedule: str | None = None
     fingerprint: str | None = None
+    origin: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -184,7 +188,7 @@ def load_statistics(
         raise ValueError(f"{path} does not hold EMS or Gamma statistics, but {format_ or sorted(tensors)}")
     if version != FORMAT_VERSION:
         raise ValueError(f"{path} is of version {version}, this fewstep reads {FORMAT_VERSION}: estimate again")
-    facts = {name: metadata.get(name) for name in ("schedule", "fingerprint")}
+    facts = {name: metadata.get(name) for name in FACTS}
     expected = {"schedule": None if schedule is None else describe(schedule), "fingerprint": fingerprint}
     for name, wanted in expected.items():
         if wanted is not None and facts[name] != wanted:

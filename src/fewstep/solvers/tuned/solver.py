@@ -55,7 +55,7 @@ class Tuned:
 
     plans: by number of calls. schedule: as `describe` writes it; a run on another is refused, unless it is None.
     fingerprint: of what it was tuned on, the guidance included. facts: seeds, objective, versions. report: what was
-    gained.
+    gained. origin: of all that it was tuned from, by which `fewstep.tune` knows its file.
 
     Cost: 1 call per step; state: 4 tensors, as EVODiff's default, and the same arithmetic.
     """
@@ -65,6 +65,7 @@ class Tuned:
     fingerprint: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
     report: tuple[Outcome, ...] = ()
+    origin: str | None = field(default=None, compare=False)
     calls_per_step: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -136,12 +137,13 @@ class Tuned:
             self._within(schedule)
 
     def save(self, path: str | Path) -> None:
-        """Write a JSON file, whole or not at all."""
+        """Write a JSON file, whole or not at all, in place of what is there."""
         content = {
             "format": FORMAT,
             "version": VERSION,
             "schedule": self.schedule,
             "fingerprint": self.fingerprint,
+            "origin": self.origin,
             "facts": dict(self.facts),
             "report": [outcome._asdict() for outcome in self.report],
             "plans": {str(calls): each.written() for calls, each in sorted(self.plans.items())},
@@ -168,6 +170,7 @@ class Tuned:
                 _word(content["fingerprint"]),
                 dict(content["facts"]),
                 tuple(Outcome(**each) for each in content["report"]),
+                _word(content.get("origin")),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
