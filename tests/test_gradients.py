@@ -51,6 +51,31 @@ def test_a_wrapped_model_passes_derivatives():
     assert torch.autograd.gradcheck(run, weight)
 
 
+def test_a_scale_passes_derivatives_or_says_that_it_would_not():
+    scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    network = fs.as_denoiser(bent, "epsilon", SCHEDULE)
+
+    def run(scale):
+        return fs.sample(fs.guided(network, bent, scale.expand(len(NOISE))), NOISE, nfe=3, differentiable=True)
+
+    assert torch.autograd.gradcheck(run, scale)
+    with pytest.raises(ValueError, match=r"scale as one number drops its derivative.*scale\.expand\(B\)"):
+        fs.guided(network, bent, scale)
+
+
+@pytest.mark.parametrize("solver", [fs.DDIM(), fs.Heun(), fs.EVODiff()])
+def test_a_classifier_passes_derivatives(solver):
+    """Those of its gradient, too, by noise and by a weight of the classifier, in reverse and in forward mode."""
+
+    def run(noise, weight):
+        network = fs.as_denoiser(bent, "sample", SCHEDULE)
+        model = fs.classifier_guided(network, lambda x, t: (weight * (x / (1 + t)).sin()).flatten(1).sum(1), 0.5)
+        return fs.sample(model, noise, nfe=4, solver=solver, differentiable=True)
+
+    inputs = NOISE.clone().requires_grad_(), WEIGHT.clone().requires_grad_()
+    assert torch.autograd.gradcheck(run, inputs, check_forward_ad=True)
+
+
 def dropped(x):
     return fs.sample(bent, x, **BOTH).sum()
 

@@ -68,6 +68,21 @@ def test_guidance_asks_each_denoiser_once_with_the_same_arguments():
     assert all(torch.equal(given_x, x) and t == 0.5 for given_x, t in seen)
 
 
+@pytest.mark.parametrize("of", ["sample", "epsilon", "v_prediction"])
+def test_rescaling_takes_an_unconditional_model_that_works_in_place(of):
+    x = images(2, 3)
+
+    def careless(x, t):
+        answered = uncond(x, t)
+        x.zero_()
+        return answered
+
+    first, plain, second = (fs.as_denoiser(each, "sample", fs.EDM()) for each in (cond, uncond, careless))
+    assert torch.equal(
+        fs.rescaled(first, second, 3.0, of=of)(x.clone(), 0.5), fs.rescaled(first, plain, 3.0, of=of)(x, 0.5)
+    )
+
+
 def test_guidance_takes_models_that_work_in_place_and_answer_in_one_buffer():
     x, buffer = images(3, 4, 5), torch.empty(3, 4, 5, dtype=torch.float64)
     got = guided(lambda x, t: buffer.copy_(x.mul_(t)), lambda x, t: buffer.copy_(x), 7.5)(x.clone(), 0.5)
@@ -247,10 +262,17 @@ def test_cfgpp_of_two_that_agree_is_their_answer():
 
 def test_cfgpp_refuses():
     nodes = fs.log_snr(fs.EDM(), 5)
-    with pytest.raises(ValueError, match=r"scale must be finite; got scale=nan"):
+    with pytest.raises(ValueError, match=r"scale must be finite, .*got scale=nan"):
         fs.cfgpp(same, same, math.nan, nodes)
     with pytest.raises(ValueError, match="needs nodes of falling noise"):
         fs.cfgpp(same, same, 0.5, nodes[::-1])
+    with pytest.raises(ValueError, match="scale must be one for all, as it follows the steps"):
+        fs.cfgpp(same, same, torch.tensor([0.5, 0.7]), nodes)
+    noisy = fs.log_snr(fs.EDM(), 5, to_zero=False)
+    plus = fs.cfgpp(same, same, 0.5, noisy)
+    for denoiser in (plus, fs.clip(plus, -1, 1)):
+        with pytest.raises(ValueError, match=r"CFG\+\+ follows steps of falling noise; got nodes from time 0\.002"):
+            fs.integrate(denoiser, torch.ones(1, 2), noisy[::-1], solver=fs.DDIM(), schedule=fs.EDM())
     with pytest.raises(ValueError, match=r"made for calls at other nodes; got time 3\.0"):
         fs.cfgpp(same, same, 0.5, nodes)(torch.ones(1, 2), 3.0)
 

@@ -173,6 +173,8 @@ def _steps_of(
     schedule = check_parts(denoiser, solver, schedule)
     check_tensor("x", x, differentiable)
     grid = _of(schedule, checked(nodes), "nodes")
+    if grid[1].lam < grid[0].lam and _follows_steps(denoiser):
+        raise ValueError(f"CFG++ follows steps of falling noise; got nodes from time {grid[0].time!r} upwards")
     stages = planned(solver, schedule, grid, None if nfe is None else _budget(nfe))
     state = x.to(_working(x.dtype))
     draw = _step_noise(solver, grid[0], stages, state, seeds)

@@ -1,7 +1,7 @@
 """Denoisers made of denoisers: guidance, thresholding and clipping, for any solver.
 
 Each carries the schedule of what it is made of, and can be pickled if that can. A scale is one for all, or one a
-sample.
+sample; that of `cfgpp` is one for all.
 """
 
 from .base import Batched

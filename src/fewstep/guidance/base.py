@@ -87,7 +87,7 @@ def pair(denoiser: Denoiser, uncond: Denoiser, x: Tensor, t: float | Tensor) -> 
         return both
     # Copies: a model may work in place on its input, and both may answer in one buffer.
     denoised = answer(denoiser, x.clone(), t).clone()
-    return denoised, answer(uncond, x, t, "the unconditional denoiser")
+    return denoised, answer(uncond, x.clone(), t, "the unconditional denoiser")
 
 
 def checked(scale: float | Tensor, name: str = "scale") -> float | Tensor:
@@ -98,6 +98,8 @@ def checked(scale: float | Tensor, name: str = "scale") -> float | Tensor:
         raise TypeError(f"{name} must be a number, or a tensor of one a sample; got {name}={scale!r}") from error
     if scales.ndim > 1 or not bool(scales.isfinite().all()):
         raise ValueError(f"{name} must be finite, one for all or a tensor (B,); got {name}={scale!r}")
+    if scales.requires_grad and not scales.ndim:
+        raise ValueError(f"{name} as one number drops its derivative; got {name}={scale!r}: give {name}.expand(B)")
     return scales if scales.ndim else float(scales)
 
 

@@ -28,8 +28,9 @@ class ClassifierGuided:
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         (reach,) = spread(each(self._reach, t), x)
+        differentiated = torch.is_grad_enabled()  # the run itself, whose derivative needs that of the gradient
         with torch.enable_grad():
-            noisy = x.detach().clone().requires_grad_(True)
+            noisy = (x if differentiated else x.detach()).clone().requires_grad_(True)
             told = self.classifier(noisy, t)
             if not isinstance(told, Tensor) or told.shape != x.shape[:1]:
                 got = f"shape {tuple(told.shape)}" if isinstance(told, Tensor) else type(told).__name__
@@ -37,7 +38,11 @@ class ClassifierGuided:
                     f"the classifier returned {got} at time {t}; it must return log p(y | x), one a sample: "
                     f"{tuple(x.shape[:1])}"
                 )
-            (gradient,) = torch.autograd.grad(told.sum(), noisy)
+            if not told.requires_grad:
+                raise DenoiserError(
+                    f"the classifier's answer at time {t} has no derivative by x: leave out no_grad and detach in it"
+                )
+            (gradient,) = torch.autograd.grad(told.sum(), noisy, create_graph=differentiated)
         denoised = answer(self.denoiser, x, t)
         # The product in float32 or better: sigma^2 / alpha is thousands near pure noise.
         push = times(self.scale, gradient.to(torch.promote_types(x.dtype, torch.float32)))
@@ -59,9 +64,10 @@ def classifier_guided(
     `classifier(x, t)` returns log p(y | x_t) of each sample's class, (B,), of the same noisy x and clock as the
     denoiser; it is differentiated. `scale` is one for all, or a tensor (B,) of one a sample. Dhariwal & Nichol,
     Diffusion Models Beat GANs on Image Synthesis (2021), Algorithm 2, whose change of epsilon, -sigma scale grad, is
-    this change of the denoised x. Each call evaluates the denoiser once, and the classifier once, there and back.
-    ValueError for a scale that is not finite, and for a denoiser that carries no schedule; DenoiserError for a
-    classifier that answers something else.
+    this change of the denoised x. Each call evaluates the denoiser once, and the classifier once, there and back. With
+    gradients enabled the answer can be differentiated, by the classifier's second derivatives. ValueError for a scale
+    that is not finite, and for a denoiser that carries no schedule; DenoiserError for a classifier that answers
+    something else, or without a derivative.
     """
     schedule = agreed((denoiser,))
     if schedule is None:

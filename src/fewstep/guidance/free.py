@@ -224,13 +224,15 @@ def cfgpp(denoiser: Denoiser, uncond: Denoiser, scale: float, nodes: Sequence[No
     exactly, so that it is made here, in the denoiser, and any solver of one call a step can run it: with `DDIM` it is
     the authors' and ComfyUI's Euler form, with a multistep solver an extrapolation of these images. To sigma = 0, or
     from alpha = 0, it is `scale`. Each call evaluates both. ValueError at a call that is not at a node, for a scale
-    that is not finite and for nodes whose noise rises; a run refuses it with a solver of several calls a step, whose
-    second call would follow the wrong step.
+    that is not finite, or one a sample, and for nodes whose noise rises; a run refuses it over rising nodes, and with a
+    solver of several calls a step, whose second call would follow the wrong step. Inside a function of your own a run
+    does not see it.
 
     Chung et al., CFG++: Manifold-Constrained Classifier-Free Guidance for Diffusion Models (2024), Algorithm 2.
     """
-    if not math.isfinite(scale):
-        raise ValueError(f"scale must be finite; got scale={scale!r}")
+    one = checked(scale)
+    if isinstance(one, Tensor):
+        raise ValueError(f"scale must be one for all, as it follows the steps; got scale={scale!r}")
     nodes = tuple(nodes)
     if len(nodes) < 2 or not all(isinstance(node, Node) for node in nodes):
         raise TypeError(f"nodes must be those of the run, as a grid makes them; got {nodes!r}")
@@ -238,6 +240,6 @@ def cfgpp(denoiser: Denoiser, uncond: Denoiser, scale: float, nodes: Sequence[No
     for s, t in pairwise(nodes):
         if t.nsr >= s.nsr:
             raise ValueError(f"CFG++ needs nodes of falling noise; got time {t.time!r} after {s.time!r}")
-        weights[s.time] = scale / (1 - (t.nsr / s.nsr if s.alpha else 0.0))
-    weights[nodes[-1].time] = scale  # for what calls at the end, to correct it
+        weights[s.time] = one / (1 - (t.nsr / s.nsr if s.alpha else 0.0))
+    weights[nodes[-1].time] = one  # for what calls at the end, to correct it
     return Plus(denoiser, uncond, weights, agreed((denoiser, uncond)))
