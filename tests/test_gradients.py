@@ -72,8 +72,10 @@ def test_a_classifier_passes_derivatives(solver):
         model = fs.classifier_guided(network, lambda x, t: (weight * (x / (1 + t)).sin()).flatten(1).sum(1), 0.5)
         return fs.sample(model, noise, nfe=4, solver=solver, differentiable=True)
 
-    inputs = NOISE.clone().requires_grad_(), WEIGHT.clone().requires_grad_()
-    assert torch.autograd.gradcheck(run, inputs, check_forward_ad=True)
+    noise, weight = NOISE.clone().requires_grad_(), WEIGHT.clone().requires_grad_()
+    assert torch.autograd.gradcheck(run, (noise, weight), check_forward_ad=True)
+    assert torch.autograd.gradcheck(lambda weight: run(NOISE, weight), weight)  # the first x asks for no derivative
+    assert not run(NOISE, WEIGHT).requires_grad
 
 
 def dropped(x):

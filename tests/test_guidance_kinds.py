@@ -193,7 +193,6 @@ def test_the_answer_has_the_type_of_x_and_knows_no_batch_mates(kind, dtype):
 
 
 @over_kinds
-@torch.no_grad()  # a classifier's answer can be differentiated, else
 def test_one_call_with_times_of_each_sample_is_as_many_calls_apart(kind):
     def each(function):
         return lambda x, t: function(x, torch.as_tensor(t, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1)))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from ..answers import DenoiserError
 from ..prediction import Denoiser, agreed, each, spread
@@ -28,9 +29,9 @@ class ClassifierGuided:
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         (reach,) = spread(each(self._reach, t), x)
-        differentiated = torch.is_grad_enabled()  # the run itself, whose derivative needs that of the gradient
+        enabled = torch.is_grad_enabled()
         with torch.enable_grad():
-            noisy = (x if differentiated else x.detach()).clone().requires_grad_(True)
+            noisy = (x if enabled else x.detach()).clone().requires_grad_(True)
             told = self.classifier(noisy, t)
             if not isinstance(told, Tensor) or told.shape != x.shape[:1]:
                 got = f"shape {tuple(told.shape)}" if isinstance(told, Tensor) else type(told).__name__
@@ -42,7 +43,9 @@ class ClassifierGuided:
                 raise DenoiserError(
                     f"the classifier's answer at time {t} has no derivative by x: leave out no_grad and detach in it"
                 )
-            (gradient,) = torch.autograd.grad(told.sum(), noisy, create_graph=differentiated)
+            # Of a run that is differentiated itself.
+            twice = enabled and (x.requires_grad or unpack_dual(x).tangent is not None or _has_weights(told, noisy))
+            (gradient,) = torch.autograd.grad(told.sum(), noisy, create_graph=twice)
         denoised = answer(self.denoiser, x, t)
         # The product in float32 or better: sigma^2 / alpha is thousands near pure noise.
         push = times(self.scale, gradient.to(torch.promote_types(x.dtype, torch.float32)))
@@ -56,6 +59,21 @@ class ClassifierGuided:
         return (node.sigma**2 / node.alpha,)
 
 
+def _has_weights(told: Tensor, noisy: Tensor) -> bool:
+    """Whether `told` came of anything else that a derivative is asked of."""
+    seen: set[Any] = set()
+    known = [told.grad_fn]
+    while known:
+        node = known.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if getattr(node, "variable", noisy) is not noisy:
+            return True
+        known.extend(before for before, _ in node.next_functions)
+    return False
+
+
 def classifier_guided(
     denoiser: Denoiser, classifier: Callable[[Tensor, Any], Tensor], scale: float | Tensor = 1.0
 ) -> Denoiser:
@@ -65,7 +83,7 @@ def classifier_guided(
     denoiser; it is differentiated. `scale` is one for all, or a tensor (B,) of one a sample. Dhariwal & Nichol,
     Diffusion Models Beat GANs on Image Synthesis (2021), Algorithm 2, whose change of epsilon, -sigma scale grad, is
     this change of the denoised x. Each call evaluates the denoiser once, and the classifier once, there and back. With
-    gradients enabled the answer can be differentiated, by the classifier's second derivatives. ValueError for a scale
+    gradients enabled the answer has derivatives by x and by the classifier's weights, its second ones. ValueError for a scale
     that is not finite, and for a denoiser that carries no schedule; DenoiserError for a classifier that answers
     something else, or without a derivative.
     """
