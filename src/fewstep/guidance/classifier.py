@@ -83,8 +83,8 @@ def classifier_guided(
     denoiser; it is differentiated. `scale` is one for all, or a tensor (B,) of one a sample. Dhariwal & Nichol,
     Diffusion Models Beat GANs on Image Synthesis (2021), Algorithm 2, whose change of epsilon, -sigma scale grad, is
     this change of the denoised x. Each call evaluates the denoiser once, and the classifier once, there and back. With
-    gradients enabled the answer has derivatives by x and by the classifier's weights, its second ones. ValueError for a scale
-    that is not finite, and for a denoiser that carries no schedule; DenoiserError for a classifier that answers
+    gradients enabled the answer has derivatives by x and by the classifier's weights, its second ones. ValueError for a
+    scale that is not finite, and for a denoiser that carries no schedule; DenoiserError for a classifier that answers
     something else, or without a derivative.
     """
     schedule = agreed((denoiser,))
