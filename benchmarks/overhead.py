@@ -148,7 +148,7 @@ the whole loop of `fewstep.sample`, without the model; of schedulers it is `step
 The other columns add what is done once a run: levels, checks and planning, and `set_timesteps`. A first run plans.
 Later runs of the same solver, schedule and levels find the plan: the last {kept} are kept, of at most {longest} steps.
 Solvers with statistics of a model and tuned ones are planned each time. Compare ratios, not microseconds. From a
-megabyte on the C library may give a tensor's memory back and page it in anew for the next, some hundred times a call;
+megabyte on the C library may give a tensor's memory back and page it in anew for the next, some hundred pages a call;
 whose turn that is changes from run to run, so that the same solver has two times in some rows of large tensors.
 """
 
