@@ -83,7 +83,7 @@ class Store:
 
     def begin_anew(self) -> None:
         """Take nothing of what was found. It stays until there is a first file to write, and goes then."""
-        self._old = {name for name in self._sums if (self.folder / name).exists()}
+        self._old |= {name for name in self._sums if (self.folder / name).exists()}
         self.previous, self.damaged, self._sums, self._whole = None, [], {}, set()
         if not self._old:
             self._empty()

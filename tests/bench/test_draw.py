@@ -1,6 +1,7 @@
 """The images of a bench: the same however the work is shared, kept whatever goes wrong."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,6 +159,21 @@ def test_what_is_drawn_otherwise_is_refused_or_overwritten(plan, tmp_path):
     drawn(plan, tmp_path / "a", overwrite={"ddim"})
     anew = {name for name, time in files(tmp_path / "a").items() if time != before[name]}
     assert anew == {name for name in before if "--ddim--" in name}
+
+
+@pytest.mark.parametrize("change", [{"converged": 16}, {"batch": 2}])
+def test_what_is_overwritten_is_the_changed_plan_drawn_alone(plan, tmp_path, change):
+    plan = dataclasses.replace(plan, n=8)
+    other = dataclasses.replace(plan, **change)
+    drawn(plan, tmp_path / "a")
+    anew = drawn(other, tmp_path / "a", overwrite={"converged", "ddim", "sde-dpmpp-2m"})
+    alone = drawn(other, tmp_path / "b")
+    assert [row["images"] for row in anew] == [row["images"] for row in alone]
+    there = files(tmp_path / "a")
+    cells = {path.parent for path in map(Path, files(tmp_path / "b"))}
+    assert {name for name in there if Path(name).parent in cells} == files(tmp_path / "b").keys()
+    assert drawn(other, tmp_path / "a") == anew
+    assert files(tmp_path / "a") == there
 
 
 def test_images_are_overwritten_when_there_are_others(plan, tmp_path, monkeypatch):
