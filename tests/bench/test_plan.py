@@ -101,3 +101,18 @@ def test_a_preset_tells_which_files_it_needs():
         preset.filled("evodiff-table2-cifar10", {"weights": "w.pth"})
     with pytest.raises(ValueError, match="no preset 'table9'; choose from evodiff-table2-cifar10"):
         load_preset("table9")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"guidance": [2.0000001, 2.0000002]}, "guidance 2.0000001 and 2.0000002"),
+        ({"solvers": [{"solver": "ddim", "name": "a b"}, {"solver": "heun", "name": "a-b"}]}, "'a b' and 'a-b'"),
+        ({"solvers": [{"solver": "ddim", "name": "A"}, {"solver": "heun", "name": "a"}]}, "solvers 'A' and 'a'"),
+        ({"models": ["m:a b", "m:a-b"]}, "models 'm:a b' and 'm:a-b'"),
+        ({"solvers": [{"solver": "unipc-3", "name": "converged!"}], "calls": 128}, "solvers 'converged' and"),
+    ],
+)
+def test_two_cells_share_no_folder(given, told):
+    with pytest.raises(ValueError, match=f"{told}.* would share the folder .*: leave out one, or give names that"):
+        Plan.of(given)

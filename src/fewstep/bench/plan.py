@@ -23,6 +23,7 @@ __all__ = ["CONVERGED", "OWN_GRID", "Candidate", "Cell", "Plan"]
 OWN_GRID = "own"
 CONVERGED = "converged"  # the cell of the solution that errors are measured against
 KINDS: Mapping[str, type] = {"models": str, "grids": str, "metrics": str, "guidance": float}  # of lists; else int
+KEYS = {"model": "models", "solver": "solvers", "grid": "grids"}  # by the fields of a cell
 METRICS = ("frechet", "rmse", "gain", "isc", "kid", "precision", "recall", "clip", "aesthetic")
 
 
@@ -139,7 +140,23 @@ class Plan:
                 raise ValueError(f"{key} is for the metrics {', '.join(sorted(of))}: name one of them, or leave it out")
         if taken := set(METRICS) & self.scores.keys():
             raise ValueError(f"a score cannot be called {min(taken)!r}, as a metric is: give it another name")
-        self.candidates()
+        self._check_folders()
+
+    def _check_folders(self) -> None:
+        """That each cell has a folder of its own, on file systems that know no capitals too."""
+        found: dict[str, Cell] = {}
+        for model, guidance in product(self.models, self.guidance):
+            cells = [cell for cell, _, _ in self.cells(model, guidance)]
+            for cell in [self.solution(model, guidance), *cells]:
+                other = found.setdefault(cell.folder.casefold(), cell)
+                if other != cell:
+                    (one, two), key = next(
+                        ((a, b), key) for key, a, b in zip(Cell._fields, other, cell, strict=True) if a != b
+                    )
+                    raise ValueError(
+                        f"{KEYS.get(key, key)} {one!r} and {two!r} would share the folder {cell.folder}: leave out "
+                        "one, or give names that differ in more than signs and capitals"
+                    )
 
     def candidates(self) -> dict[str, Candidate]:
         """The solvers, by the names that the report gives them."""
