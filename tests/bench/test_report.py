@@ -93,6 +93,12 @@ def test_the_best_row_within_a_budget():
         best(rows, "rmse", calls=4)
     with pytest.raises(ValueError, match="has not measured 'frechet'; choose from rmse"):
         best(rows, "frechet")
+    with pytest.raises(ValueError, match="'rmse'; run it with --metrics rmse"):
+        best([row()], "rmse")
+    scored = [row(rmse=0.3, brightness=0.5)]
+    told = "measured 'brightness', but not whether more or less of it is better; choose from rmse"
+    with pytest.raises(ValueError, match=told):
+        best(scored, "brightness")
 
 
 @pytest.mark.parametrize("name", ["evodiff", "unipc-3", "ipndm-4", "dpmpp-2m", "ddim"])

@@ -28,7 +28,9 @@ def best(rows: Sequence[Row], metric: str, calls: int | None = None, millisecond
     pick = COLUMNS[metric].best if metric in COLUMNS else None
     if not known or pick is None:
         measured = [key for key, column in COLUMNS.items() if column.best and any(key in row for row in rows)]
-        raise ValueError(f"this bench has not measured {metric!r}; choose from {', '.join(measured)}")
+        why = f"this bench has measured {metric!r}, but not whether more or less of it is better"
+        why = why if known else f"this bench has not measured {metric!r}"
+        raise ValueError(f"{why}; {'choose from ' + ', '.join(measured) if measured else 'run it with --metrics rmse'}")
     for limit, key, unit in ((calls, "calls", "calls"), (milliseconds, "milliseconds", "milliseconds an image")):
         least = min(row[key] for row in known)
         if limit is not None and least > limit:
