@@ -221,7 +221,7 @@ def test_files_that_are_not_of_a_run_are_not_touched(tmp_path, as_npz, name, ove
 def test_a_record_that_is_not_ours_is_not_touched(tmp_path, content, overwrite):
     (tmp_path / "run.json").write_text(content, encoding="latin-1")
     (tmp_path / "000000.png").write_bytes(png(IMAGES[0]))
-    with pytest.raises(FileExistsError, match=r"run\.json is not of a run of fewstep: choose another --out"):
+    with pytest.raises(FileExistsError, match=r"run\.json is damaged, or not of a run of fewstep: choose another"):
         Run(tmp_path, SETTINGS, False, overwrite)
     assert names(tmp_path) == ["000000.png", "run.json"]
     assert (tmp_path / "run.json").read_text(encoding="latin-1") == content

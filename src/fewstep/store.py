@@ -30,7 +30,8 @@ class Store:
     `settings` is everything that the content depends on, in the terms of JSON. A folder with the same settings is gone
     on with; one with others is refused, or replaced, as by `begin_anew`, if `overwrite`. The numbers of the settings
     that `extends` names may grow. `names` are of files that will be written: one that is not ours is refused at once.
-    For those who are refused, `argument` is what they named the folder by, and `instead` how they may overwrite it.
+    For those who are refused, `argument` is what they named the folder by, `instead` how they may overwrite it, and
+    `again` how they may have it made again if its records are damaged.
 
     `previous` is the record found, of the same work; `damaged` has the names of files that are not as they were
     written: `holds` denies them, and `write` replaces them.
@@ -46,9 +47,11 @@ class Store:
         overwrite: bool = False,
         argument: str = "--out",
         instead: str | None = None,
+        again: str | None = None,
     ):
         self.folder, self.settings = folder, json.loads(json.dumps(dict(settings)))
         self._remedy = f"choose another {argument}"
+        self._again = again or self._remedy
         self._whole: set[str] = set()
         self._old: set[str] = set()  # files of the run that is to be replaced
         self._begun = False
@@ -135,20 +138,20 @@ class Store:
             self.folder.rmdir()
         self.close()
 
-    def _refuse(self, name: str) -> NoReturn:
-        raise FileExistsError(f"{self.folder / name} is not of this run: {self._remedy}")
+    def _refuse(self, name: str, remedy: str | None = None) -> NoReturn:
+        raise FileExistsError(f"{self.folder / name} is not of this run: {remedy or self._remedy}")
 
     def _read_record(self) -> dict[str, Any] | None:
         path = self.folder / RECORD
         if not path.exists():
             if (self.folder / SUMS).exists():
-                self._refuse(SUMS)
+                self._refuse(SUMS, self._again)
             return None
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             return {**record, "settings": dict(record["settings"])}
         except (ValueError, KeyError, TypeError) as error:
-            raise FileExistsError(f"{path} is not of a run of fewstep: {self._remedy}") from error
+            raise FileExistsError(f"{path} is damaged, or not of a run of fewstep: {self._again}") from error
 
     def _read_sums(self) -> dict[str, list[str]]:
         path, sums = self.folder / SUMS, dict[str, list[str]]()
@@ -159,7 +162,7 @@ class Store:
         for line in whole.splitlines(keepends=True):
             found = LINE.fullmatch(line)
             if found is None or found[2] in (RECORD, SUMS):
-                raise FileExistsError(f"{path} is damaged, or not of a run of fewstep: {self._remedy}")
+                raise FileExistsError(f"{path} is damaged, or not of a run of fewstep: {self._again}")
             sums.setdefault(found[2], []).append(found[1])
         if whole != text:  # a process was killed as it wrote the last line: that file was not begun
             write_atomically(path, whole.encode())

@@ -94,6 +94,12 @@ def test_three_jobs_merged_are_one(tmp_path, reference):
     assert merged.exit_code == DONE, merged.stderr
     assert run(*command, "--out", tmp_path / "one").exit_code == DONE
     assert rows(tmp_path / "all") == rows(tmp_path / "one")
+    report = run("bench", "report", tmp_path / "all", "--out", tmp_path / "page")
+    assert report.exit_code == DONE, report.stderr
+    for content in ("{", "[]", '{"solver": "ddim"}', '{"n": 1}'):
+        (tmp_path / "all" / "bench.json").write_text(content)
+        report = run("bench", "report", tmp_path / "all", "--out", tmp_path / "page")
+        assert_refused(report, FAILED, "bench.json cannot be used", "give the `bench run` again")
 
 
 def test_memory_does_not_grow_with_the_images(tmp_path, reference):

@@ -111,7 +111,8 @@ def draw(
                 for shard in worker.mine(list(shards)):
                     anew = cell.solver in overwrite
                     instead = f"--overwrite {cell.solver}; of all solvers --overwrite {every}"
-                    with Store(shards.path(shard), settings, overwrite=anew, instead=instead) as store:
+                    again = shards.remedy(shard)
+                    with Store(shards.path(shard), settings, overwrite=anew, instead=instead, again=again) as store:
                         if anew:
                             store.begin_anew()
                         for part in shards.parts(shard):

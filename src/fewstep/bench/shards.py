@@ -36,8 +36,15 @@ class Shards:
 
     def settings(self, shard: range) -> dict[str, Any]:
         """What the images of a shard were drawn under."""
-        record = json.loads((self.path(shard) / "run.json").read_text(encoding="utf-8"))
-        return dict(record["settings"])
+        path = self.path(shard) / "run.json"
+        try:
+            return dict(json.loads(path.read_bytes())["settings"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: {self.remedy(shard)}") from error
+
+    def remedy(self, shard: range) -> str:
+        """What to do where nothing tells any more what the images of a shard were drawn under."""
+        return f"remove {self.path(shard)}, which the same `fewstep bench run` draws again"
 
     def missing(self) -> list[range]:
         """The batches that are not there, or damaged."""

@@ -61,7 +61,7 @@ def run(
         from ..bench.measure import Judge, measure
         from ..bench.plan import CONVERGED, Plan
         from ..bench.presets import load_preset
-        from ..files import check_writable, write_atomically
+        from ..files import check_writable
 
         given = Plan.keys(config) if config is not None else {}
         lists = {"models": (model, str), "solvers": (solvers, str), "grids": (grids, str), "calls": (nfe, int),
@@ -88,7 +88,7 @@ def run(
         def record() -> None:
             """Beside what is drawn: a run that is refused leaves nothing, and what was there as it was."""
             if worker.leads:
-                write_atomically(out / PLAN, (json.dumps(plan.record(), indent=1) + "\n").encode())
+                _keep(plan, out)
 
         try_on = judge.try_on if judge else lambda subject: None
         try:
@@ -139,6 +139,7 @@ def merge(
         from ..bench.merge import bring_together
 
         plan = bring_together([_plan(folder) for folder in folders], folders, out)
+        _keep(plan, out)
         rows = measure(plan, out, Judge(plan, plan.device), say)
     _tell(plan, rows, out, as_json)
 
@@ -211,10 +212,23 @@ def _tell(plan: Plan, rows: list[dict[str, Any]], out: Path, as_json: bool) -> N
 def _plan(folder: Path) -> Plan:
     from ..bench.plan import Plan
 
+    path = folder / PLAN
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} is not of a bench, it has no {PLAN}: give the --out of a run")
     try:
-        return Plan.of(json.loads((folder / PLAN).read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{folder} is not of a bench, it has no {PLAN}: give the --out of a run") from error
+        given = json.loads(path.read_bytes())
+        if not isinstance(given, dict):
+            raise ValueError("it holds no keys")
+        return Plan.of(given)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used ({error}): give the `bench run` again, it writes it anew") from error
+
+
+def _keep(plan: Plan, folder: Path) -> None:
+    """For `_plan`."""
+    from ..files import write_atomically
+
+    write_atomically(folder / PLAN, (json.dumps(plan.record(), indent=1) + "\n").encode())
 
 
 def _listed(key: str, text: str, kind: type) -> list[Any]:
