@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from fewstep import EDM
+from fewstep import EDM, Flow
 
 VARIANCE = 0.25
 
@@ -36,6 +36,11 @@ class Failing(Gaussian):
 
 def gaussian():
     return Gaussian(), EDM()
+
+
+def constant():
+    """Whose paths are straight on a flow, and whose images have no contrast."""
+    return lambda x, t: torch.full_like(x, 0.3), Flow()
 
 
 def large():

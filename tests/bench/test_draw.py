@@ -1,6 +1,7 @@
 """The images of a bench: the same however the work is shared, kept whatever goes wrong."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 import fakes
 from fewstep import EDM, sample, unit_noise
 from fewstep.bench.draw import Worker, cells_of, draw, shards_of
-from fewstep.bench.measure import Judge, measure
+from fewstep.bench.measure import Judge, measure, read_rows
 from fewstep.bench.merge import bring_together
 from fewstep.bench.plan import Plan
+from fewstep.bench.recommend import best
+from fewstep.bench.report import as_markdown
 from fewstep.pictures import pixels
 from fewstep.table import SOLVERS
 
@@ -227,3 +230,46 @@ def test_a_function_that_returns_no_model_is_told():
     with pytest.raises(ValueError, match="guidance 2 needs a model with classes"):
         load_subject("fakes:gaussian").denoiser(range(2), 2.0)
     assert torch.equal(load_subject("fakes:gaussian").decode(torch.ones(2)), torch.ones(2))
+
+
+def test_no_error_is_an_error_of_zero(tmp_path):
+    """A solver that is exact is measured, and the best; a solution without contrast has no gain."""
+    given = {"solvers": ["ddim", "evodiff"], "calls": 4, "n": 4, "converged": 8, "metrics": ["rmse", "gain"]}
+    plan = Plan.of({"models": ["fakes:constant"], "shape": [3, 8, 8], **given})
+    draw(plan, tmp_path, Worker())
+    solution, ddim, evodiff = measure(plan, tmp_path, Judge(plan, "cpu"))
+    assert "rmse" not in solution
+    assert ddim["rmse"] == 0 < evodiff["rmse"]
+    assert not any("gain" in row for row in (solution, ddim, evodiff))
+    assert best([solution, ddim, evodiff], "rmse") == ddim
+    assert "| ddim | 4 | **0.0000** |" in as_markdown([solution, ddim, evodiff])
+
+
+def test_damaged_figures_are_measured_again(plan, tmp_path):
+    rows = drawn(plan, tmp_path / "a")
+    for content in ("{", "[]", '{"figures": 1}', "\xff"):
+        for path in (tmp_path / "a").rglob("figures.json"):
+            path.write_text(content, encoding="latin-1")
+        assert rows_of(plan, tmp_path / "a") == rows
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"settings": 1}'])
+def test_a_shard_whose_record_is_damaged_is_made_again_alone(plan, tmp_path, content):
+    whole = drawn(plan, tmp_path / "a")
+    record = sorted((tmp_path / "a").rglob("run.json"))[3]
+    record.unlink() if content is None else record.write_text(content)
+    before = files(tmp_path / "a")
+    with pytest.raises((ValueError, FileExistsError), match=f"remove {record.parent}, which|are missing"):
+        rows_of(plan, tmp_path / "a")
+    with pytest.raises(FileExistsError, match=f"remove {record.parent}, which the same `fewstep bench run` draws"):
+        draw(plan, tmp_path / "a", Worker())
+    assert files(tmp_path / "a") == before
+    shutil.rmtree(record.parent)
+    assert drawn(plan, tmp_path / "a") == whole
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"rows": [{}]}', '{"rows": 1}', '{"rows": [1]}'])
+def test_damaged_rows_are_told(tmp_path, content):
+    (tmp_path / "rows.json").write_text(content)
+    with pytest.raises(ValueError, match=r"rows\.json is damaged: remove it and give the run again"):
+        read_rows(tmp_path)

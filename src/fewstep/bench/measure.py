@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ __all__ = ["CALL", "Judge", "measure", "read_rows"]
 
 ROWS, FIGURES = "rows.json", "figures.json"
 Row = dict[str, Any]
+NEEDED = (*Cell._fields, "milliseconds", "memory", "drawn under", "measured by")  # of a row
 CALL = "one evaluation of the denoiser on a batch; guidance evaluates the network twice in it"
 FIDELITY = {
     "isc": "inception_score_mean",
@@ -120,7 +121,7 @@ def measure(plan: Plan, folder: Path, judge: Judge, say: Callable[[str], object]
         facts = _facts(cell, shards)
         basis = {"images": facts["images"], "measured by": judge.identity()}
         path = shards.folder / FIGURES
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        known = _figures(path)
         if {key: known.get(key) for key in basis} != basis:
             say(f"measuring {cell.folder}")
             known = {**basis, "figures": judge.figures(shards)}
@@ -128,6 +129,15 @@ def measure(plan: Plan, folder: Path, judge: Judge, say: Callable[[str], object]
         rows.append({**facts, **known["figures"], "measured by": known["measured by"]})
     write_atomically(folder / ROWS, as_json({"a call is": CALL, "plan": plan.record(), "rows": rows}))
     return rows
+
+
+def _figures(path: Path) -> dict[str, Any]:
+    """What was measured of a cell; nothing if the file is damaged, as it is then measured again."""
+    try:
+        known = json.loads(path.read_bytes()) if path.exists() else {}
+    except ValueError:
+        return {}
+    return known if isinstance(known, dict) and isinstance(known.get("figures"), dict) else {}
 
 
 def as_json(content: object) -> bytes:
@@ -140,30 +150,36 @@ def read_rows(folder: Path) -> list[Row]:
     if not path.exists():
         return []
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["rows"])
-    except (ValueError, KeyError) as error:
+        rows = list(json.loads(path.read_bytes())["rows"])
+        for row in rows:
+            _ = [row[key] for key in NEEDED]
+        return rows
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: remove it and give the run again") from error
 
 
 def _facts(cell: Cell, shards: Shards) -> dict[str, Any]:
     """What was kept with the images: seconds vary from run to run, the rest does not."""
-    digest, calls, memory, seconds = hashlib.sha256(), set(), 0, []
-    squares = gain = 0.0
+    digest, calls, memory, seconds, compared = hashlib.sha256(), set(), 0, [], False
+    squares, gained = 0.0, list[float]()
     for _, batch in shards.read():
         digest.update(batch["images"].tobytes())
         calls.add(int(batch["calls"]))
         memory = max(memory, int(batch["memory"]))
         seconds.append(float(batch["seconds"]) / len(batch["images"]))
         if "rmse" in batch:
+            compared = True
             squares += float(np.square(batch["rmse"]).sum())
-            gain += float(batch["gain"].sum())
+            gained += batch["gain"][~np.isnan(batch["gain"])].tolist()
     n = len(shards.seeds)
     if calls != {cell.calls}:
         raise ValueError(
             f"{shards.folder.name} took {sorted(calls)} calls, not {cell.calls}: draw it anew, with --overwrite "
             f"{cell.solver}"
         )
-    errors: Mapping[str, float] = {"rmse": math.sqrt(squares / n), "gain": gain / n} if squares else {}
+    errors = {"rmse": math.sqrt(squares / n)} if compared else {}
+    if gained:  # a solution without contrast has no gain
+        errors["gain"] = sum(gained) / len(gained)
     return {
         **cell._asdict(), "n": n, "seed": shards.seeds.start, **errors,
         "milliseconds": 1000 * statistics.median(seconds), "memory": memory, "images": digest.hexdigest(),

@@ -116,6 +116,7 @@ def gains(images: Tensor, exact: Tensor) -> Tensor:
     """The contrast of each sample as a share of its solution's, (B,): the slope of the best line through the pixels.
 
     <x - mean x, y - mean y> / |y - mean y|^2 for an image x and its solution y. 1 is right; more is too much contrast.
+    NaN where the solution has no contrast.
     """
     x, y = (each.double().flatten(1) - each.double().flatten(1).mean(1, keepdim=True) for each in (images, exact))
     return (x * y).sum(1) / y.square().sum(1)
