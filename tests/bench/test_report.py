@@ -1,17 +1,23 @@
 """What a bench found, as it is read: the best is marked, published figures stand beside ours, advice can be pasted."""
 
 import csv
+import math
 import re
 
 import pytest
+import torch
 
+from fewstep import EDM, Flow, grid, sample
 from fewstep.bench.draw import Worker, draw
 from fewstep.bench.measure import Judge, measure
 from fewstep.bench.plan import Plan
-from fewstep.bench.recommend import best, lines
+from fewstep.bench.recommend import IN_COMFY, best, lines
 from fewstep.bench.report import as_markdown, columns, write_report
 from fewstep.bench.svg import chart
-from fewstep.table import SOLVERS, call
+from fewstep.integrations import comfy
+from fewstep.integrations.comfy import NODE_DISPLAY_NAME_MAPPINGS as NODES
+from fewstep.schedule import Discrete
+from fewstep.table import GRIDS, SOLVERS, call
 
 
 def row(solver="ddim", calls=5, **figures):
@@ -101,36 +107,78 @@ def test_the_best_row_within_a_budget():
         best(scored, "brightness")
 
 
-@pytest.mark.parametrize("name", ["evodiff", "unipc-3", "ipndm-4", "dpmpp-2m", "ddim"])
-def test_advice_runs_in_python_and_names_what_exists(name):
-    text = lines(row(name))
-    names = {"denoiser": lambda x, t: x / (1 + t * t)}
-    exec("import torch; from fewstep import EDM; schedule = EDM(); noise = torch.ones(1, 3)\n" + text["Python"], names)
-    assert names["images"].shape == (1, 3)
-    assert f'solver="{name}"' in text["diffusers"]
-    assert f"solver {name}" in text["ComfyUI"]
+def under(name, nodes="own", schedule="EDM()"):
+    return {"drawn under": {"python": call(SOLVERS[name].solver), "nodes": nodes, "schedule": schedule}}
 
 
-def test_advice_on_a_grid_and_with_options_of_its_own():
-    given = row("dpmpp-2m", **{"drawn under": {"python": "DPMSolverPP(final_order=1)", "nodes": "karras(rho=5.0)"}})
-    text = lines(given)
-    assert set(text) == {"Python"}
-    names = {"denoiser": lambda x, t: x / (1 + t * t)}
-    exec("import torch; from fewstep import EDM; schedule = EDM(); noise = torch.ones(1, 3)\n" + text["Python"], names)
-    assert names["images"].shape == (1, 3)
+@pytest.mark.parametrize("nodes", ["own", "karras(rho=3.0)", "time_quadratic"])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_advice_in_python_is_what_was_measured(name, nodes):
+    solver, noise, schedule = SOLVERS[name].solver, torch.ones(2, 3, 1, 1), EDM()
+
+    def denoiser(x, t):
+        return x / (1 + t * t)
+
+    names = {"denoiser": denoiser, "noise": noise, "schedule": schedule}
+    if hasattr(solver, "statistics"):
+        names["statistics"] = solver.statistics
+    exec(lines(row(name, 8, **under(name, nodes)))["Python"], names)
+    made = {"own": None, "karras(rho=3.0)": grid.karras(rho=3.0), "time_quadratic": grid.time_quadratic}[nodes]
+    expected = sample(denoiser, noise, nfe=8, solver=solver, schedule=schedule, grid=made, seeds=range(2))
+    assert torch.equal(names["images"], expected)
 
 
-def test_advice_on_a_grid_in_diffusers(bench):
+def test_advice_with_options_of_its_own_is_for_python_alone():
+    given = {"python": "DPMSolverPP(final_order=1)", "nodes": "karras(rho=5.0)"}
+    assert set(lines(row("dpmpp-2m", **{"drawn under": given}))) == {"Python"}
+
+
+@pytest.mark.parametrize("name", ["evodiff", "unipc-3", "ipndm-4", "dpmpp-2m", "ddim", "sde-dpmpp-2m"])
+def test_advice_in_comfyui_names_what_exists(name):
+    node, sigmas, _ = lines(row(name, **under(name, "karras")))["ComfyUI"].splitlines()
+    known = {"fewstep sampler (EVODiff)": comfy.SHORT, "fewstep sampler (all solvers)": comfy.LABELS}
+    title, solver = node.split(": solver ")
+    assert title in NODES.values()
+    assert solver in known[title]
+    assert sigmas == "fewstep sigmas: grid karras, steps 5"
+    assert "fewstep sigmas" in NODES.values()
+    assert {text.split()[-1] for text in IN_COMFY.values() if text.startswith("fewstep")} == set(comfy.GRIDS)
+
+
+@pytest.mark.parametrize("nodes", ["simple", "sgm_uniform", "normal", "kl_optimal"])
+def test_advice_on_comfyuis_own_levels(nodes):
+    assert f"BasicScheduler: scheduler {nodes}, steps 5" in lines(row(**under("ddim", nodes)))["ComfyUI"]
+
+
+@pytest.mark.parametrize("nodes", ["trailing", "time_quadratic", "karras(rho=3.0)", "ays(model='sd15')", "beta"])
+def test_levels_that_a_front_end_has_not_are_not_left_out(nodes):
+    assert set(lines(row(**under("ddim", nodes)))) == {"Python"}
+
+
+@pytest.mark.parametrize("flow", [False, True])
+@pytest.mark.parametrize("nodes", ["own", *map(repr, GRIDS.values())])
+@pytest.mark.parametrize("name", ["ddim", "evodiff", "unipc-3"])
+def test_advice_in_diffusers_has_the_levels_that_were_measured(name, nodes, flow):
     diffusers = pytest.importorskip("diffusers", reason="needs the extra diffusers")
-    text = lines(row("unipc-3", **{"drawn under": {"python": call(SOLVERS["unipc-3"].solver), "nodes": "karras"}}))
+    levels = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler() if flow else diffusers.DDIMScheduler(**levels)
+    schedule = Flow() if flow else Discrete(scheduler.alphas_cumprod.double().tolist())
+    text = lines(row(name, 6, **under(name, nodes, repr(schedule)))).get("diffusers")
+    if nodes == "focused":
+        assert text is not None
+    if text is None:
+        return
 
     class Pipe:
-        scheduler = diffusers.DDIMScheduler()
-
         def __call__(self, *args, **kwargs):
             self.called = kwargs
 
     pipe = Pipe()
-    exec(text["diffusers"], {"pipe": pipe})
-    assert pipe.scheduler.config.use_karras_sigmas
-    assert pipe.called == {"num_inference_steps": 5, "guidance_scale": 1}
+    pipe.scheduler = scheduler
+    exec(text, {"pipe": pipe})
+    assert pipe.called == {"num_inference_steps": 6, "guidance_scale": 1}
+    pipe.scheduler.set_timesteps(6)
+    made = SOLVERS[name].solver.grid if nodes == "own" else eval(nodes, vars(grid))
+    found = [node.sigma / node.alpha if node.alpha else math.inf for node in pipe.scheduler._nodes]
+    expected = [node.sigma / node.alpha if node.alpha else math.inf for node in made(schedule, 6)]
+    assert found == pytest.approx(expected, rel=2e-3)  # betas in float32

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .. import schedule as schedules
+from ..grid import uniform
+from ..schedule import Schedule
 from ..table import SOLVERS, call
 from .plan import CONVERGED, OWN_GRID
 from .report import COLUMNS, Row
 
-__all__ = ["best", "lines"]
+__all__ = ["FRONT_ENDS", "best", "lines"]
 
-# Grids, as rows name them, in the terms of diffusers' schedulers and of ComfyUI's.
+CLASS = re.compile(r"\b[A-Z]\w*(?=\()")  # in a constructor call, and those within it
+
+# Grids, as rows name them, where a front end has the very same: options of diffusers' scheduler, which spaces flows
+# evenly in time by itself, and Karras' and log-SNR levels of flows otherwise than we do; nodes of ComfyUI.
 IN_DIFFUSERS: Mapping[str, str] = {
-    "focused": "use_focused_sigmas=True", "karras": "use_karras_sigmas=True", "log_snr": "use_lu_lambdas=True",
-    "beta": "use_beta_sigmas=True",
+    "focused": ", use_focused_sigmas=True", "karras": ", use_karras_sigmas=True", "log_snr": ", use_lu_lambdas=True",
 }  # fmt: skip
+FLOWS_IN_DIFFUSERS: Mapping[str, str] = {"focused": IN_DIFFUSERS["focused"], "time_uniform": ""}
 IN_COMFY: Mapping[str, str] = {
-    "karras": "BasicScheduler, karras", "log_snr": "BasicScheduler, exponential",
-    "beta": "BasicScheduler, beta", "kl_optimal": "BasicScheduler, kl_optimal",
+    "focused": "fewstep sigmas: grid focused", "karras": "fewstep sigmas: grid karras",
+    "log_snr": "fewstep sigmas: grid log-snr", "kl_optimal": "BasicScheduler: scheduler kl_optimal",
+    "simple": "BasicScheduler: scheduler simple", "normal": "BasicScheduler: scheduler normal",
+    "sgm_uniform": "BasicScheduler: scheduler sgm_uniform", "beta57(a=0.6, b=0.6)": "BasicScheduler: scheduler beta",
 }  # fmt: skip
+FRONT_ENDS = ("Python", "diffusers", "ComfyUI")
 
 
 def best(rows: Sequence[Row], metric: str, calls: int | None = None, milliseconds: float | None = None) -> Row:
@@ -41,36 +51,45 @@ def best(rows: Sequence[Row], metric: str, calls: int | None = None, millisecond
 
 
 def lines(row: Row) -> dict[str, str]:
-    """What to paste, by where: Python, diffusers and ComfyUI; for a solver with options of its own Python alone."""
+    """What to paste, by where, of FRONT_ENDS: those that have this solver with these levels.
+
+    In Python, of a `denoiser`, its `schedule` and unit `noise`, and of `statistics` if the solver has some.
+    """
     under: Mapping[str, Any] = row["drawn under"]
     python, nodes = under["python"], under["nodes"]
     grid = "" if nodes == OWN_GRID else f", grid={nodes}"
     found = {
-        "Python": f"from fewstep import {python.split('(')[0]}, sample\n"
+        "Python": f"from fewstep import {', '.join(sorted({*CLASS.findall(python), 'sample'}))}\n"
         + (f"from fewstep.grid import {nodes.split('(')[0]}\n" if grid else "")
-        + f"images = sample(denoiser, noise, nfe={row['calls']}, solver={python}, schedule=schedule{grid})"
+        + f"images = sample(denoiser, noise, nfe={row['calls']}, solver={python}, schedule=schedule{grid}, "
+        "seeds=range(len(noise)))"
     }
     name = next((each for each, entry in SOLVERS.items() if call(entry.solver) == python), None)
     if name is None or SOLVERS[name].calls > 1 or hasattr(SOLVERS[name].solver, "statistics"):
         return found
-    levels = _own_grid(name) if nodes == OWN_GRID else nodes.split("(")[0]
-    option = f", {IN_DIFFUSERS[levels]}" if levels in IN_DIFFUSERS else ""
-    found["diffusers"] = (
-        "from fewstep.integrations.diffusers import EVODiffScheduler\n"
-        f'pipe.scheduler = EVODiffScheduler.from_config(pipe.scheduler.config, solver="{name}"{option})\n'
-        f"pipe(..., num_inference_steps={row['calls']}, guidance_scale={row['guidance']:g})"
-    )
-    from ..integrations.comfy import NODE_DISPLAY_NAME_MAPPINGS as NODES
+    kind = under.get("schedule", "").partition("(")[0]
+    levels = _own_grid(name, kind) if nodes == OWN_GRID else nodes
+    options = FLOWS_IN_DIFFUSERS if kind == "Flow" else IN_DIFFUSERS
+    if levels in options:
+        found["diffusers"] = (
+            "from fewstep.integrations.diffusers import EVODiffScheduler\n"
+            f'pipe.scheduler = EVODiffScheduler.from_config(pipe.scheduler.config, solver="{name}"{options[levels]})\n'
+            f"pipe(..., num_inference_steps={row['calls']}, guidance_scale={row['guidance']!r})"
+        )
+    if sigmas := IN_COMFY.get(levels):
+        from ..integrations.comfy import NODE_DISPLAY_NAME_MAPPINGS as NODES
+        from ..integrations.comfy import SHORT
 
-    sigmas = NODES["FewstepSigmas"] if levels == "focused" else IN_COMFY.get(levels, "BasicScheduler, normal")
-    found["ComfyUI"] = (
-        f"{NODES['FewstepSampler']}: solver {name}\n"
-        f"{sigmas}: steps {row['calls']}\n"
-        f"SamplerCustom: cfg {row['guidance']:g}"
-    )
+        node = NODES["FewstepSampler" if name in SHORT else "FewstepAnySampler"]
+        found["ComfyUI"] = (
+            f"{node}: solver {name}\n{sigmas}, steps {row['calls']}\nSamplerCustom: cfg {row['guidance']!r}"
+        )
     return found
 
 
-def _own_grid(name: str) -> str:
+def _own_grid(name: str, kind: str) -> str:
+    """As rows would name it."""
     grid = SOLVERS[name].solver.grid
-    return "log_snr" if grid.__name__ == "uniform" else grid.__name__
+    if grid == uniform:
+        return "log_snr" if getattr(schedules, kind, Schedule).uniform == "lam" else "time_uniform"
+    return repr(grid)

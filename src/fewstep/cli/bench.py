@@ -173,7 +173,7 @@ def recommend(
 ) -> None:
     """Name the best setting found for each model and guidance scale, and print the lines that use it."""
     with errors(debug):
-        from ..bench.recommend import best, lines
+        from ..bench.recommend import FRONT_ENDS, best, lines
         from ..bench.report import COLUMNS, parts_of
 
         rows = _rows(folder)
@@ -185,7 +185,9 @@ def recommend(
         for part, row in found.items():
             value = COLUMNS[metric].show(row[metric])
             typer.echo(f"{part}: {row['solver']}, {count(row['calls'], 'call')} ({COLUMNS[metric].title} {value})")
-            for where, text in lines(row).items():
+            told = lines(row)
+            for where in FRONT_ENDS:
+                text = told.get(where, "none, it does not have this solver with these levels")
                 typer.echo(f"\n{where}:\n" + "".join(f"    {line}\n" for line in text.splitlines()), nl=False)
 
 
