@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fewstep.pictures import GAP, MARGIN, MIN_SIDE, PAPER, Cell, comparison, pixels, png, read, sheet
+from fewstep.pictures import GAP, MARGIN, MIN_SIDE, OURS, PAPER, Cell, comparison, pixels, png, read, sheet
 
 
 def test_values_become_the_nearest_pixel_and_what_is_outside_is_clipped():
@@ -53,8 +53,31 @@ def test_png_is_lossless(tmp_path):
 def test_a_broken_image_is_named(tmp_path):
     content = png(np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8))
     (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
-    with pytest.raises(OSError, match=r"a\.png is not a whole image: delete it"):
+    with pytest.raises(OSError, match=r"a\.png cannot be read as an image \(.*\): copy it anew, or leave it out$"):
         read(tmp_path / "a.png")
+    with pytest.raises(OSError, match=r"a\.png cannot be read as an image \(.*\): delete it, to have it made again$"):
+        read(tmp_path / "a.png", OURS)
+
+
+def test_an_image_is_read_as_it_is_seen_or_not_at_all(tmp_path):
+    Image.fromarray(np.full((4, 4), 21000, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("RGBA", (4, 4), (255, 0, 0, 255)).save(tmp_path / "opaque.png")
+    frames = [Image.new("L", (4, 4), level) for level in (0, 255)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    turned = Image.new("RGB", (6, 4))
+    turned.getexif()[0x0112] = 6  # turn by 90 degrees
+    turned.save(tmp_path / "turned.jpg", exif=turned.getexif())
+    told = {
+        "deep.png": "more than 8 bits a colour: save it with 8",
+        "clear.png": "is transparent where it counts as seen: save it without",
+        "moving.gif": "has 2 frames or pages",
+    }
+    for name, why in told.items():
+        with pytest.raises(ValueError, match=f"{name} .*{why}"):
+            read(tmp_path / name)
+    assert (read(tmp_path / "opaque.png") == [255, 0, 0]).all()
+    assert read(tmp_path / "turned.jpg").shape == (6, 4, 3)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,19 @@ import numpy as np
 from torch import Tensor
 
 try:
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw, ImageFont, ImageOps
 except ImportError as error:
     raise ImportError("pictures need Pillow: pip install 'fewstep[cli]'") from error
 
-__all__ = ["Cell", "comparison", "headed", "pixels", "png", "read", "sheet"]
+__all__ = [
+    "OURS", "Cell", "alpha", "check_opaque", "comparison", "headed", "opened", "pixels", "png", "read", "sheet"
+]  # fmt: skip
 
 INK, FAINT, PAPER = (24, 24, 24), (110, 110, 110), (255, 255, 255)
 TEXT_SIZE, LINE, GAP, MARGIN = 15, 23, 2, 20  # pixels
 MIN_SIDE, HEADED_SIDE = 64, 96  # small images are enlarged to at least this, by whole factors, so that one can see them
+ONE_PICTURE = ("MPO", "PSD")  # whose frames after the first are previews or layers of it
+ANEW, OURS = "copy it anew, or leave it out", "delete it, to have it made again"  # if damaged; of a run's own images
 FIGURES = ("RMSE", "seconds", "calls")
 
 
@@ -40,13 +45,48 @@ def png(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def read(path: Path) -> np.ndarray:
-    """The (H, W, 3) pixels of an image file."""
+def read(path: Path, remedy: str = ANEW) -> np.ndarray:
+    """The (H, W, 3) pixels of an image file, as `opened` has it; ValueError if some of them cannot be seen."""
+    image = opened(path, remedy)
+    check_opaque(path, image)
+    return np.asarray(image.convert("RGB"))
+
+
+def opened(file: Path, remedy: str = ANEW) -> Image.Image:
+    """An image file, upright, as it is meant to be seen; `remedy` is for one that is damaged. ValueError if its colours
+    or frames are more than what `convert` leaves of them."""
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise OSError(f"{path} is not a whole image: delete it, to have it made again") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as found:
+                frames = 1 if found.format in ONE_PICTURE else getattr(found, "n_frames", 1)
+                image = ImageOps.exif_transpose(found)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{file} has too many pixels to be read ({error}): crop or resize it") from error
+    except Exception as error:  # Pillow has several for a damaged file
+        raise OSError(f"{file} cannot be read as an image ({error}): {remedy}") from error
+    if frames > 1:
+        raise ValueError(f"{file} has {frames} frames or pages: save the one to be read as an image of its own")
+    if image.mode.startswith(("I", "F")):  # which Pillow clips
+        raise ValueError(f"{file} has more than 8 bits a colour: save it with 8")
+    if image.mode == "LAB":  # which Pillow does not convert
+        raise ValueError(f"{file} is in Lab colours: save it in RGB")
+    return image
+
+
+def alpha(image: Image.Image) -> np.ndarray:
+    """(H, W), 255 where the image is opaque."""
+    if not image.has_transparency_data:
+        return np.full(image.size[::-1], 255)
+    return np.asarray(image.convert("RGBA").getchannel("A"))
+
+
+def check_opaque(file: Path, image: Image.Image, seen: np.ndarray | None = None) -> None:
+    """Where the image is seen, by default everywhere: below what is transparent lies any colour."""
+    hidden = alpha(image) < 255
+    if hidden.any() if seen is None else (hidden & seen).any():
+        other = "" if seen is None else ", or make its --mask white there"
+        raise ValueError(f"{file} is transparent where it counts as seen: save it without transparency{other}")
 
 
 def sheet(array: np.ndarray, columns: int | None = None, side: int = MIN_SIDE) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import __version__
 from .files import read_npz
-from .pictures import png, read, sheet
+from .pictures import OURS, png, read, sheet
 from .store import Store
 
 __all__ = ["IMAGES", "LATENTS", "Run", "versions"]
@@ -115,7 +115,7 @@ class Run(Store):
         return {i: self.folder / self.name(i, IMAGES) for i in range(self.settings["n"]) if i not in missing}
 
     def _sheet(self) -> np.ndarray:
-        first = self._kept[IMAGES][:SHEET] or list(map(read, islice(self.present().values(), SHEET)))
+        first = self._kept[IMAGES][:SHEET] or [read(path, OURS) for path in islice(self.present().values(), SHEET)]
         return sheet(np.stack(first))
 
     def _names(self, index: int) -> list[str]:

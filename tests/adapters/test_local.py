@@ -120,6 +120,9 @@ def test_a_folder_of_pictures_will_do(tmp_path):
     image.fromarray(pixels[0, :2]).save(tmp_path / "small.png")
     with pytest.raises(ValueError, match=r"must hold images .* of one size; got 5 x 2, 5 x 4"):
         local(tmp_path)
+    image.fromarray(np.full((4, 5), 21000, np.uint16)).save(tmp_path / "small.png")
+    with pytest.raises(ValueError, match=r"small\.png has more than 8 bits a colour"):
+        local(tmp_path)
 
 
 def test_wrong_input_is_refused():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +14,12 @@ from torch import Tensor
 
 from ..bench.metrics import psnr
 from ..files import sha256_of
-from ..pictures import headed, pixels
+from ..pictures import alpha, check_opaque, headed, opened, pixels
 from ..restore import Linear, Spectrum, deblurring, inpainting, superresolution
 from ..sampling import unit_noise
 
 try:
-    from PIL import Image, ImageOps
+    from PIL import Image
 except ImportError as error:
     raise ImportError("pictures need Pillow: pip install 'fewstep[cli]'") from error
 
@@ -28,7 +27,6 @@ __all__ = ["Degraded", "Task", "degraded", "image_files", "mask_of", "spectrum_o
 
 ROWS, COLUMNS = 16, 8  # images of the picture, and restorations of each
 MIDDLE = 128  # of 255
-ONE_PICTURE = ("MPO", "PSD")  # whose frames after the first are previews or layers of it
 LEAST_BLUR = 0.1  # a neighbour's weight is exp(-50), which float32 loses beside 1
 LONGEST = 200  # bytes of a name, of 255: the seed has up to 19 digits, and a file being written a suffix
 
@@ -147,7 +145,7 @@ def degraded(files: Sequence[Path], task: Task, shape: tuple[int, ...]) -> Degra
     remedy = "--degrade if it is whole, or crop or resize it" if shrunk > 1 else "crop or resize it"
     images, seen = [], []
     for file in files:
-        image = _opened(file)
+        image = opened(file)
         if image.size != wanted:
             raise ValueError(
                 f"{file} has {_size(image.size)} pixels; this model restores {_size((width, height))}, for which it "
@@ -157,9 +155,9 @@ def degraded(files: Sequence[Path], task: Task, shape: tuple[int, ...]) -> Degra
         if task.name == "inpaint":
             seen.append(_seen(file, image, task))
         if task.name != "inpaint" or task.degrade:
-            _check_opaque(file, image)
+            check_opaque(file, image)
         elif task.mask is not None:
-            _check_opaque(file, image, seen[-1])
+            check_opaque(file, image, seen[-1])
     if task.name == "inpaint":
         operators = [inpainting(torch.from_numpy(each)[None].float(), shape) for each in seen]
     stack = torch.stack(images)
@@ -180,14 +178,14 @@ def spectrum_of(files: Sequence[Path], shape: tuple[int, ...]) -> Spectrum:
     channels, height, width = shape
     images = []
     for file in files:
-        image = _opened(file)
+        image = opened(file)
         if image.size != (width, height):
             raise ValueError(
                 f"--spectrum: {file} has {_size(image.size)} pixels, and this model's images {_size((width, height))}: "
                 "crop or resize it"
             )
         with _option("--spectrum"):
-            _check_opaque(file, image)
+            check_opaque(file, image)
         images.append(_tensor(np.asarray(image.convert("RGB")), channels))
     if len(images) < 2:
         raise ValueError(f"--spectrum: {files[0]} is one image, which varies by nothing: give a folder of two or more")
@@ -203,47 +201,11 @@ def _option(name: str) -> Iterator[None]:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _opened(file: Path) -> Image.Image:
-    """Upright, as it is meant to be seen."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as found:
-                frames = 1 if found.format in ONE_PICTURE else getattr(found, "n_frames", 1)
-                image = ImageOps.exif_transpose(found)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{file} has too many pixels to be read ({error}): crop or resize it") from error
-    except Exception as error:  # Pillow has several for a damaged file
-        raise OSError(f"{file} cannot be read as an image ({error})") from error
-    if frames > 1:
-        raise ValueError(f"{file} has {frames} frames or pages: save the one to be read as an image of its own")
-    if image.mode.startswith(("I", "F")):  # which Pillow clips
-        raise ValueError(f"{file} has more than 8 bits a colour: save it with 8")
-    if image.mode == "LAB":  # which Pillow does not convert
-        raise ValueError(f"{file} is in Lab colours: save it in RGB")
-    return image
-
-
-def _alpha(image: Image.Image) -> np.ndarray:
-    """(H, W), 255 where the image is opaque."""
-    if not image.has_transparency_data:
-        return np.full(image.size[::-1], 255)
-    return np.asarray(image.convert("RGBA").getchannel("A"))
-
-
-def _check_opaque(file: Path, image: Image.Image, seen: np.ndarray | None = None) -> None:
-    """Where the image is seen, by default everywhere: below what is transparent lies any colour."""
-    hidden = _alpha(image) < 255
-    if hidden.any() if seen is None else (hidden & seen).any():
-        other = "" if seen is None else ", or make its --mask white there"
-        raise ValueError(f"{file} is transparent where it counts as seen: save it without transparency{other}")
-
-
 def _seen(file: Path, image: Image.Image, task: Task) -> np.ndarray:
     """Where the image is seen, (H, W)."""
     size = image.size
     if (mask := mask_of(file, task.mask)) is not None:
-        drawn = _opened(mask)
+        drawn = opened(mask)
         if drawn.size != size:
             raise ValueError(
                 f"{mask} has {_size(drawn.size)} pixels, and {file} {_size(size)}: a mask must have its image's size"
@@ -261,7 +223,7 @@ def _seen(file: Path, image: Image.Image, task: Task) -> np.ndarray:
     elif task.degrade:
         seen = np.tile(np.arange(size[0]) < size[0] // 2, (size[1], 1))
     else:
-        seen = _alpha(image) >= MIDDLE
+        seen = alpha(image) >= MIDDLE
         if seen.all():
             raise ValueError(
                 f"{file} is nowhere transparent, by half or more: give a --mask, white where to fill in, or make it "

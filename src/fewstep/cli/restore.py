@@ -125,7 +125,7 @@ def restore(
         import torch
 
         from ..files import sha256_of
-        from ..pictures import pixels, read
+        from ..pictures import OURS, pixels, read
         from ..restore import posterior, red_diff
         from ..restore.measurement import linearised
         from ..runs import IMAGES, Run, versions
@@ -218,7 +218,7 @@ def restore(
             found: dict[int, dict[int, np.ndarray]] = {}
             for i, file in run.present().items():
                 k, s = numbers_of(i)
-                found.setdefault(k, {})[s] = read(file)
+                found.setdefault(k, {})[s] = read(file, OURS)
             return found
 
         def picture(run: Run) -> np.ndarray:
