@@ -18,7 +18,7 @@ except ImportError as error:
     raise ImportError("pictures need Pillow: pip install 'fewstep[cli]'") from error
 
 __all__ = [
-    "OURS", "Cell", "alpha", "check_opaque", "comparison", "headed", "opened", "pixels", "png", "read", "sheet"
+    "OURS", "Cell", "alpha", "check_opaque", "comparison", "headed", "opened", "pixels", "png", "read", "rgb", "sheet"
 ]  # fmt: skip
 
 INK, FAINT, PAPER = (24, 24, 24), (110, 110, 110), (255, 255, 255)
@@ -47,9 +47,21 @@ def png(array: np.ndarray) -> bytes:
 
 def read(path: Path, remedy: str = ANEW) -> np.ndarray:
     """The (H, W, 3) pixels of an image file, as `opened` has it; ValueError if some of them cannot be seen."""
-    image = opened(path, remedy)
-    check_opaque(path, image)
+    return rgb(path, opened(path, remedy))
+
+
+def rgb(name: Path | str, image: Image.Image) -> np.ndarray:
+    """Its (H, W, 3) pixels; ValueError if it has more than these, or some of them cannot be seen."""
+    _check_colours(name, image)
+    check_opaque(name, image)
     return np.asarray(image.convert("RGB"))
+
+
+def _check_colours(name: Path | str, image: Image.Image) -> None:
+    if image.mode.startswith(("I", "F")):  # which Pillow clips
+        raise ValueError(f"{name} has more than 8 bits a colour: save it with 8")
+    if image.mode == "LAB":  # which Pillow does not convert
+        raise ValueError(f"{name} is in Lab colours: save it in RGB")
 
 
 def opened(file: Path, remedy: str = ANEW) -> Image.Image:
@@ -67,10 +79,7 @@ def opened(file: Path, remedy: str = ANEW) -> Image.Image:
         raise OSError(f"{file} cannot be read as an image ({error}): {remedy}") from error
     if frames > 1:
         raise ValueError(f"{file} has {frames} frames or pages: save the one to be read as an image of its own")
-    if image.mode.startswith(("I", "F")):  # which Pillow clips
-        raise ValueError(f"{file} has more than 8 bits a colour: save it with 8")
-    if image.mode == "LAB":  # which Pillow does not convert
-        raise ValueError(f"{file} is in Lab colours: save it in RGB")
+    _check_colours(file, image)
     return image
 
 
@@ -81,7 +90,7 @@ def alpha(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGBA").getchannel("A"))
 
 
-def check_opaque(file: Path, image: Image.Image, seen: np.ndarray | None = None) -> None:
+def check_opaque(file: Path | str, image: Image.Image, seen: np.ndarray | None = None) -> None:
     """Where the image is seen, by default everywhere: below what is transparent lies any colour."""
     hidden = alpha(image) < 255
     if hidden.any() if seen is None else (hidden & seen).any():

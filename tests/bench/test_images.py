@@ -1,4 +1,6 @@
 import io
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -95,3 +97,17 @@ def test_resizing_takes_means():
     assert resized(images, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
     with pytest.raises(ValueError, match="4 x 4 pixels cannot be shrunk to 3 x 3"):
         resized(images, 3)
+
+
+def test_a_data_set_of_more_than_8_bits_is_refused(monkeypatch):
+    class Table(dict):
+        features = {"img": type("Image", (), {})()}  # noqa: RUF012
+
+    def of(image):
+        monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: Table(img=[image])))
+        return load_images("user/name")[0]
+
+    grey = np.full((4, 4), 100, np.uint8)
+    assert (of(Image.fromarray(grey)) == 100).all()
+    with pytest.raises(ValueError, match="user/name: image 0 has more than 8 bits a colour"):
+        of(Image.fromarray(grey.astype(np.uint16) * 256))

@@ -42,7 +42,9 @@ def load_images(source: str | Path = CIFAR10) -> tuple[Tensor, Tensor | None]:
             raise ImportError("loading data by name needs datasets: pip install 'fewstep[train]'") from error
         table = load_dataset(str(source), split="train")
         columns = {kind: name for name, feature in table.features.items() for kind in [type(feature).__name__]}
-        images = np.stack([np.asarray(image.convert("RGB")) for image in table[columns["Image"]]])
+        from ..pictures import rgb
+
+        images = np.stack([rgb(f"{source}: image {i}", image) for i, image in enumerate(table[columns["Image"]])])
         labels = np.asarray(table[columns["ClassLabel"]]) if "ClassLabel" in columns else None
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not len(images):
         raise ValueError(f"{source} must hold uint8 images (N, H, W, 3); got {images.dtype} {images.shape}")
