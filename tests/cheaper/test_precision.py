@@ -88,6 +88,56 @@ def test_the_packaged_network_takes_half_the_memory():
     assert small.network.conv_in.weight.dtype == torch.float32  # of which type the input of the embedding is made
 
 
+@pytest.mark.parametrize(
+    "copied",
+    [cheaper.half, cheaper.winograd, lambda model: cheaper.quantized(model, tolerance=1.0)],
+    ids=["half", "winograd", "quantized"],
+)
+def test_what_is_copied_stays_as_it_was(copied):
+    if copied not in (cheaper.half, cheaper.winograd):
+        pytest.importorskip("torchao")
+    network = Net()
+    network.first = nn.Sequential(nn.Conv2d(3, 64, 1), nn.BatchNorm2d(64), nn.Conv2d(64, 64, 3, padding=1))
+    network.norm.eval()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    copied(Model(network, shape=(3, 8, 8)))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert network.training and network.first[1].training and not network.norm.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_of_another_type_is_run_in_it(dtype):
+    class Own(Model):
+        def __call__(self, x, t):
+            return self.network(x, torch.full((len(x),), float(t), dtype=x.dtype))
+
+    model = Own(Net().to(dtype))
+    small = cheaper.half(model)
+    assert small.network.two.weight.dtype == torch.bfloat16
+    assert small.network.norm.weight.dtype == small.network.first.weight.dtype == dtype
+    x = torch.randn(2, *model.shape, dtype=dtype)
+    assert torch.allclose(small(x, 1.0), model(x, 1.0), atol=30 * BF16)
+
+
+def test_tied_weights_are_kept_once_and_come_back_tied(tmp_path):
+    path = tmp_path / "tied.safetensors"
+
+    def tied():
+        network = Net()
+        network.shift.weight = network.embedding[2].weight
+        both = torch.randn(2, 64)
+        network.shift.bias, network.embedding[2].bias = map(nn.Parameter, both)  # parts of one memory
+        return network
+
+    network = tied()
+    cheaper.save(network, path)
+    once = weight_bytes(network) - network.shift.weight.nbytes
+    assert once < path.stat().st_size < once + 2000
+    loaded = cheaper.load(tied(), path)
+    assert loaded.shift.weight.data_ptr() == loaded.embedding[2].weight.data_ptr()
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in network.state_dict().items())
+
+
 def test_what_has_no_network_is_refused():
     with pytest.raises(TypeError, match="a torch network, or a model with one as its field network; got function"):
         cheaper.half(lambda x, t: x)

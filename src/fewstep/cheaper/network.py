@@ -13,13 +13,14 @@ from torch.utils.hooks import RemovableHandle
 
 from ..sampling import sample, unit_noise
 
-__all__ = ["Run", "Seen", "hooked", "network_of", "run_of", "seen", "weight_bytes", "with_network"]
+__all__ = ["Run", "Seen", "hooked", "in_use", "network_of", "run_of", "seen", "weight_bytes", "with_network"]
 
 Run = Callable[[nn.Module], object]
 """Evaluates a network on inputs as they come in use: states along a run, of several noise levels."""
 M = TypeVar("M")
 
 SEEDS, CALLS = 4, 6  # of the run on which layers are looked at
+OWN = torch.float64, torch.bfloat16, torch.float16  # types of whole networks; the rest is asked in float32
 WEIGHTED = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
 
 
@@ -63,7 +64,8 @@ def run_of(model: Any, run: Run | None) -> Run:
 
     def own(network: nn.Module) -> None:
         weight = next(network.parameters())
-        noise = unit_noise(range(SEEDS), model.shape, device=weight.device)
+        dtype = weight.dtype if weight.dtype in OWN else torch.float32
+        noise = unit_noise(range(SEEDS), model.shape, dtype=dtype, device=weight.device)
         sample(with_network(model, network), noise, nfe=CALLS)
 
     return own
@@ -76,6 +78,19 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
         for handle in handles:
             until.enter_context(handle)
         yield
+
+
+@contextmanager
+def in_use(network: nn.Module) -> Iterator[None]:
+    """The network as in use, in eval mode and without gradients, so that a run leaves nothing in it."""
+    training = [module for module in network.modules() if module.training]
+    try:
+        network.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 class Seen(NamedTuple):
@@ -102,7 +117,7 @@ def seen(network: nn.Module, run: Run) -> list[Seen]:
 
     leaves = [module for module in network.modules() if not list(module.children())]
     handles = [module.register_forward_pre_hook(hear) for module in leaves if module is not network]
-    with hooked(handles), torch.no_grad():
+    with hooked(handles), in_use(network):
         run(network)
     weighted = [name for name in ranks if isinstance(network.get_submodule(name), WEIGHTED)]
     if not weighted:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import check_file, write_atomically
-from .network import Run, hooked, network_of, run_of, seen, with_network
+from .network import Run, hooked, in_use, network_of, run_of, seen, with_network
 
 __all__ = ["Weights", "half", "load", "quantized", "save"]
 
@@ -95,7 +95,10 @@ def quantized(model: M, weights: Weights = "int8", *, tolerance: float | None = 
 
 
 def save(model: Any, path: str | Path) -> None:
-    """The network's numbers as safetensors, quantised ones as torchao flattens them; the file appears whole."""
+    """The network's numbers as safetensors, quantised ones as torchao flattens them; the file appears whole.
+
+    Weights that are tied are kept once, and come back tied.
+    """
     try:
         from safetensors.torch import save as to_bytes
     except ImportError as error:
@@ -105,8 +108,10 @@ def save(model: Any, path: str | Path) -> None:
     network = network_of(model)
     state = {name: tensor.detach() for name, tensor in network.state_dict().items()}
     small = {name: tensor for name, tensor in state.items() if type(tensor) is not Tensor}
-    plain = {name: tensor.contiguous() for name, tensor in state.items() if name not in small}
-    facts = {"casts": {name: str(dtype) for name, dtype in _casts(network).items()}, "quantised": sorted(small)}
+    tied = _tied({name: tensor for name, tensor in state.items() if name not in small})
+    plain = {name: _own(tensor) for name, tensor in state.items() if name not in small and name not in tied}
+    casts = {name: str(dtype) for name, dtype in _casts(network).items()}
+    facts = {"casts": casts, "quantised": sorted(small), "tied": tied}
     metadata = {FORMAT: json.dumps(facts)}
     if small:
         flattened, told = _flattening()[0](small)
@@ -135,6 +140,7 @@ def load(model: M, path: str | Path) -> M:
     device = next(network.parameters()).device
     strides = {name: tensor.stride() for name, tensor in network.state_dict().items()}
     state = {name: _laid(tensor.to(device), strides.get(name)) for name, tensor in state.items()}
+    state |= {name: state[first] for name, first in facts.get("tied", {}).items() if first in state}
     try:
         network.load_state_dict(state, assign=True)
     except RuntimeError as error:
@@ -142,6 +148,23 @@ def load(model: M, path: str | Path) -> M:
     network.requires_grad_(False)
     _cast(network, {name: getattr(torch, dtype.removeprefix("torch.")) for name, dtype in facts["casts"].items()})
     return with_network(model, network)
+
+
+def _tied(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """The names whose tensors are those of a name before, with that name."""
+    firsts: dict[Any, str] = {}
+    found = {
+        name: firsts.setdefault((each.device, each.data_ptr(), each.dtype, each.shape, each.stride()), name)
+        for name, each in state.items()
+        if each.numel()
+    }
+    return {name: first for name, first in found.items() if name != first}
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Contiguous, and without memory that others see: of a part, safetensors would write the whole or nothing."""
+    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _laid(tensor: Tensor, stride: tuple[int, ...] | None) -> Tensor:
@@ -180,7 +203,7 @@ def _cast(network: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
         for module in network.modules():
             own = next(module.parameters(recurse=False), None)
             plain = not isinstance(module, nn.Embedding) and not list(module.children())
-            if plain and own is not None and own.dtype == torch.float32:
+            if plain and own is not None and own.dtype in (torch.float32, torch.float64):
                 module.register_forward_pre_hook(Uncast())
 
 
@@ -233,7 +256,7 @@ def _off(network: nn.Module, names: list[str], make: Callable[[nn.Module], None]
         return hear
 
     handles = [network.get_submodule(name).register_forward_hook(hook(name)) for name in names]
-    with hooked(handles), torch.no_grad():
+    with hooked(handles), in_use(network):
         run(network)
     return {name: (error / size) ** 0.5 if size else 0.0 for name, (error, size) in sums.items()}
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from .network import Run, hooked, network_of, run_of, with_network
+from .network import Run, hooked, in_use, network_of, run_of, with_network
 
 __all__ = ["Winograd", "winograd"]
 
@@ -64,7 +64,7 @@ def winograd(model: M, *, run: Run | None = None) -> M:
         layer.register_forward_pre_hook(lambda layer, args, named, name=name: see(name, args, named), with_kwargs=True)
         for name, layer in fits.items()
     ]
-    with hooked(handles), torch.no_grad():
+    with hooked(handles), in_use(network):
         given(network)
     chosen = [name for name, side in sides.items() if side >= SIDE]
     if not chosen:
