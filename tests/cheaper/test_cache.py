@@ -304,7 +304,7 @@ def test_plans_that_cannot_be_are_refused(model):
         ({"depth": 7}, r"depth must lie in \[0, 2\] for this network; got 7"),
         ({"weights": ((1.0,), *good.weights[1:])}, "call 0 cannot be foretold from 1 whole calls: there are 0 before"),
         ({"weights": good.weights[1:]}, "one a call; got 6 and 5"),
-        ({"times": (good.times[0],) * CALLS}, "must not come again"),
+        ({"times": (good.times[0],) * CALLS}, "must not come back to the first"),
     ):
         given = {"times": good.times, "weights": good.weights, "depth": 1, **facts}
         with pytest.raises(ValueError, match=message):
@@ -376,6 +376,27 @@ def test_arguments_are_refused_at_the_door(model):
         cheaper.plan_cache(lambda x, t: x, model.network, noise(model))
     with pytest.raises(ValueError, match="cuts must be of those of this network, 0 to 2"):
         cheaper.plan_cache(model, model.network, noise(model), cuts=(5,))
+    for nfe in (1, 2.5):
+        with pytest.raises(ValueError, match=f"nfe must be an integer of at least 2, .*; got {nfe}"):
+            cheaper.plan_cache(model, model.network, noise(model), nfe=nfe)
+    with pytest.raises(ValueError, match=r"solver must draw no noise, .*; got SEEDS\(.*such as EVODiff\(\)"):
+        cheaper.plan_cache(model, model.network, noise(model), solver=fs.SEEDS())
+
+
+@pytest.mark.parametrize("solver", [fs.Heun(), fs.PNDM()])
+def test_a_solver_that_calls_twice_at_a_level_is_planned(model, solver):
+    """What is tried on known answers is what a whole run of that plan leaves."""
+    nfe, x = 15, noise(model, 2)
+    found = cheaper.plan_cache(model, model.network, x, nfe=nfe, solver=solver, cuts=(1,))
+    exact = fs.sample(model, x, nfe=40)
+    for trial in found.trials:
+        _, stages = plan(model.schedule, solver, nfe=nfe)
+        weights = weights_of([stage.node.lam for stage in stages], trial.reused)
+        wrapped = cheaper.Cached(model, model.network, times=found.times, weights=weights, depth=1)
+        off = fs.sample(wrapped, x, nfe=nfe, solver=solver) - exact
+        error = off.double().square().flatten(1).mean(1).log().mean().div(2).exp()
+        assert float(error) == pytest.approx(trial.error, rel=1e-6)
+    assert found.trials
 
 
 # The report

@@ -102,7 +102,9 @@ def test_what_is_copied_stays_as_it_was(copied):
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     copied(Model(network, shape=(3, 8, 8)))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    assert network.training and network.first[1].training and not network.norm.training
+    assert network.training
+    assert network.first[1].training
+    assert not network.norm.training
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

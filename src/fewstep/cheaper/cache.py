@@ -66,7 +66,10 @@ class Cached:
         if len(self.times) != len(self.weights) or not self.times:
             raise ValueError(f"times and weights must be one a call; got {len(self.times)} and {len(self.weights)}")
         if self.times[0] in self.times[1:]:
-            raise ValueError(f"a run is known by its first time, {self.times[0]:g}, which must not come again")
+            raise ValueError(
+                f"times must not come back to the first, {self.times[0]:g}, by which a new run is known: plan with a "
+                "solver that calls the model there once"
+            )
         whole = 0
         for k, each in enumerate(self.weights):
             if each is not None and not 0 < len(each) <= whole:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..arguments import integer
 from ..prediction import Denoiser, schedule_of
 from ..sampling import plan, sample
 from ..schedule import Schedule
@@ -136,7 +137,8 @@ def plan_cache(
         denoiser, network: the denoiser of these samples, conditions and guidance included, and the module that it
             calls. The plan holds for that guidance.
         noise: (B, *), unit Gaussian; 4 samples tell.
-        solver: EVODiff() if not given. Its own grid is taken, as `sample` does.
+        nfe: 2 or more, as the first call is always whole.
+        solver: EVODiff() if not given; none that draws noise. Its own grid is taken, as `sample` does.
         schedule: the denoiser's own if not given.
         cuts: depths to try (`cuts.depths` has those of a network); the two cheapest if not given.
 
@@ -150,7 +152,14 @@ def plan_cache(
     cuts = tuple(known[:2]) if cuts is None else tuple(cuts)
     if not cuts or not set(cuts) <= set(known):
         raise ValueError(f"cuts must be of those of this network, {known.start} to {known.stop - 1}; got {cuts!r}")
-    _, stages = plan(found, solver, nfe=nfe)
+    if (integer(nfe) or 0) < 2:
+        raise ValueError(f"nfe must be an integer of at least 2, since the first call is always whole; got {nfe!r}")
+    nodes, stages = plan(found, solver, nfe=nfe)
+    if stages[0].node != nodes[0] or any(stage.noise for stage in stages):
+        raise ValueError(
+            f"solver must draw no noise, which would hide what reuse costs; got {solver!r}: plan with one that draws "
+            "none, such as EVODiff()"
+        )
     times = tuple(stage.node.time for stage in stages)
     exact = sample(denoiser, noise, nfe=max(REFERENCE, 2 * nfe), schedule=found)
 
@@ -167,6 +176,8 @@ def plan_cache(
     def tried_out(each: CachePlan, first: int) -> float:
         """Of a run whose calls before the two that precede `first` are known."""
         start = max(0, first - 2)
+        while times[start] in times[start + 1 :]:  # a run is known by its first time
+            start -= 1
         known = iter(answers[:start])
         later = Cached(denoiser, network, times=times[start:], weights=each.weights[start:], depth=each.depth)
 
@@ -218,7 +229,7 @@ def weights_of(lams: Sequence[float], reused: Mapping[int, float]) -> tuple[Weig
         if k not in reused:
             known.insert(0, lam)
             found.append(None)
-        elif len(known) < 2 or not reused[k] or not math.isfinite(known[1]):
+        elif len(known) < 2 or not reused[k] or not math.isfinite(known[1]) or known[0] == known[1]:  # no line
             found.append((1.0,))
         else:
             reach = reused[k] * (lam - known[0]) / (known[0] - known[1])
