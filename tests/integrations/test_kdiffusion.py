@@ -1,6 +1,7 @@
 """Solvers as k-diffusion's samplers: the same numbers as our loop's, in that convention."""
 
 import inspect
+import itertools
 import math
 
 import pytest
@@ -254,6 +255,29 @@ def test_a_long_run_in_three_parts_is_a_whole():
     for part in (slice(0, 101), slice(100, 241), slice(240, 301)):
         x = solver(picture, x, sigmas[part], disable=True, history=history)
     torch.testing.assert_close(x, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("end", [[], [0.0]], ids=["noisy", "clean"])
+@every_solver
+def test_the_callback_hears_the_first_call_of_each_step(entry, end):
+    """At the step's level, or above where it begins with noise, and with all later calls below."""
+    sigmas, levels, told = torch.cat([torch.logspace(1.1, -1.3, 9), torch.tensor(end)]), [], []
+
+    def model(x, sigma):
+        levels.append(sigma[0].item())
+        return picture(x, sigma)
+
+    def callback(step):
+        assert step["sigma_hat"].item() == levels[-1]
+        told.append(len(levels) - 1)
+
+    run = sampler(entry.solver)
+    run(model, start() * 14, sigmas, callback=callback, disable=True, seeds=range(2) if entry.stochastic else None)
+    assert told[0] == 0
+    for (call, after), sigma in zip(itertools.pairwise([*told, len(levels)]), sigmas.tolist(), strict=False):
+        churned = getattr(entry.solver, "s_churn", 0) > 0
+        assert levels[call] > sigma if churned else levels[call] == pytest.approx(sigma, rel=1e-6)
+        assert max(levels[call + 1 : after], default=0.0) < sigma
 
 
 def test_edits_in_the_callback_count():

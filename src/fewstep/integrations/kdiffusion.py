@@ -196,7 +196,7 @@ def _sample(
                 scale, added = renoise(nodes[run - 1][-1], own[0])
                 x = x * scale + noise(nodes[run - 1][-1]) * added
             if stages:
-                hear = _hearing([*pieces[run][:-1], ends[run]], len(stages), tell)
+                hear = _hearing([*pieces[run][:-1], ends[run]], _firsts(own, stages), tell)
                 x, state = _last(drive(denoiser, x, own[0], stages, dtype, noise, False, state, hear))
             if history is None:
                 state = None
@@ -248,16 +248,27 @@ def _noise(
     return lambda node: x  # never called
 
 
+def _firsts(nodes: Sequence[Node], stages: Sequence[Stage]) -> list[int]:
+    """The first call of each step: the last one at its level, where the step before may end with one, too."""
+    if len(stages) == len(nodes) - 1:  # whatever level the model is told, as in a tuned plan
+        return list(range(len(stages)))
+    calls = {stage.node: k for k, stage in enumerate(stages)}
+    firsts = [0]
+    for node in nodes[1:-1]:
+        k = calls.get(node, firsts[-1])
+        risen = any(after.node.nsr > node.nsr for after in stages[k + 1 : k + 2])
+        firsts.append(k + (risen and stages[k].noise > 0))  # a step that first adds noise
+    return firsts
+
+
 def _hearing(
-    places: Sequence[int], calls: int, tell: Callable[[int, Node, Tensor, Tensor], None]
+    places: Sequence[int], firsts: Sequence[int], tell: Callable[[int, Node, Tensor, Tensor], None]
 ) -> Callable[[int, Node, Tensor, Tensor], None]:
-    """From each call of a plan to `tell` for each place: at the first call of its step, or about that."""
-    steps = len(places) - 1
+    """From each call of a plan to `tell` for each place: at the first call of its step."""
 
     def hear(index: int, node: Node, x: Tensor, denoised: Tensor) -> None:
-        step, rest = divmod(index * steps, calls)  # the steps may differ in calls
-        if rest < steps:
-            for i in range(places[step], places[step + 1]):
+        for first, ends in zip(firsts, pairwise(places), strict=True):
+            for i in range(*ends) if first == index else ():
                 tell(i, node, x, denoised)
 
     return hear
