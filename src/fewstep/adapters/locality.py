@@ -9,9 +9,10 @@ Lukoianov, Yuan, Solomon & Sitzmann, Locality in Image Diffusion Models Emerges 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,6 +65,10 @@ class Local:
     def of(cls, images: Tensor, population: Tensor) -> Local:
         """Over `images`, with the covariance of a larger `population` of their kind."""
         return cls(images, torch.cov(population.double().flatten(1).T))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is kept of calls, which is made again."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -192,12 +197,20 @@ def local(
         raise ValueError(
             f"images must be finite floating point (n, C, H, W), n of 2 or more; got {given.dtype} {tuple(given.shape)}"
         )
+    most = float(given.abs().max())
+    if most > 1:
+        raise ValueError(
+            f"images must lie in [-1, 1]; got {most:g}: divide bytes by 127.5 and take 1 "
+            "off, clamp what is resized, or build Local with a schedule of your own"
+        )
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold must lie in [0, 1); got {threshold!r}")
     of = None if labels is None else torch.as_tensor(labels)
     if of is not None and (of.is_floating_point() or of.shape != given.shape[:1]):
         raise ValueError(f"labels must be integers, one an image, {len(given)}; got {of.dtype} {tuple(of.shape)}")
     covariance = torch.cov(given.double().flatten(1).T)
+    if schedule is None and not covariance.any():
+        raise ValueError("images must not all be the same, which tells no schedule: give others too, or schedule=")
     made = schedule or EDM(data_std=float(covariance.diagonal().mean().sqrt()))
     return Local(given, covariance, made, threshold, of, tuple(classes))
 
