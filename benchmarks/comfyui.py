@@ -264,9 +264,11 @@ Flux, Wan, image to image, and the two experts of Wan 2.2.
   `denoise` cuts the end off a longer list, which with `fewstep` as with `karras` begins at much less noise; there, take
   `evodiff` with `simple`, or the nodes.
 - **Two samplers in a row.** A half that goes on where another stopped, with the same sampler and levels, goes on with
-  what the solver knows of the run: split and whole differ by an RMSE below 0.001 (`unipc_exact` by 0.006 if the second
-  half has but the last two of 10 steps, whose order the first could not know). The last two halves are remembered; a
-  second half that is run again after its first was forgotten differs a little.
+  what the solver knows of the run: split and whole are the same to rounding with most solvers. With `evodiff`, whose
+  weights go by the length of all steps, they differ by an RMSE of up to 0.4 times its own error: 0.003 in 8 steps and
+  0.001 in 10 of a CIFAR-10 network. `unipc_exact` differs by 0.006 if the second half has but the last two of 10 steps,
+  whose order the first could not know. The last two halves are remembered; a second half that is run again after its
+  first was forgotten differs a little.
 - **Noise.** `evodiff` draws none, `evodiff_sde` some; *fewstep sampler* has `eta`. An image draws by the seed, its
   place in the batch and the noise level, whatever the batch: two halves with one seed draw what the whole does.
 - **Levels that rise again** (Restart) add noise where they rise. **Levels that rise from the start** (unsampling) need

@@ -516,3 +516,9 @@ def test_where_noise_is_not_seen_a_run_is_over(name, flow):
     whole = run(picture, x, sigmas, disable=True)
     assert torch.equal(run(picture, x, sigmas, disable=True, history=history), whole)
     assert not history._left
+
+
+@pytest.mark.parametrize("flow", [False, True], ids=["VE", "flow"])
+def test_negative_sigmas_are_refused(flow):
+    with pytest.raises(ValueError, match=r"sigmas must be noise levels of 0 or more; got -0.5 at index 1"):
+        sampler(fs.DDIM(), flow=flow)(picture, start(), torch.tensor([1.0, -0.5, 0.0]), disable=True)

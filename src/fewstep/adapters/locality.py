@@ -200,8 +200,8 @@ def local(
     most = float(given.abs().max())
     if most > 1:
         raise ValueError(
-            f"images must lie in [-1, 1]; got {most:g}: divide bytes by 127.5 and take 1 "
-            "off, clamp what is resized, or build Local with a schedule of your own"
+            f"images must lie in [-1, 1]; got {most:g}: divide bytes by 127.5 and take 1 off, clamp what is resized, "
+            "or build Local with a schedule of your own"
         )
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold must lie in [0, 1); got {threshold!r}")
@@ -209,7 +209,7 @@ def local(
     if of is not None and (of.is_floating_point() or of.shape != given.shape[:1]):
         raise ValueError(f"labels must be integers, one an image, {len(given)}; got {of.dtype} {tuple(of.shape)}")
     covariance = torch.cov(given.double().flatten(1).T)
-    if schedule is None and not covariance.any():
+    if schedule is None and bool((given == given[:1]).all()):
         raise ValueError("images must not all be the same, which tells no schedule: give others too, or schedule=")
     made = schedule or EDM(data_std=float(covariance.diagonal().mean().sqrt()))
     return Local(given, covariance, made, threshold, of, tuple(classes))

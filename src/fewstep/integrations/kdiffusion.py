@@ -60,10 +60,11 @@ class History:
     """What runs that end at visible noise leave to those that go on from there: give the same to both.
 
     A run goes on if its solver, its schedule and its first sigma are those of a run before and its x is what that one
-    returned, but for 1 %: through two halves the result is that of a whole, but for solvers that choose the order of
-    the last steps, where the second half has no more than those. Else it starts afresh. It works for solvers
-    of one call a step, while sigmas fall; of a tuned plan, which is of a whole run, each half is a run of its own. The
-    last two runs are kept, each with the solver's state, on its device.
+    returned, but for 1 %: through two halves the result is that of a whole, with two exceptions. EVODiff's weights go
+    by the mean length of all steps, which the first half does not know: an RMSE of up to 0.4 times its own error, in 6
+    to 10 steps. And solvers may choose the order of the last steps, where the second half has no more than those. Else
+    it starts afresh. It works for solvers of one call a step, while sigmas fall; of a tuned plan, which is of a whole
+    run, each half is a run of its own. The last two runs are kept, each with the solver's state, on its device.
     """
 
     def __init__(self) -> None:
@@ -329,6 +330,8 @@ def _levels(sigmas: Tensor, flow: bool) -> list[float]:
                 f"sigmas must be finite; got {value} at index {i}: some schedules have none for this number of steps "
                 "or this model's range, take another"
             )
+        if value < 0:
+            raise ValueError(f"sigmas must be noise levels of 0 or more; got {value:g} at index {i}")
     return list(map(_clamped, values)) if flow else values
 
 
