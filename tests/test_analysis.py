@@ -81,7 +81,15 @@ def test_denoisers_of_their_seeds():
     assert asked == [[0, 1, 2], [3, 4]]
 
 
-@pytest.mark.parametrize(("changes", "message"), [({"seeds": 1}, "1 seeds"), ({"levels": 2}, "levels=2")])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": 1}, "1 seeds"),
+        ({"levels": 2}, "levels=2"),
+        ({"levels": 5.5}, "levels integers .*levels=5.5"),
+        ({"batch": 2.5}, "batch and levels integers .*batch=2.5"),
+    ],
+)
 def test_wrong_arguments_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         analyzed(fs.EDM(), **changes)

@@ -288,7 +288,42 @@ def test_a_condition_of_another_number_is_refused():
             Batched(Network(), labels)(images(), T)
 
 
+def test_conditions_of_two_shapes_are_two_evaluations():
+    sizes = []
+
+    def network(x, t, condition):
+        sizes.append(tuple(condition.shape))
+        return 0.8 * x + condition.mean(1).reshape(-1, 1, 1).to(x)
+
+    long, short, x = Batched(network, torch.ones(1, 5)), Batched(network, torch.zeros(1, 3)), images()
+    got = guided(long, short, 2.0)(x, T)
+    assert sizes == [(4, 5), (4, 3)]
+    torch.testing.assert_close(got, 0.8 * x + 2.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"network": None}, "network must be a function"),
+        ({"condition": [1.0]}, "condition must be a tensor .*; got list"),
+        ({"batch": 0}, "batch must be an integer of at least 1, .*; got 0"),
+        ({"batch": 2.5}, "batch must be an integer of at least 1, .*; got 2.5"),
+    ],
+)
+def test_parts_that_cannot_be_batched_are_refused_at_the_door(wrong, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        Batched(**{"network": Network(), "condition": torch.ones(1), **wrong})
+
+
 # Errors
+
+
+@pytest.mark.parametrize("kind", ["guided", "rescaled", "apg"])
+def test_what_is_no_function_is_refused_at_the_door(kind):
+    own = fs.as_denoiser(lambda x, t: x, "sample", EDM())
+    for parts in ((own, None), (None, own)):
+        with pytest.raises(TypeError, match=r"denoiser must be a function denoiser\(x, t\); got NoneType"):
+            made_of(kind, *parts)
 
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf])

@@ -202,6 +202,11 @@ def test_only_clocks_of_0_to_1_run_the_other_way(schedule):
         as_denoiser(lambda x, t: x, "sample", schedule, data_at=2)
 
 
+def test_a_network_is_a_function():
+    with pytest.raises(TypeError, match=r"network must be a function network\(x, t\); got NoneType"):
+        as_denoiser(None, "sample", EDM())
+
+
 @pytest.mark.parametrize("wrong", ["edm", EDM, None])
 def test_a_schedule_is_one(wrong):
     with pytest.raises(TypeError, match=r"schedule must be a schedule such as EDM\(\); got"):

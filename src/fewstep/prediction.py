@@ -143,6 +143,8 @@ def as_denoiser(
         flow_matching, Lumina, F5-TTS): the network is told 1 - t, and its flow_prediction is x_0 - noise, the velocity
         on its own clock. The denoiser stays on the clock of `schedule`, one of [0, 1].
     """
+    if not callable(network):
+        raise TypeError(f"network must be a function network(x, t); got {type(network).__name__}")
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
     if isinstance(schedule, type) or not hasattr(schedule, "node"):
@@ -174,9 +176,14 @@ class Predicted:
 
 
 def agreed(denoisers: Sequence[Any], given: Schedule | None = None) -> Schedule | None:
-    """`given`, or the first schedule that one of `denoisers` carries; ValueError if two of them contradict."""
+    """`given`, or the first schedule that one of `denoisers` carries; ValueError if two of them contradict.
+
+    TypeError for what is no function.
+    """
     found = given
     for denoiser in denoisers:
+        if not callable(denoiser):
+            raise TypeError(f"denoiser must be a function denoiser(x, t); got {type(denoiser).__name__}")
         own: Any = getattr(denoiser, "schedule", None)
         if not hasattr(own, "time_at"):  # another thing of that name, or none
             continue
@@ -195,8 +202,6 @@ def schedule_of(denoiser: Any, given: Schedule | None = None) -> Schedule:
 
     Raises TypeError if it is no function, or nobody knows the schedule; ValueError where the two contradict.
     """
-    if not callable(denoiser):
-        raise TypeError(f"denoiser must be a function denoiser(x, t); got {type(denoiser).__name__}")
     if given is not None and (isinstance(given, type) or not hasattr(given, "node")):
         raise TypeError(f"schedule must be a schedule such as EDM(); got {given!r}")
     found = agreed((denoiser,), given)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..answers import check_answer
+from ..arguments import integer
 from ..prediction import Denoiser
 from ..schedule import Schedule
 
@@ -22,8 +23,9 @@ class Batched:
 
     `network(x, t, condition)` gets x (B, *) and a condition (B, *), and returns the denoised x. Here `condition` is
     one for all, of batch 1, or one a sample. Two of these of one network are evaluated together, in one evaluation of
-    2 B samples, wherever guidance needs both: half as many evaluations, each twice as large. ValueError at a call for
-    conditions of another number.
+    2 B samples, wherever guidance needs both: half as many evaluations, each twice as large. Conditions of two shapes
+    a sample, such as prompts of other lengths, are evaluated apart. ValueError at a call for conditions of another
+    number.
 
     With `batch` the network gets exactly so many samples at a time, or twice as many where it is asked for two
     conditions; the last ones fill up. On a CPU a sample is then the same, to the bit, whatever it is batched with.
@@ -33,6 +35,16 @@ class Batched:
     condition: Tensor
     schedule: Schedule | None = None
     batch: int | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.network):
+            raise TypeError(f"network must be a function network(x, t, condition); got {self.network!r}")
+        if not isinstance(self.condition, Tensor):
+            raise TypeError(
+                f"condition must be a tensor (B, *); got {type(self.condition).__name__}: torch.as_tensor it"
+            )
+        if self.batch is not None and (integer(self.batch) or 0) < 1:
+            raise ValueError(f"batch must be an integer of at least 1, or None for all at once; got {self.batch!r}")
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         return in_batches(self.network, self.batch, x, t, self._of(x))
@@ -45,8 +57,10 @@ class Batched:
         return self.condition.to(x.device).expand(len(x), *self.condition.shape[1:])
 
     def beside(self, other: Denoiser, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor] | None:
-        """The answers of both from one evaluation; None if `other` is not of the same network."""
+        """The answers of both from one evaluation; None if `other` is of another network or shape of condition."""
         if not isinstance(other, Batched) or other.network != self.network:
+            return None
+        if other.condition.shape[1:] != self.condition.shape[1:]:
             return None
 
         def both(x: Tensor, t: float | Tensor, *conditions: Tensor) -> Tensor:
