@@ -135,6 +135,12 @@ def test_wrong_labels_are_refused(labels):
         model().conditioned(labels)
 
 
+@pytest.mark.parametrize("batch", [0, 2.5])
+def test_a_wrong_batch_is_refused_at_the_door(batch):
+    with pytest.raises(ValueError, match=f"batch must be an integer of at least 1, .*; got {batch}"):
+        load_model(batch=batch)
+
+
 def test_a_wrong_number_of_labels_is_refused():
     with pytest.raises(ValueError, match=r"one for all or one a sample, shape \(5,\); got shape \(2,\)"):
         model().conditioned([0, 1])(images(5), 1.0)
