@@ -332,7 +332,9 @@ def rules(bench: Bench, measured: Sequence[Point]) -> Iterator[Rule]:
                     schedule = bench.plain.schedule
                     plan = cheaper.every(SOLVERS[solver], schedule, calls, interval, depth, left=math.nan)
                     rule = bench.cached(solver, plan, "", PLAIN, f"every-{interval}-{depth}")
-                    best = min(each.error for each in ours if each.seconds <= rule.seconds * (1 + 1e-9))
+                    cheap = [each for each in ours if each.seconds <= rule.seconds * (1 + 1e-9)]
+                    quickest = min(ours, key=lambda each: each.seconds)  # where the rule is quicker than all of ours
+                    best = min(each.error for each in cheap or [quickest])
                     yield Rule(solver, bench.guidance, calls, interval, depth, rule.seconds, rule.error, whole, best)
 
 

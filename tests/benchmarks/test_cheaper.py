@@ -3,6 +3,7 @@
 import re
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -127,6 +128,19 @@ def test_the_ratio_to_a_rule_is_of_what_is_added():
     assert rule(0.3, 0.15).ratio == pytest.approx(0.25)
     assert rule(0.11, 0.05).ratio == pytest.approx(0.1)  # better than whole calls, counted as a hundredth of them
     assert rule(0.05, 0.1).ratio == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("seconds", "best"), [((0.5, 2.0), 0.3), ((3.0, 2.0), 0.1)])
+def test_a_rule_is_held_against_what_is_as_quick_or_else_the_quickest(monkeypatch, seconds, best):
+    for name, value in {"SOLVERS": {"EVODiff": fs.EVODiff()}, "CALLS": (4,), "INTERVALS": (2,)}.items():
+        monkeypatch.setattr(cheaper, name, value)
+    rule = Point("EVODiff", 1.0, 4, "every second", "", 1.0, 0.2)
+    bench = SimpleNamespace(
+        depths=(0,), guidance=1.0, plain=SimpleNamespace(schedule=fs.EDM()), cached=lambda *arguments: rule
+    )
+    whole, fewer = (Point("EVODiff", 1.0, n, "", "", s, e) for n, s, e in zip((3, 4), seconds, (0.3, 0.1), strict=True))
+    (found,) = cheaper.rules(bench, [whole, fewer])
+    assert found.ours == best
 
 
 @pytest.mark.parametrize("kind", ["sd1", "dit"])
