@@ -361,3 +361,13 @@ def test_a_classifier_that_returns_logits_is_told_what_to_return():
 def test_a_classifier_at_pure_noise_is_refused():
     with pytest.raises(ValueError, match="says nothing at alpha = 0"):
         classifier_guided(as_denoiser(cond, "flow_prediction", fs.Flow()), log_prob)(images(), 1.0)
+
+
+@pytest.mark.parametrize("weight", [torch.ones(()), torch.ones((), requires_grad=True)])
+def test_a_classifier_without_a_derivative_by_x_is_told(weight):
+    """Whether or not it has one by its own weights."""
+    blind = classifier_guided(carrying(cond), lambda x, t: weight * x.detach().flatten(1).sum(1))
+    with pytest.raises(fs.DenoiserError, match=r"answer at time 0.7 has no derivative by x: leave out no_grad"):
+        blind(images(), T)
+    with pytest.raises(TypeError, match=r"classifier must be a function classifier\(x, t\); got NoneType"):
+        classifier_guided(carrying(cond), None)

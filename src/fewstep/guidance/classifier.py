@@ -39,13 +39,15 @@ class ClassifierGuided:
                     f"the classifier returned {got} at time {t}; it must return log p(y | x), one a sample: "
                     f"{tuple(x.shape[:1])}"
                 )
-            if not told.requires_grad:
+            # Of a run that is differentiated itself.
+            twice = enabled and (x.requires_grad or unpack_dual(x).tangent is not None or _has_weights(told, noisy))
+            gradient = None
+            if told.requires_grad:
+                (gradient,) = torch.autograd.grad(told.sum(), noisy, create_graph=twice, allow_unused=True)
+            if gradient is None:
                 raise DenoiserError(
                     f"the classifier's answer at time {t} has no derivative by x: leave out no_grad and detach in it"
                 )
-            # Of a run that is differentiated itself.
-            twice = enabled and (x.requires_grad or unpack_dual(x).tangent is not None or _has_weights(told, noisy))
-            (gradient,) = torch.autograd.grad(told.sum(), noisy, create_graph=twice)
         denoised = answer(self.denoiser, x, t)
         # The product in float32 or better: sigma^2 / alpha is thousands near pure noise.
         push = times(self.scale, gradient.to(torch.promote_types(x.dtype, torch.float32)))
@@ -87,6 +89,8 @@ def classifier_guided(
     scale that is not finite, and for a denoiser that carries no schedule; DenoiserError for a classifier that answers
     something else, or without a derivative.
     """
+    if not callable(classifier):
+        raise TypeError(f"classifier must be a function classifier(x, t); got {type(classifier).__name__}")
     schedule = agreed((denoiser,))
     if schedule is None:
         raise ValueError("classifier_guided needs a denoiser that carries its schedule, as as_denoiser makes them")
