@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .arguments import integer
+from .arguments import count
 from .prediction import schedule_of
 from .sampling import hashed_seed, sample, unit_noise
 from .schedule import Schedule
@@ -86,7 +86,7 @@ def analyze(
     """
     found = schedule_of(denoiser, schedule)
     numbers = list(seeds)
-    if len(numbers) < 2 or (integer(batch) or 0) < 1 or (integer(levels) or 0) < FEWEST_LEVELS:
+    if len(numbers) < 2 or count(batch) < 1 or count(levels) < FEWEST_LEVELS:
         raise ValueError(
             f"seeds must be 2 or more, batch and levels integers of at least 1 and {FEWEST_LEVELS}; "
             f"got {len(numbers)} seeds, batch={batch!r}, levels={levels!r}"

@@ -10,7 +10,7 @@ import operator
 from numbers import Real
 from typing import Any
 
-__all__ = ["integer", "number"]
+__all__ = ["count", "integer", "number"]
 
 
 def number(value: Any) -> float:
@@ -21,6 +21,11 @@ def number(value: Any) -> float:
         return float(value)
     except OverflowError:
         return math.nan
+
+
+def count(value: Any) -> int:
+    """`value` as an int; 0 if it is no integer, for what must be 1 or more."""
+    return integer(value) or 0
 
 
 def integer(value: Any) -> int | None:

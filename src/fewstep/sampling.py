@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .answers import DenoiserError, check_answer, how_to_convert
-from .arguments import integer
+from .arguments import count
 from .grid import GridFunction, checked, from_times
 from .prediction import Denoiser, schedule_of
 from .schedule import Node, Schedule, mismatch
@@ -300,7 +300,7 @@ def plan(
 
 
 def _budget(nfe: int) -> int:
-    number = integer(nfe) or 0
+    number = count(nfe)
     if number < 1:
         raise ValueError(f"nfe must be an integer of at least 1; got {nfe!r}")
     if number > MOST_NFE:

@@ -1,14 +1,38 @@
 """A small model, and commands on it."""
 
+from contextlib import contextmanager
+
 import pytest
 
 from cli.commands import run
+from fewstep.adapters.unet2d import EDMModel
 from tiny import save_model
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Within `interrupted(n)` Ctrl+C comes at the n-th evaluation of a model, and a model goes on after it."""
+
+    @contextmanager
+    def at(n):
+        evaluate, calls = EDMModel._evaluate, []
+
+        def counted(self, *args):
+            calls.append(1)
+            if len(calls) == n:
+                raise KeyboardInterrupt
+            return evaluate(self, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(EDMModel, "_evaluate", counted)
+            yield
+
+    return at
 
 
 @pytest.fixture

@@ -41,19 +41,10 @@ def files(model, data, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["ems", "gamma"])
-def test_an_interrupted_estimate_goes_on(model, data, files, kind, tmp_path, monkeypatch):
-    evaluate, calls = EDMModel._evaluate, []
-
-    def interrupted(self, *args):
-        calls.append(1)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return evaluate(self, *args)
-
+def test_an_interrupted_estimate_goes_on(model, data, files, kind, tmp_path, interrupted):
     path = tmp_path / f"{kind}.safetensors"
     command = ("estimate", kind, "--model", model, "--data", data, "--points", 8, "--samples", 8, "--out", path)
-    with monkeypatch.context() as patch:
-        patch.setattr(EDMModel, "_evaluate", interrupted)
+    with interrupted(6):
         result = run(*command)
     assert result.exit_code == INTERRUPTED
     points = {"ems": 2, "gamma": 5}[kind]  # of EMS, l and s are half a point each

@@ -161,12 +161,9 @@ def test_an_interruption_at_the_start_is_one_line_too(model, tmp_path, module, n
     assert names(tmp_path) == []
 
 
-def test_an_interruption_of_any_command_is_one_line(compare, monkeypatch):
-    def interrupted(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(EDMModel, "_evaluate", interrupted)
-    result = compare()
+def test_an_interruption_of_any_command_is_one_line(compare, interrupted):
+    with interrupted(1):
+        result = compare()
     assert result.exit_code == INTERRUPTED
     assert result.stderr.splitlines()[-1] == "interrupted"
     assert "Traceback" not in result.stderr

@@ -13,7 +13,6 @@ import fewstep as fs
 from cli.commands import DONE, FAILED, INTERRUPTED, USAGE, assert_refused, content, names, record, run
 from fewstep import restore as library
 from fewstep.adapters import load_model
-from fewstep.adapters.unet2d import EDMModel
 from fewstep.cli.degraded import Task, degraded
 from fewstep.pictures import pixels, read
 from tiny import SIDE
@@ -164,18 +163,9 @@ def test_neither_batch_nor_folder_change_a_pixel(restore, photos, tmp_path):
     assert (tmp_path / "one" / "b-1.png").read_bytes() == (tmp_path / "1" / "b-1.png").read_bytes()
 
 
-def test_a_run_grows_goes_on_and_is_mended(restore, photos, tmp_path, monkeypatch):
-    evaluate, calls = EDMModel._evaluate, []
-
-    def stopping(self, *args):
-        calls.append(1)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return evaluate(self, *args)
-
+def test_a_run_grows_goes_on_and_is_mended(restore, photos, tmp_path, interrupted):
     common = ("--method", "proximal", "--degrade", "--batch-size", 1)
-    with monkeypatch.context() as patch:
-        patch.setattr(EDMModel, "_evaluate", stopping)
+    with interrupted(6):
         stopped = restore("deblur", photos, *common)
     out = tmp_path / "restored"
     assert stopped.exit_code == INTERRUPTED

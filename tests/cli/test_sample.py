@@ -146,31 +146,18 @@ def test_overwrite_loses_nothing_when_the_new_run_cannot_start(sample, tmp_path)
 
 
 @pytest.mark.parametrize("npz", [(), ("--npz",)], ids=["png", "npz"])
-def test_overwrite_that_is_interrupted_before_its_first_image_loses_nothing(sample, tmp_path, monkeypatch, npz):
-    def interrupted(*args):
-        raise KeyboardInterrupt
-
+def test_overwrite_that_is_interrupted_before_its_first_image_loses_nothing(sample, tmp_path, interrupted, npz):
     sample(*npz)
     before = content(tmp_path / "samples")
-    with monkeypatch.context() as patch:
-        patch.setattr(EDMModel, "_evaluate", interrupted)
+    with interrupted(1):
         assert sample(*npz, "--seed", "9", "--overwrite").exit_code == INTERRUPTED
     assert content(tmp_path / "samples") == before
 
 
-def test_overwrite_that_is_interrupted_goes_on_as_the_new_run(sample, tmp_path, monkeypatch):
-    evaluate, calls = EDMModel._evaluate, []
-
-    def stopping(self, *args):
-        calls.append(1)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return evaluate(self, *args)
-
+def test_overwrite_that_is_interrupted_goes_on_as_the_new_run(sample, tmp_path, interrupted):
     command = ("--seed", "9", "--batch-size", "1")
     sample()
-    with monkeypatch.context() as patch:
-        patch.setattr(EDMModel, "_evaluate", stopping)
+    with interrupted(6):
         assert sample(*command, "--overwrite").exit_code == INTERRUPTED
     assert names(tmp_path / "samples") == ["000000.png", "000001.png", "SHA256SUMS", "grid.png", "run.json"]
     assert "2 drawn now" in sample(*command, "--overwrite").stderr

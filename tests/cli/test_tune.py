@@ -45,17 +45,8 @@ def test_it_is_a_table_for_people(tune):
     assert "RMSE to the converged solution, seeds held out" in told.stdout
 
 
-def test_an_interrupted_one_goes_on(tune, tmp_path, monkeypatch):
-    evaluate, calls = EDMModel._evaluate, []
-
-    def interrupted(self, *args):
-        calls.append(1)
-        if len(calls) == 180:
-            raise KeyboardInterrupt
-        return evaluate(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(EDMModel, "_evaluate", interrupted)
+def test_an_interrupted_one_goes_on(tune, tmp_path, interrupted):
+    with interrupted(180):
         result = tune("--json")
     assert result.exit_code == INTERRUPTED
     assert "evaluations are kept; the same command goes on from there" in result.stderr.replace("\n", " ")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..arguments import integer
+from ..arguments import count
 from ..models import DEFAULT_MODEL, MODELS, packaged_models
 from .locality import Local, local
 from .unet2d import EDMModel
@@ -43,7 +43,7 @@ def load_model(
     Raises:
         FileNotFoundError, ValueError: in one line, saying which file is missing, damaged or refused.
     """
-    if batch is not None and (integer(batch) or 0) < 1:
+    if batch is not None and count(batch) < 1:
         raise ValueError(f"batch must be an integer of at least 1, or None for all at once; got {batch!r}")
     folder, family = found(name)
     loaded: Any = family.load(folder, device=device, dtype=dtype, batch=batch, **options)

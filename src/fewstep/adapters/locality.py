@@ -21,7 +21,7 @@ from ..guidance import guided
 from ..prediction import Denoiser, each
 from ..schedule import EDM, Node, Schedule
 from ..statistics import fingerprint
-from .labels import integers
+from .labels import integer_labels
 
 __all__ = ["THRESHOLD", "Local", "local"]
 
@@ -89,7 +89,7 @@ class Local:
         """The denoiser of the images of the classes `labels`, one a sample or one for all; guidance 1 adds nothing."""
         if self.labels is None:
             raise ValueError("these images have no classes: give labels=, or call the denoiser as it is")
-        wanted = integers(labels)
+        wanted = integer_labels(labels)
         if wanted is None or not bool(torch.isin(wanted, self.labels.to(wanted.device)).all()):
             raise ValueError(f"labels must be those of some images; got {labels!r}")
         one = Conditioned(self, wanted)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..arguments import integer
+from ..arguments import count
 from ..prediction import Denoiser, schedule_of
 from ..sampling import plan, sample
 from ..schedule import Schedule
@@ -152,7 +152,7 @@ def plan_cache(
     cuts = tuple(known[:2]) if cuts is None else tuple(cuts)
     if not cuts or not set(cuts) <= set(known):
         raise ValueError(f"cuts must be of those of this network, {known.start} to {known.stop - 1}; got {cuts!r}")
-    if (integer(nfe) or 0) < 2:
+    if count(nfe) < 2:
         raise ValueError(f"nfe must be an integer of at least 2, since the first call is always whole; got {nfe!r}")
     nodes, stages = plan(found, solver, nfe=nfe)
     if stages[0].node != nodes[0] or any(stage.noise for stage in stages):

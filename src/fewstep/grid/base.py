@@ -20,7 +20,7 @@ from typing import Any, Protocol, overload
 
 import numpy as np
 
-from ..arguments import integer
+from ..arguments import count
 from ..schedule import DATA_STD, VISIBLE, Node, Schedule
 
 __all__ = [
@@ -64,10 +64,10 @@ class Grid:
     def __call__(self, schedule: Schedule | None = None, steps: int | None = None, /, **options: Any) -> Any:
         if schedule is None:
             return Grid(self.make, {**self.options, **options})
-        count = integer(steps)
-        if count is None or count < 1:
+        whole = count(steps)
+        if whole < 1:
             raise ValueError(f"steps must be an integer of at least 1; got {steps!r}")
-        return self.make(schedule, count, **{**self.options, **options})
+        return self.make(schedule, whole, **{**self.options, **options})
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in self.options.items())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..answers import check_answer
-from ..arguments import integer
+from ..arguments import count
 from ..prediction import Denoiser
 from ..schedule import Schedule
 
@@ -43,7 +43,7 @@ class Batched:
             raise TypeError(
                 f"condition must be a tensor (B, *); got {type(self.condition).__name__}: torch.as_tensor it"
             )
-        if self.batch is not None and (integer(self.batch) or 0) < 1:
+        if self.batch is not None and count(self.batch) < 1:
             raise ValueError(f"batch must be an integer of at least 1, or None for all at once; got {self.batch!r}")
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:

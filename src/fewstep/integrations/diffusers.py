@@ -16,7 +16,6 @@ once, in `set_timesteps`, and every `step` is one stage of the plan. It differs 
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,8 +38,8 @@ from ..solvers.core.planned import planned
 from ..solvers.evodiff.solver import RULES
 from ..table import SOLVERS
 from .differences import as_differences
-from .diffusers_configs import GRIDS, VARIANCES, check_numbers, check_used, translated
-from .diffusers_levels import Levels, betas, level, levels, table_of, told, training_levels
+from .diffusers_configs import GRIDS, check_used, check_values, parameters, translated
+from .diffusers_levels import Levels, betas, level, levels, part_of, table_of, told, training_levels
 
 __all__ = ["EVODiffScheduler", "EVODiffSchedulerOutput"]
 
@@ -150,8 +149,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             choice("channel_dim", channel_dim, (AUTO,))
         if sum(bool(self.config[grid]) for grid in GRIDS) > 1:
             raise ValueError(f"use one of {', '.join(GRIDS)}")
-        choice("variance_type", variance_type, VARIANCES)
-        check_numbers(self.config)
+        check_values(self.config)
         if (shift_terminal or invert_sigmas) and not use_flow_sigmas:
             raise ValueError("shift_terminal and invert_sigmas are of flows: use_flow_sigmas=True")
 
@@ -165,11 +163,11 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.betas = torch.tensor(found, dtype=torch.float32)
         self.alphas = 1.0 - self.betas
         # What the model was trained with, and what of it a run may have.
-        flow = Flow(data_std=data_std) if use_flow_sigmas else None
-        self._trained: Discrete | Flow = flow or table_of(found, data_std=data_std)
-        self._schedule: Discrete | Flow = flow or table_of(found, lambda_min_clipped, data_std)
+        table = None if use_flow_sigmas else table_of(found, data_std)
+        self._trained: Discrete | Flow = table or Flow(data_std=data_std)
+        self._schedule = part_of(table, lambda_min_clipped) if table else self._trained
         self._tuned = None if tuned is None else Tuned.load(tuned).on(self._schedule)
-        known = self._trained.alphas_cumprod if isinstance(self._trained, Discrete) else np.cumprod(1 - found)
+        known = table.alphas_cumprod if table else np.cumprod(1 - found)
         self.alphas_cumprod = torch.tensor(known, dtype=torch.float32)
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
@@ -196,8 +194,7 @@ class EVODiffScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if "shift" in kwargs:
             kwargs["flow_shift"] = kwargs.pop("shift")
         given = dict(kwargs)
-        ours = set(inspect.signature(cls.__init__).parameters)
-        unknown = kwargs.keys() - ours
+        unknown = kwargs.keys() - parameters(cls).keys()
         if unknown and not return_unused_kwargs:
             told = ", ".join(f"{name}={kwargs[name]!r}" for name in sorted(unknown))
             raise TypeError(f"EVODiffScheduler has no option {told}: leave it out; `solver` names the method")

@@ -14,7 +14,9 @@ from typing import Any
 import diffusers
 import numpy as np
 
-__all__ = ["GRIDS", "VARIANCES", "check_numbers", "check_used", "translated"]
+from ..solvers.core.base import choice
+
+__all__ = ["GRIDS", "check_used", "check_values", "parameters", "translated"]
 
 BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas")
 # Where the source left these at its defaults, they are the model's all the same, and ours may differ.
@@ -64,8 +66,9 @@ NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
 WITH_OWN_TABLE = ("UnCLIPScheduler", "IPNDMScheduler")  # whose configs do not say all of it
 
 
-def check_numbers(config: Any) -> None:
-    """ValueError for numbers that no scheduler can have."""
+def check_values(config: Any) -> None:
+    """ValueError for what no scheduler can have."""
+    choice("variance_type", config.variance_type, VARIANCES)
     if not 0 < config.flow_shift < math.inf:
         raise ValueError(f"flow_shift must be positive and finite, 1 for none; got {config.flow_shift!r}")
     if not 0 <= config.dynamic_thresholding_ratio <= 1:
@@ -80,7 +83,7 @@ def check_numbers(config: Any) -> None:
 
 def check_used(given: Mapping[str, Any], config: Any, ours: type) -> None:
     """ValueError for a keyword that says something where nothing asks for it. One left in a config is no fault."""
-    defaults = _parameters(ours)
+    defaults = parameters(ours)
     for names, needed, has in NEEDS:
         for name in names:
             says = name in given and not np.array_equal(given[name], defaults[name])
@@ -93,8 +96,8 @@ def _class_of(config: dict[str, Any], ours: type) -> str:
     if "_class_name" in config:
         return str(config["_class_name"])
     for name in (FLOW, *OF_OWN_STEPS, *CLIPPING):
-        parameters = _parameters(_class(name, ours))
-        if len(parameters) >= SHOWS_ITSELF and list(config)[: len(parameters)] == list(parameters):
+        keys = list(parameters(_class(name, ours)))
+        if len(keys) >= SHOWS_ITSELF and list(config)[: len(keys)] == keys:
             return name
     return ""
 
@@ -105,17 +108,17 @@ def _class(name: str, ours: type) -> type | None:
     return ours if name == ours.__name__ else found
 
 
-def _parameters(scheduler: type | None) -> dict[str, Any]:
+def parameters(scheduler: type | None) -> dict[str, Any]:
     """The parameters of a scheduler and their defaults; none of no class."""
-    parameters = inspect.signature(scheduler.__init__).parameters.values() if scheduler else ()  # type: ignore[misc]
-    return {p.name: p.default for p in parameters if p.name != "self"}
+    found = inspect.signature(scheduler.__init__).parameters.values() if scheduler else ()  # type: ignore[misc]
+    return {p.name: p.default for p in found if p.name != "self"}
 
 
 def translated(config: dict[str, Any], ours: type, flow: bool | None) -> dict[str, Any]:
     """A config in the terms of our scheduler: whether it is a flow's its class says, unless `flow` does."""
-    name, known = _class_of(config, ours), _parameters(ours).keys()
+    name, known = _class_of(config, ours), parameters(ours).keys()
     # What a saved config leaves out is what its class has it be.
-    defaults = _parameters(_class(name, ours))
+    defaults = parameters(_class(name, ours))
     config = {**{key: value for key, value in defaults.items() if key in (*OF_THE_MODEL, "shift")}, **config}
     who = name or "this config, which names no class,"
     likely = name if "_class_name" in config else f"a config like that of {name}"

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import count
 from ..grid import (
     Grid,
     GridFunction,
@@ -38,7 +39,7 @@ from ..grid import (
 from ..schedule import EDM, Discrete, Flow, Node
 from ..solvers.core.base import choice
 
-__all__ = ["Levels", "betas", "level", "levels", "table_of", "told", "training_levels"]
+__all__ = ["Levels", "betas", "level", "levels", "part_of", "table_of", "told", "training_levels"]
 
 Array = NDArray[np.float64]
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
@@ -88,13 +89,18 @@ def _zero_snr(found: Array) -> Array:
     return np.asarray(1 - table / np.concatenate([[1.0], table[:-1]]))
 
 
-def table_of(found: Array, lowest_lam: float = -math.inf, data_std: float | None = None) -> Discrete:
-    """The schedule of these betas, without the entries whose half log-SNR is below `lowest_lam`."""
-    table = np.array(Discrete(np.cumprod(1 - found).tolist()).alphas_cumprod)
+def table_of(found: Array, data_std: float | None = None) -> Discrete:
+    """The schedule of these betas."""
+    return Discrete(np.cumprod(1 - found).tolist(), data_std=data_std)
+
+
+def part_of(schedule: Discrete, lowest_lam: float) -> Discrete:
+    """The schedule without the entries whose half log-SNR is below `lowest_lam`; itself if there is none."""
+    table = np.array(schedule.alphas_cumprod)
     kept = table[0.5 * np.log(table / (1 - table)) >= lowest_lam]
     if len(kept) < 2:
         raise ValueError(f"lambda_min_clipped={lowest_lam!r} leaves {len(kept)} of {len(table)} timesteps: lower it")
-    return Discrete(kept.tolist(), data_std=data_std)
+    return schedule if len(kept) == len(table) else Discrete(kept.tolist(), data_std=schedule.data_std)
 
 
 def training_levels(config: Any, schedule: Discrete | Flow) -> Levels:
@@ -141,29 +147,26 @@ def levels(
             "set_timesteps needs num_inference_steps, sigmas or timesteps, and the same number of each; "
             f"got num_inference_steps={steps!r}, {_size(sigmas)} sigmas and {_size(timesteps)} timesteps"
         )
-    for name, values in (("sigmas", levels_given), ("timesteps", times_given if levels_given is None else None)):
-        if values is not None and not (np.diff(values) * (-1 if _rises(config, name) else 1) < 0).all():
-            raise ValueError(f"{name} must be strictly sorted, noisy to clean; got {values.tolist()!r}")
-    (count,) = counts
-    if isinstance(count, bool) or not hasattr(count, "__index__") or count < 1:
-        raise ValueError(f"num_inference_steps must be an integer of at least 1; got {count!r}")
+    name, values = ("timesteps", times_given) if levels_given is None else ("sigmas", levels_given)
+    rising = name == "timesteps" and config.invert_sigmas  # as such models are told them
+    if values is not None and not (np.diff(values if rising else -values) > 0).all():
+        raise ValueError(f"{name} must be strictly sorted, noisy to clean; got {values.tolist()!r}")
+    (asked,) = counts
+    number = count(asked)
+    if number < 1:
+        raise ValueError(f"num_inference_steps must be an integer of at least 1; got {asked!r}")
     if own is not None and not given:
-        found = told(config, schedule, tuple(own(schedule, int(count))))
+        found = told(config, schedule, tuple(own(schedule, number)))
     elif isinstance(schedule, Flow):
-        found = _flow(config, int(count), levels_given, mu, times_given)
+        found = _flow(config, number, levels_given, mu, times_given)
     else:
-        found = _discrete(config, schedule, int(count), levels_given, times_given)
+        found = _discrete(config, schedule, number, levels_given, times_given)
     return Levels(checked(found.nodes, "the noise levels"), found.timesteps)
 
 
 def told(config: Any, schedule: Discrete | Flow, nodes: tuple[Node, ...]) -> Levels:
     """These nodes, and what the model is told at all but the last."""
     return _discrete_at(config, schedule, nodes) if isinstance(schedule, Discrete) else _flow_at(config, nodes)
-
-
-def _rises(config: Any, name: str) -> bool:
-    """Whether they rise from noisy to clean: what such models are told."""
-    return bool(name == "timesteps" and config.invert_sigmas)
 
 
 def _values(given: Any) -> Array | None:

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import avg_pool2d, conv1d, pad
 
 from ..answers import how_to_convert
-from ..arguments import integer, number
+from ..arguments import count, number
 
 __all__ = [
     "Linear",
@@ -93,8 +93,8 @@ def inpainting(mask: Tensor, shape: tuple[int, ...]) -> Linear:
 def superresolution(factor: int, shape: tuple[int, ...]) -> Linear:
     """The means of squares of `factor` x `factor` pixels, for images of `shape` (C, H, W)."""
     _check_image(shape)
-    size = integer(factor)
-    if size is None or size < 2 or any(side % size for side in shape[-2:]):
+    size = count(factor)
+    if size < 2 or any(side % size for side in shape[-2:]):
         raise ValueError(
             f"factor must be 2 or more and divide the sides of {tuple(shape)}, an integer; got factor={factor!r}"
         )

@@ -31,7 +31,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ..arguments import integer
+from ..arguments import count
 from ..guidance.base import answer
 from ..prediction import Denoiser, schedule_of
 from ..schedule import Node, Schedule
@@ -220,8 +220,8 @@ def posterior(
         raise TypeError(f"callback must be a function of a Solve, or None; got callback={callback!r}")
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie in (0, 1), a share of the residual; got tolerance={tolerance!r}")
-    most = integer(iterations)
-    if most is None or most < 1:
+    most = count(iterations)
+    if most < 1:
         raise ValueError(f"iterations must be an integer of at least 1; got {iterations!r}")
     shape = check_measurement(operator, y, noise)
     return Posterior(denoiser, operator, y, float(noise), found, method, spectrum, tolerance, most, callback, shape)
